@@ -1,0 +1,65 @@
+# Everything runs inside .venv, made on first use. `make` alone lists the targets.
+PYTHON ?= python3
+RATIO ?= 0.3
+MODEL ?= demo/checkpoint
+BUNDLE ?= bundles/$(notdir $(patsubst %/,%,$(MODEL)))
+IMAGE ?= demo/images/three_digits.png
+PROMPT ?= Read the digits from left to right.
+# Pins what CI runs. `make setup CONSTRAINTS=` takes the newest versions, or the torch you already have.
+CONSTRAINTS ?= -c constraints.txt
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+DEMO_BUNDLE := bundles/checkpoint
+DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo build test lint check bench train-demo sizes clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv and install the project with everything its tests need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), but exporting needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+$(DEMO_BUNDLE)/bundle.json: $(READY) $(DEMO_SOURCES)
+	$(PY) -m export.build --model demo/checkpoint --ratio 0.3 --output $(DEMO_BUNDLE)
+
+demo: $(DEMO_BUNDLE)/bundle.json ## build the demo bundle, ask it about a picture, compare it with PyTorch's golden tensors
+	$(PY) -m runtime $(DEMO_BUNDLE) --image $(IMAGE) --prompt "$(PROMPT)" --overlay bundles/overlay.png
+	$(PY) -m runtime.check $(DEMO_BUNDLE)
+	@echo "kept patches drawn in bundles/overlay.png"
+
+build: $(READY) ## build a bundle: make build MODEL=path/to/checkpoint RATIO=0.3
+	$(PY) -m export.build --model $(MODEL) --ratio $(RATIO) --output $(BUNDLE)
+
+test: $(READY) ## run every test
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m vermin --quiet --no-tips --target=3.10- --violations --eval-annotations runtime
+
+check: lint test sizes ## ruff, mypy --strict and every test: what CI runs
+
+sizes: $(READY)
+	$(PY) -m tests.sizes
+
+bench: $(READY) ## measure: encoder, time to first token, export cost, exactness (about half an hour)
+	$(PY) -m bench
+
+train-demo: $(READY) ## train the demo checkpoint again (about an hour on a CPU)
+	$(PY) -m demo.train
+
+clean: ## remove .venv, bundles and caches
+	rm -rf $(VENV) bundles .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""The size budgets that keep the code readable in an evening."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+
+from tests.sizes import PACKAGES, module_lines
+
+PRODUCT = tuple(package for package in PACKAGES if package != "tests")
+
+
+@pytest.mark.parametrize("package", PRODUCT)
+def test_no_module_over_500_lines(package: str) -> None:
+    assert {path: n for path, n in module_lines(package).items() if n > 500} == {}
+
+
+def test_median_module_is_short() -> None:
+    sizes = [
+        n
+        for package in PRODUCT
+        for path, n in module_lines(package).items()
+        if not path.endswith("__init__.py")
+    ]
+    assert median(sizes) <= 150
+
+
+def test_graph_passes_stay_under_300_lines() -> None:
+    passes = {path: n for path, n in module_lines("fopru_graph").items() if "/passes/" in path}
+    assert passes
+    assert {path: n for path, n in passes.items() if n > 300} == {}
+
+
+def test_test_files_stay_under_600_lines() -> None:
+    assert {path: n for path, n in module_lines("tests").items() if n > 600} == {}
