@@ -1,7 +1,8 @@
 """Names, dtypes and symbolic shapes of every tensor that crosses a graph border.
 
-The only place where these strings are written: exporters name their inputs and outputs from this table, runtimes bind
-from it. File names follow the transformers.js / optimum layout, so other hosts find the graphs where they look for them.
+The only place where these strings are written: exporters name their inputs and outputs from this table, runtimes
+bind from it. File names follow the transformers.js / optimum layout, so other hosts find the graphs where they
+look for them.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def graph_file(graph: str) -> str:
 
 
 def data_file(graph: str) -> str:
-    """Path of a graph's weight file inside a bundle; `vision_encoder_fopru` shares the one of `vision_encoder`."""
+    """Path of a graph's weight file in a bundle; `vision_encoder_fopru` shares `vision_encoder`'s."""
     owner = VISION_ENCODER if graph == VISION_ENCODER_FOPRU else graph
     return f"onnx/{owner}.onnx_data"
 
@@ -95,12 +96,14 @@ def static_contracts(image_size: tuple[int, int], tokens: int, width: int) -> di
 
     Args:
         image_size: (H, W) in pixels.
-        tokens: rows of `image_features` without pruning, prefix (CLS) rows included where the model feeds them on.
+        tokens: rows of `image_features` without pruning, with the prefix (CLS) rows that the model feeds on.
         width: D, the language model's hidden size.
     """
     pixels = TensorSpec(PIXEL_VALUES, "float32", ("images", 3, *image_size))
     return {
-        VISION_ENCODER: GraphContract((pixels,), (TensorSpec(IMAGE_FEATURES, "float32", ("images", tokens, width)),)),
+        VISION_ENCODER: GraphContract(
+            (pixels,), (TensorSpec(IMAGE_FEATURES, "float32", ("images", tokens, width)),)
+        ),
         VISION_ENCODER_FOPRU: GraphContract(
             (pixels, TensorSpec(NUM_KEEP, "int64", (1,))),
             (
@@ -119,8 +122,8 @@ def static_contracts(image_size: tuple[int, int], tokens: int, width: int) -> di
 def decoder_contract(layers: int, kv_heads: int, head_dim: int, vocab: int, width: int) -> GraphContract:
     """Contract of `decoder_model_merged`.
 
-    `past` rows are cached, `seq` rows are new, `total` = past + seq; logits cover the last `num_logits_to_keep`
-    positions (0 = all).
+    `past` rows are cached, `seq` rows are new, `total` = past + seq; logits cover the last
+    `num_logits_to_keep` positions (0 = all).
     """
     parts = [(layer, part) for layer in range(layers) for part in ("key", "value")]
     cache = ("batch", kv_heads, "past", head_dim)

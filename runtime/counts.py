@@ -1,4 +1,4 @@
-"""How many visual tokens to keep: the one function every part of the project asks (FoPru spec: K is host-known)."""
+"""How many visual tokens to keep: the one function every part of the project asks (K is host-known)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def kept_count(tokens: int, ratio: float) -> int:
     if tokens < 1:
         raise RequestError(f"cannot prune {tokens} tokens: an image has at least 1 visual token")
     if not 0.0 < ratio <= 1.0:  # also false for NaN
-        raise RequestError(f"ratio is {ratio}, but it is the fraction of tokens kept: give a number in (0, 1], e.g. 0.3")
+        raise RequestError(
+            f"ratio is {ratio}, but it is the fraction of tokens kept: give a number in (0, 1], e.g. 0.3"
+        )
     return min(max(math.floor(tokens * ratio + 0.5), 1), tokens)
 
 
