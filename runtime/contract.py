@@ -1,8 +1,8 @@
 """Names, dtypes and symbolic shapes of every tensor that crosses a graph border.
 
-The only place where these strings are written: exporters name their inputs and outputs from this table, runtimes
-bind from it. File names follow the transformers.js / optimum layout, so other hosts find the graphs where they
-look for them.
+The only place where these strings are written: exporters name their inputs and outputs from this table, and
+runtimes bind from it. File names follow the transformers.js / optimum layout, so other hosts find the graphs
+where they look for them.
 """
 
 from __future__ import annotations

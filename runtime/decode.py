@@ -1,7 +1,7 @@
 """Strict JSON to frozen dataclasses: an unknown or missing key or a wrong type is an error naming its place.
 
-One mechanism for every record of a bundle: the dataclass is the schema. Supported field types are str, bool, int,
-float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples and dict[str, X].
+One mechanism for every record of a bundle: the dataclass is the schema. Supported field types are str, bool,
+int, float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples and dict[str, X].
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def _decode_tuple(items: tuple[Any, ...], value: object, where: str) -> tuple[An
         return tuple(decode(items[0], entry, f"{where}[{at}]") for at, entry in enumerate(value))
     if len(value) != len(items):
         raise _wrong_type(where, value, f"a list of {len(items)}")
-    return tuple(decode(item, entry, f"{where}[{at}]") for at, (item, entry) in enumerate(zip(items, value, strict=True)))
+    return tuple(
+        decode(item, entry, f"{where}[{at}]")
+        for at, (item, entry) in enumerate(zip(items, value, strict=True))
+    )
 
 
 def _is_scalar(hint: Any, value: object) -> bool:
