@@ -47,7 +47,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m vermin --quiet --no-tips --target=3.10- --violations --eval-annotations runtime
+	$(VENV)/bin/vermin --quiet --no-tips --target=3.10- --violations --eval-annotations runtime
 
 check: lint test sizes ## ruff, mypy --strict and every test: what CI runs
 
