@@ -79,11 +79,12 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         size = file.stat().st_size
         if size != info.bytes:
             raise BundleError(
-                f"{file} has {size} bytes, but bundle.json says {info.bytes}: copy the bundle again, it is damaged"
+                f"{file} has {size} bytes, but bundle.json says {info.bytes}: "
+                "copy the bundle again, it is damaged"
             )
         if verify and sha256_of(file) != info.sha256:
             raise BundleError(
-                f"{file} does not have the SHA-256 that bundle.json says: copy the bundle again, it is damaged"
+                f"{file} does not have the SHA-256 of bundle.json: copy the bundle again, it is damaged"
             )
     return Bundle(root, manifest)
 

@@ -1,4 +1,4 @@
-"""Import of the packages that only some stages need, with a sentence instead of a traceback when one is missing."""
+"""Import of packages that only some stages need; a missing one is a sentence, not a traceback."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ class Preprocess:
     """The image processor as data, in the order applied: pad to square, resize, crop, rescale, normalise.
 
     `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`; `crop` (centred) is
-    `{"height": h, "width": w}` or None; `pad_to_square` is the fill colour (0..255) or None; `resample` is PIL's
-    code (3 = bicubic).
+    `{"height": h, "width": w}` or None; `pad_to_square` is the fill colour (0..255) or None; `resample` is
+    PIL's code (3 = bicubic).
     """
 
     resize: dict[str, int]

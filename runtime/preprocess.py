@@ -1,8 +1,10 @@
-"""Images to `pixel_values`, bit-equal to the PIL/NumPy image processors of transformers 5 (CLIP, SigLIP, LLaVA).
+"""Images to `pixel_values`, bit-equal to the PIL/NumPy image processors of transformers 5 (CLIP, SigLIP,
+LLaVA).
 
-Order: EXIF rotation, RGB, pad to square, resize by PIL (antialiased), centre crop, rescale, normalise. Transparent
-pixels are laid over white, as the processors do. Source of the arithmetic: `image_transforms.py` of transformers 5.23
-(`convert_to_rgb`, `resize`, `center_crop`, `rescale` in float64 cast to float32, `normalize` in float32).
+Order: EXIF rotation, RGB, pad to square, resize by PIL (antialiased), centre crop, rescale, normalise.
+Transparent pixels are laid over white, as the processors do. Source of the arithmetic: `image_transforms.py`
+of transformers 5.23 (`convert_to_rgb`, `resize`, `center_crop`, `rescale` in float64 cast to float32,
+`normalize` in float32).
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def _pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Im
 
 
 def _resized_size(height: int, width: int, resize: dict[str, int]) -> tuple[int, int]:
-    """(H, W) after the resize: fixed, or the short side fixed and the long side truncated, as the processors do."""
+    """(H, W) after the resize: fixed, or the short side fixed and the long side truncated."""
     if "height" in resize:
         return resize["height"], resize["width"]
     short, long = min(height, width), max(height, width)

@@ -1,0 +1,43 @@
+"""Token ids to text, piece by piece, never showing half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["TextPieces"]
+
+_BROKEN = "\ufffd"
+
+
+class TextPieces:
+    """Turns a growing list of token ids into pieces whose concatenation is the decoded text.
+
+    A character may take several tokens (UTF-8 bytes); until they are complete, the decoded text ends in
+    U+FFFD and is held back. Each piece is the difference of two decodings that start at the same earlier
+    token, because decoders treat the first token of a text specially (leading space). Not thread-safe; one
+    object per answer.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Take the tokenizer's decode function, special tokens left out."""
+        self._decode = decode
+        self._ids: list[int] = []
+        self._start = 0  # decoding starts here: one shown piece back, as context
+        self._shown = 0  # tokens before this have been shown
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that became complete, often empty."""
+        self._ids.append(token)
+        return self._advance(final=False)
+
+    def flush(self) -> str:
+        """The rest at the end of the answer, U+FFFD included if the answer stops inside a character."""
+        return self._advance(final=True)
+
+    def _advance(self, final: bool) -> str:
+        before = self._decode(self._ids[self._start : self._shown])
+        after = self._decode(self._ids[self._start :])
+        if len(after) <= len(before) or (after.endswith(_BROKEN) and not final):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return after[len(before) :]
