@@ -1,0 +1,199 @@
+"""Finds attention in a graph by its structure, and says where each candidate stopped looking like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fopru_graph.shapes import attribute_int, constant_scalar, dims
+
+__all__ = ["AttentionCore", "CoreSearch", "NearMiss", "find_cores", "upstream_nodes"]
+
+ONNX_DOMAINS = ("", "ai.onnx")
+_FUSED = frozenset(
+    {
+        "Attention",
+        "DecoderMaskedMultiHeadAttention",
+        "GroupQueryAttention",
+        "MultiHeadAttention",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "QAttention",
+        "QOrderedAttention",
+    }
+)
+# What may stand between the probabilities and the product with V: no arithmetic, except the repair of fully
+# masked rows.
+_PASS_THROUGH = frozenset({"Cast", "Identity", "Dropout", "Where"})
+_MAX_CHAIN = 8  # nodes between QK^T and Softmax: scale, mask, cast; longer chains are something else
+
+
+@dataclass(frozen=True)
+class AttentionCore:
+    """One attention: softmax(Q K^T) V.
+
+    Attributes:
+        form: `softmax` (MatMul, Softmax, MatMul) or `attention_op` (the ONNX operator).
+        node: the Softmax or the Attention node; its layer is named by its name or metadata.
+        product: the node whose output is the attention result (the Attention node itself in its form).
+    """
+
+    form: str
+    node: ir.Node
+    product: ir.Node
+
+    @property
+    def anchor(self) -> ir.Value:
+        """The tensor whose rows are followed: probabilities [B, H, Q, K], or the operator's output."""
+        return self.node.outputs[0]
+
+    @property
+    def query_axis(self) -> int:
+        """The axis of `anchor` that counts queries."""
+        return len(dims(self.anchor) or ()) - 2
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A node that began to look like attention; `steps` counts how far it got."""
+
+    node: ir.Node
+    steps: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CoreSearch:
+    """All attentions in topological order, the near misses, and nodes of a vendor's fused attention."""
+
+    cores: tuple[AttentionCore, ...]
+    near_misses: tuple[NearMiss, ...]
+    fused: tuple[ir.Node, ...]
+
+
+def upstream_nodes(value: ir.Value) -> set[ir.Node]:
+    """Every node that the value depends on."""
+    found: set[ir.Node] = set()
+    pending = [value.producer()]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(source.producer() for source in node.inputs if source is not None)
+    return found
+
+
+def find_cores(nodes: Iterable[ir.Node]) -> CoreSearch:
+    """Look at each node, in the order given (topological)."""
+    cores: list[AttentionCore] = []
+    misses: list[NearMiss] = []
+    fused: list[ir.Node] = []
+    for node in nodes:
+        if node.domain not in ONNX_DOMAINS:
+            if node.op_type in _FUSED:
+                fused.append(node)
+            continue
+        if node.op_type == "Softmax":
+            match = _match_softmax(node)
+        elif node.op_type == "Attention":
+            match = _match_operator(node)
+        else:
+            continue
+        if isinstance(match, AttentionCore):
+            cores.append(match)
+        else:
+            misses.append(match)
+    return CoreSearch(tuple(cores), tuple(misses), tuple(fused))
+
+
+def _match_softmax(node: ir.Node) -> AttentionCore | NearMiss:
+    """MatMul → (scale, mask) → Softmax over keys → MatMul, with heads on an axis of their own."""
+    sizes = dims(node.outputs[0])
+    rank = len(sizes) if sizes is not None else None
+    if rank != 4:
+        return NearMiss(
+            node, 0, f"its result has rank {rank}, but probabilities are [images, heads, queries, keys]"
+        )
+    if attribute_int(node, "axis", -1) not in (-1, 3):
+        return NearMiss(node, 1, f"it normalises axis {attribute_int(node, 'axis', -1)}, not the last one")
+    if _logits_product(node.inputs[0], _MAX_CHAIN) is None:
+        return NearMiss(
+            node, 2, "its input does not come from a MatMul of queries and keys through a scale and a mask"
+        )
+    product = _value_product(node.outputs[0])
+    if product is None:
+        users = sorted({use.node.op_type for use in node.outputs[0].uses()}) or ["nothing"]
+        return NearMiss(
+            node, 3, f"its result feeds {', '.join(users)}, not the left side of a MatMul with the values"
+        )
+    return AttentionCore("softmax", node, product)
+
+
+def _logits_product(value: ir.Value | None, left: int) -> ir.Node | None:
+    """The MatMul(Q, K^T) behind a chain of scale, mask and cast."""
+    node = value.producer() if value is not None else None
+    if node is None or left == 0 or node.domain not in ONNX_DOMAINS:
+        return None
+    if node.op_type == "MatMul":
+        both_vary = all(source is not None and not source.is_initializer() for source in node.inputs)
+        return node if both_vary else None
+    if node.op_type in ("Cast", "Identity"):
+        return _logits_product(node.inputs[0], left - 1)
+    if node.op_type in ("Mul", "Div"):
+        if constant_scalar(node.inputs[1]) is not None:
+            return _logits_product(node.inputs[0], left - 1)
+        return (
+            _logits_product(node.inputs[1], left - 1) if constant_scalar(node.inputs[0]) is not None else None
+        )
+    if node.op_type in ("Add", "Where"):
+        found = [_logits_product(source, left - 1) for source in node.inputs]
+        return next((product for product in found if product is not None), None)
+    return None
+
+
+def _value_product(probabilities: ir.Value) -> ir.Node | None:
+    """The MatMul(P, V) that the probabilities feed."""
+    pending, seen = [probabilities], {probabilities}
+    while pending:
+        value = pending.pop()
+        for use in value.uses():
+            if use.node.op_type == "MatMul" and use.idx == 0 and not _is_weight(use.node.inputs[1]):
+                return use.node
+            if use.node.op_type in _PASS_THROUGH and use.node.outputs[0] not in seen:
+                seen.add(use.node.outputs[0])
+                pending.append(use.node.outputs[0])
+    return None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    return value is None or value.is_initializer()
+
+
+def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
+    """The ONNX operator, as a vision encoder uses it: bidirectional, no cache, no grouped heads."""
+    query, key = dims(node.inputs[0]), dims(node.inputs[1])
+    if query is None or key is None or len(query) != len(key) or len(query) not in (3, 4):
+        return NearMiss(
+            node, 0, f"its query and key have dims {query} and {key}, but both must have rank 3 or 4"
+        )
+    if attribute_int(node, "is_causal", 0):
+        return NearMiss(node, 1, "it is causal, and a causal layer gives early tokens no say in the score")
+    softcap = node.attributes.get("softcap")
+    if softcap is not None and softcap.as_float() != 0.0:
+        return NearMiss(
+            node, 2, f"it caps logits (softcap {softcap.as_float()}), which the side branch does not repeat"
+        )
+    if any(source is not None for source in node.inputs[4:]):
+        return NearMiss(node, 3, "it reads a key/value cache, which a vision encoder has not")
+    heads = (
+        (query[1], key[1])
+        if len(query) == 4
+        else tuple(attribute_int(node, f"{x}_num_heads", 0) for x in ("q", "kv"))
+    )
+    if heads[0] != heads[1] or not heads[0]:
+        return NearMiss(
+            node, 4, f"it has {heads[0]} query heads and {heads[1]} key heads, and they must be as many"
+        )
+    return AttentionCore("attention_op", node, node)

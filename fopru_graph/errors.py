@@ -1,0 +1,49 @@
+"""Errors of the rewriter.
+
+    GraphError
+    ├── OptionError            an option has a value that cannot be meant (also a ValueError)
+    ├── GraphFileError         a model file is missing, damaged, or cannot be written where asked
+    ├── UnsupportedGraphError  the graph lacks something every pass needs (a violated precondition)
+    ├── LocateError            no attention layer could be found, or not the one asked for
+    └── RewriteError           a pass left the graph in a state that it must not be in (a violated
+    postcondition)
+
+Each message is one sentence with the value got, the values allowed and the way out.
+"""
+
+from __future__ import annotations
+
+from onnx_ir.passes import PostconditionError, PreconditionError
+
+__all__ = [
+    "GraphError",
+    "GraphFileError",
+    "LocateError",
+    "OptionError",
+    "RewriteError",
+    "UnsupportedGraphError",
+]
+
+
+class GraphError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class OptionError(GraphError, ValueError):
+    """An option has a value that cannot be meant."""
+
+
+class GraphFileError(GraphError):
+    """A model file is missing, damaged, or cannot be written where asked."""
+
+
+class UnsupportedGraphError(GraphError, PreconditionError):
+    """The graph lacks something that pruning needs."""
+
+
+class LocateError(GraphError):
+    """No attention layer could be found, or not the one asked for."""
+
+
+class RewriteError(GraphError, PostconditionError):
+    """A pass left the graph in a state that it must not be in: a defect here, or in the input graph."""

@@ -1,0 +1,66 @@
+"""What was done to a graph, for people and for manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PassCount", "PruneReport"]
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """One pass and the number of nodes it added, changed or removed; 0 = it left the graph as it was."""
+
+    name: str
+    modified: int
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` found and did.
+
+    Attributes:
+        layer: 0-based number of the scoring layer.
+        locator: how it was found: `scope`, `name`, `structure` or `tensor`.
+        locator_misses: why each earlier locator of the chain did not answer.
+        attention: name of the scoring node, `form` its form (`softmax` or `attention_op`).
+        score_path: `one_pass` (QK^T is computed once and its softmax is tapped) or `side_branch` (a second
+            QK^T in float32).
+        gather: `early` (the last used layer computes kept rows only) or `late`, with `gather_reason` in
+            words.
+        gathered: tensors from which kept rows are taken.
+        heads: attention heads of the scoring layer.
+        tokens: N, tokens per image before pruning, prefix not counted.
+        prefix_tokens: leading rows always kept.
+        dropped_rows: leading attention rows that never reach the features.
+        special_tokens: leading attention rows that are not patches.
+        passes: modification count of each pass, in order.
+        nodes_added, nodes_removed: totals.
+    """
+
+    layer: int
+    locator: str
+    locator_misses: tuple[str, ...]
+    attention: str
+    form: str
+    score_path: str
+    gather: str
+    gather_reason: str
+    gathered: tuple[str, ...]
+    heads: int
+    tokens: int
+    prefix_tokens: int
+    dropped_rows: int
+    special_tokens: int
+    strategy: str
+    aggregation: str
+    passes: tuple[PassCount, ...]
+    nodes_added: int
+    nodes_removed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        plain = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

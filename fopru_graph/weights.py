@@ -1,0 +1,60 @@
+"""Weights in external files: which there are, whether they are whole, how to keep ONNX's tools off them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fopru_graph.errors import GraphFileError
+
+__all__ = ["check_weight_files", "external_tensors", "without_external_weights"]
+
+_SMALL = 64  # elements: shapes and axes, which shape inference wants to see
+
+
+def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    """Initializers of the main graph that live in files."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+
+
+def check_weight_files(model: ir.Model, path: Path) -> None:
+    """Compare what the graph in `path` points to with the files that are there; reads no weight.
+
+    Raises:
+        GraphFileError: a weight file is missing or too short.
+    """
+    for tensor in external_tensors(model):
+        file = Path(tensor.path)
+        if not file.is_file():
+            raise GraphFileError(f"weight file '{file}' of '{path}' is missing: keep both in one folder")
+        end, size = (tensor.offset or 0) + tensor.nbytes, file.stat().st_size
+        if size < end:
+            raise GraphFileError(
+                f"weight file '{file}' has {size} bytes, but '{tensor.name}' of '{path}' ends at {end}: "
+                "copy it again"
+            )
+
+
+@contextlib.contextmanager
+def without_external_weights(model: ir.Model) -> Iterator[None]:
+    """Hide external weights from the ONNX C++ tools, which would look for their files in the current
+    directory.
+
+    Small ones are shown with their content.
+    """
+    hidden = {
+        value: value.const_value
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    for value, tensor in hidden.items():
+        value.const_value = ir.tensor(tensor.numpy(), name=tensor.name) if tensor.size <= _SMALL else None
+    try:
+        yield
+    finally:
+        for value, tensor in hidden.items():
+            value.const_value = tensor
