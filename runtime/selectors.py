@@ -102,7 +102,7 @@ def _row(choice: Choice) -> Indices:
     columns = choice.grid[1]
     if choice.keep % columns:
         raise RequestError(
-            f'selector "row" keeps whole rows of {columns} tokens, not {choice.keep}: give a multiple of {columns}'
+            f'selector "row" keeps whole rows of {columns} tokens, not {choice.keep}: give a multiple'
         )
     means = choice.scores.reshape(choice.grid).mean(axis=1)
     rows = np.sort(np.argsort(-means, kind="stable")[: choice.keep // columns])

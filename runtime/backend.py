@@ -1,0 +1,98 @@
+"""What the runtime needs from an inference engine, as two small protocols, and the registry that finds one
+by name.
+
+A backend is one file in `runtime/backends/` with a function `create(options) -> Backend`, and one line in
+`_MODULES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+from runtime.errors import BackendError
+
+__all__ = ["Array", "Backend", "BackendOptions", "Session", "View", "available_backends", "create_backend"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_MODULES = {"onnxruntime": "runtime.backends.onnxruntime"}
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Options of every backend: `threads` inside one operator, None for the engine's choice (all cores)."""
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise BackendError(f"threads is {self.threads}, expected at least 1, or none for all cores")
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor inside a buffer of the backend: `shape`, C-contiguous, from element `offset` on.
+
+    `buffer` is what `allocate` or `upload` returned; the view does not own it, and keeps it alive.
+    """
+
+    buffer: Any
+    shape: tuple[int, ...]
+    offset: int = 0
+
+
+class Session(Protocol):
+    """One loaded graph. Not to be run from two threads at once."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run with host arrays; returns every output as a new host array."""
+        ...
+
+    def run_bound(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
+        """Run from and into buffers of the backend; an output must have exactly the shape of its view."""
+        ...
+
+
+class Backend(Protocol):
+    """An inference engine on one device. Buffers are flat, owned by the caller, and live while referenced."""
+
+    name: str
+
+    def open(self, graph: Path) -> Session:
+        """Load an ONNX file; raises BackendError when the engine refuses it."""
+        ...
+
+    def allocate(self, elements: int, dtype: str) -> Any:
+        """A flat buffer of `elements` values on the device, uninitialised."""
+        ...
+
+    def upload(self, array: Array) -> View:
+        """A view of the device's form of a host array; on the CPU the array itself."""
+        ...
+
+    def download(self, view: View) -> Array:
+        """The values of a view on the host; on the CPU not a copy, so valid until the buffer changes."""
+        ...
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that `create_backend` knows; whether its package is installed shows when it is created."""
+    return tuple(_MODULES)
+
+
+def create_backend(name: str, options: BackendOptions) -> Backend:
+    """Make a backend by name.
+
+    Raises:
+        BackendError: unknown name, or the engine's package is not installed.
+    """
+    if name not in _MODULES:
+        raise BackendError(f'backend is "{name}", expected one of {", ".join(available_backends())}')
+    backend: Backend = importlib.import_module(_MODULES[name]).create(options)
+    return backend

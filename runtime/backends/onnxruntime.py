@@ -1,0 +1,115 @@
+"""ONNX Runtime on the CPU: the default backend and the reference for the others.
+
+Session options: the default graph optimisation level (all), `threads` inside an operator, one operator at a
+time, log messages from severity error on. Bound runs pass addresses of numpy buffers (IO binding), so that
+no output is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backend import Array, Backend, BackendOptions, Session, View
+from runtime.errors import BackendError
+from runtime.lazy import require
+
+__all__ = ["OrtBackend", "OrtSession", "create"]
+
+_LOG_ERRORS = 3
+
+
+def create(options: BackendOptions) -> Backend:
+    """Make the backend; raises BackendError when onnxruntime is not installed."""
+    return OrtBackend(require("onnxruntime", "onnxruntime"), options)
+
+
+class OrtBackend:
+    """Opens sessions on the CPU provider; buffers are flat numpy arrays."""
+
+    name = "onnxruntime"
+
+    def __init__(self, ort: Any, options: BackendOptions) -> None:
+        """Keep the imported package and the options for every session."""
+        self._ort = ort
+        self._options = options
+
+    def open(self, graph: Path) -> Session:
+        """Load an ONNX file with its weight file beside it."""
+        settings = self._ort.SessionOptions()
+        settings.log_severity_level = _LOG_ERRORS
+        if self._options.threads is not None:
+            settings.intra_op_num_threads = self._options.threads
+        try:
+            session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
+        # ONNX Runtime has a dozen exception classes with no common base of its own.
+        except Exception as error:
+            raise BackendError(f"onnxruntime cannot load {graph}: {_first_line(error)}") from error
+        return OrtSession(session, graph.stem)
+
+    def allocate(self, elements: int, dtype: str) -> Array:
+        """A flat numpy array, uninitialised."""
+        return np.empty(elements, dtype)
+
+    def upload(self, array: Array) -> View:
+        """The array itself, made contiguous where it is not."""
+        flat = np.ascontiguousarray(array).reshape(-1)
+        return View(flat, array.shape)
+
+    def download(self, view: View) -> Array:
+        """The view as a numpy view, no copy."""
+        array: Array = _span(view).reshape(view.shape)
+        return array
+
+
+class OrtSession:
+    """One ONNX Runtime session."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        """Wrap an InferenceSession; `name` is for messages."""
+        self._session = session
+        self._name = name
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run with host arrays."""
+        try:
+            values = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed in {self._name}: {_first_line(error)}") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def run_bound(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
+        """Run from and into numpy buffers by address."""
+        binding = self._session.io_binding()
+        try:
+            for name, view in inputs.items():
+                binding.bind_input(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
+            for name, view in outputs.items():
+                binding.bind_output(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed in {self._name}: {_first_line(error)}") from error
+
+
+def _span(view: View) -> Array:
+    size = int(np.prod(view.shape, dtype=np.int64))
+    array: Array = view.buffer[view.offset : view.offset + size]
+    if array.size != size:
+        raise BackendError(
+            f"a view of {size} values from {view.offset} on does not fit its buffer of {view.buffer.size}"
+        )
+    return array
+
+
+def _address(view: View) -> int:
+    _span(view)  # a wrong size would be read or written past the end
+    return int(view.buffer.ctypes.data) + view.offset * int(view.buffer.itemsize)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,67 @@
+"""One answer's run through the decoder: prefill, then token by token, all buffers made beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import contract
+from runtime.backend import Array, Backend, Session, View
+from runtime.kv_cache import KVCache
+from runtime.manifest import DecoderInfo
+
+__all__ = ["DecoderRun"]
+
+
+class DecoderRun:
+    """Prefill and decode of one sequence with positions 0, 1, 2, ... (policy `renumber`).
+
+    Owns the KV cache and the small buffers; nothing is allocated after construction but one embedding view
+    per call. The sessions must outlive it. Not to be used from two threads at once.
+    """
+
+    def __init__(
+        self, backend: Backend, sessions: tuple[Session, Session], info: DecoderInfo, capacity: int
+    ) -> None:
+        """Allocate everything for `capacity` positions; `sessions` are (embed_tokens, decoder)."""
+        self.cache = KVCache(backend, info, capacity)
+        self._backend = backend
+        self._embed, self._decoder = sessions
+        self._token: Any = np.zeros(1, np.int64)
+        self._mask = backend.upload(np.ones(capacity, np.int64)).buffer
+        self._positions = backend.upload(np.arange(capacity, dtype=np.int64)).buffer
+        self._count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
+        self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
+        self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
+
+    def prefill(self, inputs_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Run the prompt [1, L, D]; returns the last position's logits [V], valid until the next call."""
+        return self._run(self._backend.upload(inputs_embeds))
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Run one more token; returns the logits [V] for the next, valid until the next call."""
+        self._token[0] = token
+        ids = self._backend.upload(self._token)
+        self._embed.run_bound(
+            {contract.INPUT_IDS: View(ids.buffer, (1, 1))}, {contract.INPUTS_EMBEDS: self._embedding}
+        )
+        return self._run(self._embedding)
+
+    def _run(self, embeds: View) -> Array:
+        new = embeds.shape[1]
+        total = self.cache.length + new
+        self._decoder.run_bound(
+            {
+                contract.INPUTS_EMBEDS: embeds,
+                contract.ATTENTION_MASK: View(self._mask, (1, total)),
+                contract.POSITION_IDS: View(self._positions, (1, new), offset=self.cache.length),
+                contract.NUM_LOGITS_TO_KEEP: self._count,
+                **self.cache.past(),
+            },
+            {contract.LOGITS: self._logits, **self.cache.present(new)},
+        )
+        self.cache.advance(new)
+        logits: Array = self._backend.download(self._logits)[0, 0]
+        return logits

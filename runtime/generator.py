@@ -1,0 +1,133 @@
+"""A bundle and a backend, answering requests; every stage can also be called alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import contract
+from runtime.answer import AnswerRun
+from runtime.backend import BackendOptions, Session, create_backend
+from runtime.bundle import Bundle
+from runtime.decoder import DecoderRun
+from runtime.errors import RequestError
+from runtime.preprocess import ImageSource, load_image, preprocess
+from runtime.prompt import Prompter
+from runtime.request import Request
+from runtime.result import Result
+from runtime.stream import Stream
+from runtime.vision import EncodedImages, Selection, VisionEncoder
+
+__all__ = ["Generator"]
+
+Pixels = npt.NDArray[np.float32]
+
+
+class Generator:
+    """Makes text from images and a prompt.
+
+    Owns the sessions, each opened when first needed, and the tokenizer; keeps the bundle. Requests are
+    independent: a chat is its `history`. Not to be used from two threads at once.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", threads: int | None = None) -> None:
+        """Prepare a bundle; `threads` bounds the threads inside one operator, None is the backend's choice.
+
+        Raises:
+            BackendError: the backend is unknown or not installed.
+            BundleError: the tokenizer is missing or damaged.
+        """
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.backend = create_backend(backend, BackendOptions(threads))
+        self._sessions: dict[str, Session] = {}
+        self._prompter = Prompter(bundle)
+        self._vision = VisionEncoder(self.session, bundle.manifest)
+
+    def generate(self, request: Request, encoded: EncodedImages | None = None) -> Result:
+        """Answer a request; see `stream` for the arguments and errors."""
+        stream = self.stream(request, encoded)
+        deque(stream, maxlen=0)  # reads it to the end
+        return stream.result
+
+    def stream(self, request: Request, encoded: EncodedImages | None = None) -> Stream:
+        """Answer a request piece by piece.
+
+        Args:
+            request: what to answer.
+            encoded: visual tokens of `request.all_images` from an earlier call, in order; the images are
+            then not
+                opened, and the number of tokens in `encoded` is the number kept.
+
+        Raises:
+            FopruError: while the stream is read, for everything that is wrong with the request, an image or
+            the bundle.
+        """
+        return Stream(AnswerRun(self, request, encoded).pieces)
+
+    def preprocess(self, images: Sequence[ImageSource]) -> Pixels:
+        """Images to pixel values float32 [images, 3, H, W]."""
+        return preprocess([load_image(image) for image in images], self.manifest.preprocess)
+
+    def encode_images(self, pixel_values: Pixels, selection: Selection) -> EncodedImages:
+        """Pixel values to the visual tokens that the selection keeps."""
+        return self._vision.encode(pixel_values, selection)
+
+    def encode_unpruned(self, pixel_values: Pixels) -> npt.NDArray[np.float32]:
+        """Pixel values to all visual tokens [images, p + N, D]."""
+        return self._vision.encode_unpruned(pixel_values)
+
+    def vision_graph(self, selection: Selection) -> str:
+        """The graph that `encode_images` runs for a selection."""
+        return self._vision.graph_for(selection)
+
+    def prompt_ids(self, request: Request, image_rows: int) -> npt.NDArray[np.int64]:
+        """Token ids [1, L] of a request with `image_rows` = p + K placeholders per image."""
+        return self._prompter.ids(request, image_rows)
+
+    def embed(
+        self, input_ids: npt.NDArray[np.int64], features: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings [1, L, D] of token ids [1, L], visual tokens [images, rows, D] at their placeholders.
+
+        Raises:
+            RequestError: the number of placeholders is not the number of visual tokens.
+        """
+        places = input_ids == self.manifest.tokens.image
+        width = self.manifest.decoder.hidden_size
+        rows = np.empty((0, width), np.float32) if features is None else features.reshape(-1, width)
+        if int(places.sum()) != rows.shape[0]:
+            raise RequestError(
+                f"the prompt has {int(places.sum())} image placeholders for {rows.shape[0]} visual tokens: "
+                "make the ids with prompt_ids(request, features.shape[1])"
+            )
+        # Some checkpoints have no embedding for the placeholder; its value is overwritten, so any id will do.
+        outputs = self.session(contract.EMBED_TOKENS).run(
+            {contract.INPUT_IDS: np.where(places, 0, input_ids)}
+        )
+        embeds = outputs[contract.INPUTS_EMBEDS]
+        embeds[places] = rows
+        return embeds
+
+    def decoder_run(self, capacity: int) -> DecoderRun:
+        """A fresh run of the decoder with a KV cache for `capacity` positions."""
+        sessions = (self.session(contract.EMBED_TOKENS), self.session(contract.DECODER))
+        return DecoderRun(self.backend, sessions, self.manifest.decoder, capacity)
+
+    def session(self, graph: str) -> Session:
+        """The session of a graph by contract name, opened on first use."""
+        if graph not in self._sessions:
+            self._sessions[graph] = self.backend.open(self.bundle.graph(graph))
+        return self._sessions[graph]
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self._prompter.decode(ids)
+
+    @property
+    def loaded_graphs(self) -> tuple[str, ...]:
+        """Graphs opened so far."""
+        return tuple(self._sessions)

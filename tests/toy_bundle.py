@@ -1,0 +1,360 @@
+"""A handwritten bundle of a few kilobytes whose every number a page of numpy can predict.
+
+The vision encoder multiplies patches by a matrix, scores them by their energy and keeps the best by TopK; the decoder
+keeps a real cache (concat of past and new), and its logits are a known function of all that was ever fed: see `ToyModel`.
+`python -m tests.toy_bundle DIRECTORY` writes one; tests/data/bundle_v1 was made so and is frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime import contract
+from runtime.bundle import sha256_of
+from runtime.contract import TensorSpec
+from runtime.manifest import (
+    FORMAT_VERSION,
+    GRAPHS,
+    DecoderInfo,
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    ModelInfo,
+    Preprocess,
+    PromptTemplate,
+    PruningInfo,
+    SpecialTokens,
+    VisionInfo,
+)
+
+PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
+PATCH, WIDTH, HEADS, HEAD_DIM, LAYERS = 4, 8, 2, 4, 2
+ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+
+
+@dataclass(frozen=True)
+class ToyModel:
+    """Weights and the numpy form of the whole model; `prefix` adds a CLS-like row of patch means."""
+
+    grid: tuple[int, int] = (4, 4)
+    prefix: int = 0
+    strategy: str = "rank"
+    vocab: int = 260
+    seed: int = 0
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        shapes = {
+            "patch": (3 * PATCH * PATCH, WIDTH),
+            "embed": (self.vocab, WIDTH),
+            "head": (WIDTH, self.vocab),
+        }
+        for name, shape in shapes.items():
+            # Eighths keep every sum exact in float32, so numpy and onnxruntime agree bit for bit.
+            self.weights[name] = (rng.integers(-8, 9, shape) / 8).astype(np.float32)
+        self.weights["patch"] /= 16
+        self.weights["head"][:, :4] = 0  # special tokens never win
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.grid[0] * PATCH, self.grid[1] * PATCH
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """[images, p + N, D] of [images, 3, H, W]."""
+        rows, columns = self.grid
+        patches = pixels.reshape(-1, 3, rows, PATCH, columns, PATCH).transpose(0, 2, 4, 1, 3, 5)
+        tokens = patches.reshape(-1, self.tokens, 3 * PATCH * PATCH) @ self.weights["patch"]
+        first = tokens.mean(axis=1, keepdims=True, dtype=np.float32)
+        return np.concatenate([first] * self.prefix + [tokens], axis=1)
+
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
+        """[images, N]: squared length of each token."""
+        return np.square(self.features(pixels)[:, self.prefix :]).sum(axis=2)
+
+    def kept(self, pixels: np.ndarray, keep: int) -> np.ndarray:
+        """[images, K]."""
+        scores = self.scores(pixels)
+        if self.strategy == "rank":
+            return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :keep], axis=1)
+        means = scores.reshape(-1, *self.grid).mean(axis=2)
+        rows = np.sort(np.argsort(-means, axis=1, kind="stable")[:, : keep // self.grid[1]], axis=1)
+        return (rows[..., None] * self.grid[1] + np.arange(self.grid[1])).reshape(len(rows), -1)
+
+    def pruned(self, pixels: np.ndarray, keep: int) -> np.ndarray:
+        """[images, p + K, D]."""
+        whole, kept = self.features(pixels), self.kept(pixels, keep)
+        picked = np.take_along_axis(whole, kept[..., None] + self.prefix, axis=1)
+        return np.concatenate([whole[:, : self.prefix], picked], axis=1)
+
+    def merged(self, ids: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """[1, L, D]: embeddings with visual tokens at the placeholders."""
+        embeds = self.weights["embed"][ids]
+        embeds[ids == IMAGE] = features.reshape(-1, WIDTH)
+        return embeds
+
+    def logits(self, embeds: np.ndarray) -> np.ndarray:
+        """[V] after all of [1, L, D]: (mean over both layers' caches + last row), weighted by position, times head."""
+        places = np.arange(embeds.shape[1], dtype=np.float32) / 8
+        value = embeds[0] * (1 + places)[:, None]
+        total = (value.sum(axis=0) * LAYERS) / np.float32(embeds.shape[1])
+        return (total + value[-1]) @ self.weights["head"]
+
+    def greedy(self, embeds: np.ndarray, steps: int) -> list[int]:
+        """Greedy token ids, the end token ignored."""
+        tokens: list[int] = []
+        for _ in range(steps):
+            tokens.append(int(np.argmax(self.logits(embeds))))
+            embeds = np.concatenate([embeds, self.weights["embed"][[[tokens[-1]]]]], axis=1)
+        return tokens
+
+
+class _Graph:
+    """Twenty lines of builder: nodes in order, weights as external-free initializers."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, output.split(), **attributes))
+        return output.split()[0]
+
+    def const(self, name: str, value: object, dtype: type = np.int64) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def save(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        infos = [
+            [helper.make_tensor_value_info(t.name, ONNX_TYPE[t.dtype], t.shape) for t in tensors]
+            for tensors in (inputs, outputs)
+        ]
+        graph = helper.make_graph(self.nodes, path.stem, *infos, initializer=self.weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, path)
+
+
+def _vision(model: ToyModel, pruned: bool) -> _Graph:
+    g = _Graph()
+    rows, columns = model.grid
+    six = g.const("six", [-1, 3, rows, PATCH, columns, PATCH])
+    g.add("Reshape", ["pixel_values", six], "blocks")
+    g.add("Transpose", ["blocks"], "patches", perm=[0, 2, 4, 1, 3, 5])
+    g.add("Reshape", ["patches", g.const("three", [-1, model.tokens, 3 * PATCH * PATCH])], "flat")
+    g.add("MatMul", ["flat", g.const("patch", model.weights["patch"], np.float32)], "tokens")
+    g.add("ReduceMean", ["tokens", g.const("axis1", [1])], "first")
+    chosen = "tokens"
+    if pruned:
+        chosen = "picked"
+        g.add("Mul", ["tokens", "tokens"], "squared")
+        g.add("ReduceSum", ["squared", g.const("axis2", [2])], "token_scores", keepdims=0)
+        (_keep_rows if model.strategy == "row" else _keep_tokens)(g, model)
+        g.add("Unsqueeze", ["kept_indices", g.const("last", [-1])], "places")
+        g.add("GatherND", ["tokens", "places"], "picked", batch_dims=1)
+    g.add("Concat", ["first"] * model.prefix + [chosen], "image_features", axis=1)
+    return g
+
+
+def _keep_tokens(g: _Graph, model: ToyModel) -> None:
+    g.add("TopK", ["token_scores", "num_keep"], "top_values top_places", axis=1)
+    g.add("TopK", ["top_places", "num_keep"], "kept_indices more", axis=1, largest=0)
+
+
+def _keep_rows(g: _Graph, model: ToyModel) -> None:
+    rows, columns = model.grid
+    g.add("Reshape", ["token_scores", g.const("as_grid", [-1, rows, columns])], "grid")
+    g.add("ReduceMean", ["grid", "axis2"], "row_means", keepdims=0)
+    g.add("Div", ["num_keep", g.const("columns", [columns])], "num_rows")
+    g.add("TopK", ["row_means", "num_rows"], "best_values best_rows", axis=1)
+    g.add("TopK", ["best_rows", "num_rows"], "kept_rows more", axis=1, largest=0)
+    g.add("Mul", ["kept_rows", "columns"], "starts")
+    g.add("Unsqueeze", ["starts", g.const("end", [-1])], "column_starts")
+    g.add("Add", ["column_starts", g.const("across", np.arange(columns))], "in_rows")
+    g.add("Reshape", ["in_rows", g.const("flat_shape", [0, -1])], "kept_indices")
+
+
+def _embed(model: ToyModel) -> _Graph:
+    g = _Graph()
+    g.add("Gather", [g.const("embed", model.weights["embed"], np.float32), "input_ids"], "inputs_embeds")
+    return g
+
+
+def _decoder(model: ToyModel) -> _Graph:
+    g = _Graph()
+    g.add("Cast", ["position_ids"], "places", to=TensorProto.FLOAT)
+    g.add("Mul", ["places", g.const("eighth", 0.125, np.float32)], "eighths")
+    g.add("Add", ["eighths", g.const("one", 1.0, np.float32)], "weights")
+    g.add("Unsqueeze", ["weights", g.const("last", [-1])], "columns")
+    g.add("Mul", ["inputs_embeds", "columns"], "weighted")
+    g.add("Reshape", ["weighted", g.const("split", [0, 0, HEADS, HEAD_DIM])], "heads")
+    g.add("Transpose", ["heads"], "new", perm=[0, 2, 1, 3])
+    g.add("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
+    g.add("Unsqueeze", ["mask", g.const("mask_axes", [1, 3])], "mask4")
+    for layer in range(LAYERS):
+        for part in ("key", "value"):
+            past, present = contract.past_name(layer, part), contract.present_name(layer, part)
+            g.add("Concat", [past, "new"], present, axis=2)
+        g.add("Mul", [contract.present_name(layer, "value"), "mask4"], f"seen{layer}")
+    g.add("Sum", [f"seen{layer}" for layer in range(LAYERS)], "all")
+    g.add("CumSum", ["all", g.const("along", 2)], "running")
+    g.add("Transpose", ["running"], "by_token", perm=[0, 2, 1, 3])
+    g.add("Reshape", ["by_token", g.const("joined", [0, 0, WIDTH])], "sums")
+    g.add("CumSum", ["mask", g.const("along1", 1)], "lengths")
+    g.add("Unsqueeze", ["lengths", "last"], "length_column")
+    g.add("Div", ["sums", "length_column"], "means")
+    g.add("Neg", ["num_logits_to_keep"], "minus")
+    g.add("Unsqueeze", ["minus", g.const("axis0", [0])], "start")
+    g.add("Slice", ["means", "start", g.const("far", [2**31]), g.const("seq_axis", [1])], "wanted")
+    g.add("Slice", ["weighted", "start", "far", "seq_axis"], "last_rows")
+    g.add("Add", ["wanted", "last_rows"], "hidden")
+    g.add("MatMul", ["hidden", g.const("head", model.weights["head"], np.float32)], "logits")
+    return g
+
+
+def write_tokenizer(path: Path) -> None:
+    """One token per byte after the four special ones, so that any text can be written and cut anywhere."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<s>", "</s>", "<image>"]
+    vocab = {text: place for place, text in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in specials])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    tokenizer.save(str(path), pretty=False)
+
+
+def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
+    """The manifest of a toy; tables of the graphs come from the contract, as an exporter's would."""
+    height, width = model.size
+    contracts = contract.static_contracts(model.size, model.prefix + model.tokens, WIDTH)
+    contracts[contract.DECODER] = contract.decoder_contract(LAYERS, HEADS, HEAD_DIM, model.vocab, WIDTH)
+    graphs = {
+        name: GraphInfo(contract.graph_file(name), contracts[name].inputs, contracts[name].outputs)
+        for name in GRAPHS
+    }
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        created_by={"fopru-edge": "0.1.0", "opset": 20, "command": "python -m tests.toy_bundle"},
+        model=ModelInfo("toy", "tests/toy_bundle.py", "toy", "ToyModel"),
+        prompt=PromptTemplate("Q: {images}{prompt} A:", "\nQ: {images}{prompt} A:", "<image>\n", True),
+        tokens=SpecialTokens(IMAGE, (EOS,), PAD, BOS),
+        # Powers of two, for sums that are exact in float32.
+        preprocess=Preprocess(
+            {"height": height, "width": width}, 3, None, None, 0.0078125, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        ),
+        vision=VisionInfo(model.size, model.grid, model.tokens, model.prefix),
+        pruning=PruningInfo(model.strategy, "col_mean", 0, "one_pass", "late", "renumber", 0.5, None),
+        decoder=DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256),
+        graphs=graphs,
+        files=files,
+        parity=None,
+    )
+
+
+def write_toy_bundle(
+    root: Path, model: ToyModel | None = None, edit: Callable[[Manifest], Manifest] | None = None
+) -> Path:
+    """Write a bundle; `edit` changes the manifest before it is written (files and hashes are of the files written)."""
+    model = ToyModel() if model is None else model
+    (root / "onnx").mkdir(parents=True)
+    tables = toy_manifest(model, {contract.graph_file(name): FileInfo(0, "") for name in GRAPHS})
+    builders = {
+        contract.VISION_ENCODER: lambda: _vision(model, pruned=False),
+        contract.VISION_ENCODER_FOPRU: lambda: _vision(model, pruned=True),
+        contract.EMBED_TOKENS: lambda: _embed(model),
+        contract.DECODER: lambda: _decoder(model),
+    }
+    for name, build in builders.items():
+        info = tables.graphs[name]
+        build().save(root / info.file, info.inputs, info.outputs)
+    write_tokenizer(root / "tokenizer.json")
+    _write_golden(root, model)
+    manifest = toy_manifest(model, _hashes(root))
+    manifest = manifest if edit is None else edit(manifest)
+    (root / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
+    return root
+
+
+def rehash(root: Path) -> None:
+    """Bring sizes and hashes of `bundle.json` up to date after a test has changed a file on purpose."""
+    manifest = Manifest.from_json((root / "bundle.json").read_text(encoding="utf-8"))
+    (root / "bundle.json").write_text(replace(manifest, files=_hashes(root)).to_json(), encoding="utf-8")
+
+
+def _hashes(root: Path) -> dict[str, FileInfo]:
+    names = sorted(
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.name != "bundle.json"
+    )
+    return {name: FileInfo((root / name).stat().st_size, sha256_of(root / name)) for name in names}
+
+
+def toy_photo(size: tuple[int, int], seed: int = 7) -> np.ndarray:
+    """uint8 [H, W, 3] noise."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def _write_golden(root: Path, model: ToyModel) -> None:
+    """Golden tensors by numpy alone: the independent reference of the toy."""
+    from PIL import Image
+
+    keep, prompt, steps = model.tokens // 2, "what?", 32
+    photo = toy_photo(model.size)
+    golden = root / "golden"
+    golden.mkdir()
+    Image.fromarray(photo).save(golden / "image_0.png")
+    pixels = (photo.transpose(2, 0, 1)[None] / 128).astype(np.float32)
+    pruned = model.pruned(pixels, keep)
+    text = [BOS, *byte_ids("Q: "), *[IMAGE] * pruned.shape[1], *byte_ids("\nwhat? A:")]
+    ids = np.array([text], np.int64)
+    embeds = model.merged(ids, pruned)
+    tensors = {
+        "pixel_values": pixels,
+        "image_features": model.features(pixels),
+        "token_scores": model.scores(pixels),
+        "kept_indices": model.kept(pixels, keep),
+        "pruned_features": pruned,
+        "input_ids": ids,
+        "inputs_embeds": embeds,
+        "logits": model.logits(embeds)[None],
+        "tokens": np.array([model.greedy(embeds, steps)], np.int64),
+    }
+    np.savez_compressed(golden / "golden.npz", **tensors)
+    record = {
+        "prompt": prompt,
+        "images": ["golden/image_0.png"],
+        "num_keep": keep,
+        "ratio": 0.5,
+        "strategy": model.strategy,
+        "new_tokens": steps,
+        "reference": "numpy",
+    }
+    (golden / "golden.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def byte_ids(text: str) -> list[int]:
+    """Token ids of a text under the toy tokenizer, without its library."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return [alphabet.index(char) + 4 for piece, _ in shown for char in piece]
+
+
+if __name__ == "__main__":
+    write_toy_bundle(Path(sys.argv[1]))
