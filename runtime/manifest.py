@@ -61,15 +61,28 @@ class PromptTemplate:
 
     `first_turn` holds `{images}` and `{prompt}` once each; `next_turn` is the same, appended after the
     previous answer (None: the model has no chat form). `image` stands for one image and holds the image token
-    once.
+    once. `generation` is the end of every turn that opens the answer ("ASSISTANT:"); once the turn has been
+    answered, `past_answer` ("ASSISTANT: {answer}") takes its place, for chat templates write the two differently.
     """
 
     first_turn: str
     next_turn: str | None
     image: str
     add_special_tokens: bool
+    generation: str = ""
+    past_answer: str = "{answer}"
 
     def __post_init__(self) -> None:
+        if self.past_answer.count("{answer}") != 1:
+            raise BundleError(
+                f"prompt.past_answer is {self.past_answer!r}, which must hold {{answer}} exactly once: {_REBUILD}"
+            )
+        for turn in (self.first_turn, self.next_turn or self.first_turn):
+            if not turn.endswith(self.generation):
+                raise BundleError(
+                    f"prompt.generation is {self.generation!r}, which must end every turn, but one is {turn!r}: "
+                    f"{_REBUILD}"
+                )
         for name, turn in (("first_turn", self.first_turn), ("next_turn", self.next_turn)):
             if turn is None:
                 continue
