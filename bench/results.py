@@ -1,0 +1,113 @@
+"""Results: one JSON file per measurement, with every sample and the machine, and the table people read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT, Environment
+from bench.errors import BenchError
+
+__all__ = ["RESULTS", "Result", "Table", "print_result", "read_result", "write_result"]
+
+RESULTS = ROOT / "bench" / "results"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is printed: the first column is text, the others are aligned to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise BenchError(f"a table of {len(self.columns)} columns got a row of {len(row)}: {row}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement.
+
+    `figures` are the numbers to quote, `samples` every round behind them, `notes` what a reader must know
+    to read them.
+    """
+
+    name: str
+    environment: Environment
+    figures: dict[str, Any]
+    samples: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def write_result(result: Result, directory: Path = RESULTS) -> Path:
+    """Write `<name>.json` whole or not at all, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"{result.name}.json"
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps({"format": FORMAT} | asdict(result), indent=2, allow_nan=False) + "\n")
+    partial.replace(target)
+    return target
+
+
+def read_result(path: Path) -> Result:
+    """The result written at `path`.
+
+    Raises:
+        BenchError: the file has another format.
+    """
+    content = json.loads(path.read_text())
+    if content.pop("format", None) != FORMAT:
+        raise BenchError(f"{path} is not a result of format {FORMAT}: run the measurement again")
+    content["environment"] = Environment(**content["environment"])
+    content["tables"] = tuple(
+        Table(table["title"], tuple(table["columns"]), tuple(tuple(row) for row in table["rows"]))
+        for table in content["tables"]
+    )
+    content["notes"] = tuple(content["notes"])
+    return Result(**content)
+
+
+def print_result(result: Result, written: Path | None = None) -> None:
+    """Tables, notes, then the machine and the command."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for table in result.tables:
+        console.print(_rich_table(table))
+    for note in result.notes:
+        console.print(f"- {note}", markup=False)
+    about = result.environment
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    console.print(
+        f"{about.cpu}, {about.threads} of {about.cores} cores; {versions}", style="dim", markup=False
+    )
+    where = f" -> {_relative(written)}" if written is not None else ""
+    console.print(f"{about.command}{where}", style="dim", markup=False)
+
+
+def _rich_table(table: Table) -> Any:
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if number else "left")
+    _add_rows(drawn, table.rows)
+    return drawn
+
+
+def _add_rows(drawn: Any, rows: Sequence[tuple[str, ...]]) -> None:
+    for row in rows:
+        drawn.add_row(*row)
+
+
+def _relative(path: Path) -> str:
+    resolved = path.resolve()
+    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)

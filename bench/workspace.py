@@ -1,0 +1,87 @@
+"""Checkpoints and bundles that the measurements share, made again when what they come from changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.checkpoints import Recipe, ensure_checkpoint, weight_bytes
+from bench.environment import ROOT
+from bench.errors import BenchError
+from bench.memory import ChildUsage, run_measured
+
+__all__ = ["DEFAULT_WORK", "BuildCost", "Workspace", "measure_build"]
+
+DEFAULT_WORK = ROOT / "bundles" / "bench"
+BUILT_FROM = ("export", "fopru_graph", "runtime")
+
+
+@dataclass(frozen=True)
+class BuildCost:
+    """What one `python -m export.build` took; `report` is what it printed with `--json`."""
+
+    usage: ChildUsage
+    weight_bytes: int
+    bundle_bytes: int
+    command: str
+    report: object
+
+
+def measure_build(checkpoint: Path, bundle: Path, ratio: float) -> BuildCost:
+    """Build a bundle in a child process.
+
+    Raises:
+        BenchError: the build failed; its own message is on stderr.
+    """
+    arguments = ["--model", str(checkpoint), "--output", str(bundle), "--ratio", str(ratio), "--json"]
+    usage = run_measured([sys.executable, "-m", "export.build", *arguments])
+    command = " ".join(["python", "-m", "export.build", *arguments]).replace(f"{ROOT}/", "")
+    if usage.returncode != 0:
+        raise BenchError(f"`{command}` ended with status {usage.returncode}: see its message above")
+    size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    return BuildCost(usage, weight_bytes(checkpoint), size, command, json.loads(usage.stdout))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A directory of checkpoints and bundles, by configuration name."""
+
+    root: Path = DEFAULT_WORK
+    ratio: float = 0.3
+
+    def checkpoint(self, name: str) -> Path:
+        """The random-weight checkpoint of a published configuration."""
+        return ensure_checkpoint(Recipe(name), self.root / "checkpoints" / name)
+
+    def bundle(self, name: str) -> Path:
+        """The bundle of that checkpoint; built again when the exporter's sources have changed."""
+        bundle, stamp = self._bundle_paths(name)
+        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest():
+            return bundle
+        self.rebuild(name)
+        return bundle
+
+    def rebuild(self, name: str) -> BuildCost:
+        """Build the bundle whether or not it is there."""
+        bundle, stamp = self._bundle_paths(name)
+        stamp.unlink(missing_ok=True)
+        cost = measure_build(self.checkpoint(name), bundle, self.ratio)
+        stamp.write_text(source_digest())
+        return cost
+
+    def _bundle_paths(self, name: str) -> tuple[Path, Path]:
+        # The stamp lies beside the bundle: a bundle holds nothing but what its manifest lists.
+        return self.root / name, self.root / f"{name}.sources"
+
+
+def source_digest() -> str:
+    """SHA-256 over the sources that decide what a bundle holds."""
+    digest = hashlib.sha256()
+    for package in BUILT_FROM:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
