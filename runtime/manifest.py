@@ -62,7 +62,7 @@ class PromptTemplate:
     `first_turn` holds `{images}` and `{prompt}` once each; `next_turn` is the same, appended after the
     previous answer (None: the model has no chat form). `image` stands for one image and holds the image token
     once. `generation` is the end of every turn that opens the answer ("ASSISTANT:"); once the turn has been
-    answered, `past_answer` ("ASSISTANT: {answer}") takes its place, for chat templates write the two differently.
+    answered, `past_answer` ("ASSISTANT: {answer}") takes its place: chat templates write the two differently.
     """
 
     first_turn: str
@@ -75,13 +75,14 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if self.past_answer.count("{answer}") != 1:
             raise BundleError(
-                f"prompt.past_answer is {self.past_answer!r}, which must hold {{answer}} exactly once: {_REBUILD}"
+                f"prompt.past_answer is {self.past_answer!r}, which must hold {{answer}} exactly once: "
+                f"{_REBUILD}"
             )
         for turn in (self.first_turn, self.next_turn or self.first_turn):
             if not turn.endswith(self.generation):
                 raise BundleError(
-                    f"prompt.generation is {self.generation!r}, which must end every turn, but one is {turn!r}: "
-                    f"{_REBUILD}"
+                    f"prompt.generation is {self.generation!r}, which must end every turn, but one is "
+                    f"{turn!r}: {_REBUILD}"
                 )
         for name, turn in (("first_turn", self.first_turn), ("next_turn", self.next_turn)):
             if turn is None:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, RequestError
 from runtime.lazy import require
+from runtime.manifest import PromptTemplate
 from runtime.request import Request
 
-__all__ = ["Prompter", "expand_images", "fill_turn"]
+__all__ = ["Prompter", "expand_images", "fill_turn", "render_chat"]
 
 _TOKENIZER = "tokenizer.json"
 
@@ -22,6 +23,19 @@ def fill_turn(turn: str, images: str, prompt: str) -> str:
     """Put images and prompt into a turn template; what the prompt contains is never taken for a slot."""
     before, after = turn.split("{prompt}")
     return before.replace("{images}", images) + prompt + after.replace("{images}", images)
+
+
+def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, int, str]]) -> str:
+    """The text of a chat; `turns` are (prompt, number of images, answer), the last one not yet answered."""
+    text = ""
+    for number, (prompt, images, answer) in enumerate(turns):
+        turn = template.first_turn if number == 0 else str(template.next_turn)
+        text += fill_turn(turn, template.image * images, prompt)
+        if number < len(turns) - 1:
+            text = text[: len(text) - len(template.generation)] + template.past_answer.replace(
+                "{answer}", answer
+            )
+    return text
 
 
 def expand_images(ids: npt.NDArray[np.int64], image: int, rows: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -84,17 +98,16 @@ class Prompter:
         turns = [*request.history, (request.prompt, request.images, "")]
         if len(turns) > 1 and self._template.next_turn is None:
             raise RequestError("this model's template has no second turn: ask without history")
-        text = ""
-        for number, (prompt, images, answer) in enumerate(turns):
+        for prompt, _, answer in turns:
             for part in (prompt, answer):
                 if self._image_text in part:
                     raise RequestError(
                         f"the prompt contains the image token {self._image_text!r}: leave it out, "
                         "the template adds one for every image"
                     )
-            template = self._template.first_turn if number == 0 else str(self._template.next_turn)
-            text += fill_turn(template, self._template.image * len(images), prompt) + answer
-        return text
+        return render_chat(
+            self._template, [(prompt, len(images), answer) for prompt, images, answer in turns]
+        )
 
     def ids(self, request: Request, rows: int) -> npt.NDArray[np.int64]:
         """Token ids [1, L] with `rows` placeholders per image (kept tokens plus prefix)."""
