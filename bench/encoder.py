@@ -117,8 +117,8 @@ def _result(name: str, run: EncoderRun, threads: int) -> Result:
         "Ratios are medians of the ratios within a round.",
         "`keep` of all tokens scores and selects but saves nothing: an upper bound of a late gather.",
         "Floor: multiply-adds of the pruned vision graph ÷ unpruned, scoring by one pass.",
-        f"Scoring and selection: {100 * score_and_select:.2f} % of the kernel time of the pruned graph "
-        f"at {keep} tokens, by ONNX Runtime's profiler in a separate run; nodes found by their fopru.pass stamp "
+        f"Scoring and selection: {100 * score_and_select:.2f} % of the pruned graph's kernel time at {keep} "
+        "tokens, by ONNX Runtime's profiler in a separate run; nodes found by their fopru.pass stamp "
         f"({run.profile.seen} of {run.profile.stamped} stamped nodes ran as nodes of their own).",
     )
     tables = (_timing_table(name, run), _profile_table(run.profile, keep))

@@ -38,7 +38,7 @@ def draw_ttft(run: TtftRun, target: Path) -> Path:
 
 
 def _draw_bars(axes: Any, run: TtftRun) -> list[str]:
-    variants = [(f"ratio {ratio:g}", f"{ratio:g}\n{keep} kept") for ratio, keep in run.keeps.items()]
+    variants = [(f"ratio {ratio:g}", f"ratio {ratio:g}\n{keep} kept") for ratio, keep in run.keeps.items()]
     if "transformers" in run.measured.samples:
         variants.append(("transformers", f"transformers\n{run.keeps[1.0]} tokens"))
     for place, (variant, _) in enumerate(variants):
@@ -57,7 +57,9 @@ def _draw_bars(axes: Any, run: TtftRun) -> list[str]:
             color=colours[1],
             label="embed + prefill" if first else None,
         )
-        axes.text(place, total, f"{total:.2f}", ha="center", va="bottom", fontsize=9)
+        floor = run.floor_seconds(list(run.keeps)[place]) if place < len(run.keeps) else 0.0
+        above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        axes.annotate(f"{total:.2f}", (place, max(total, floor)), **above)
     for place, ratio in enumerate(run.keeps):
         half, label = BAR_WIDTH / 2 + 0.06, "floor (multiply-adds)" if place == 0 else None
         height = run.floor_seconds(ratio)

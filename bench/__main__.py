@@ -1,0 +1,87 @@
+"""All measurements in sequence, each in a process of its own, so that one's memory is not another's.
+
+python -m bench                        everything at full size (about half an hour on two cores)
+python -m bench --only encoder         one of them
+python -m bench --quick                everything on tiny models: checks the scripts, says nothing about speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.environment import ROOT, usable_cores
+from bench.results import RESULTS
+from bench.workspace import DEFAULT_WORK
+
+__all__ = ["MEASUREMENTS", "Step", "main", "plan"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement: the module that makes it, and its arguments at full size and on tiny models."""
+
+    name: str
+    module: str
+    full: tuple[str, ...]
+    quick: tuple[str, ...]
+
+
+TINY = ("--model", "tiny", "--rounds", "2")
+# Building comes first: it makes the bundle that `ttft` then measures.
+MEASUREMENTS = (
+    Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1")),
+    Step("encoder", "bench.encoder", (), TINY),
+    Step("ttft", "bench.ttft", (), TINY),
+    Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
+)
+
+
+def plan(only: Sequence[str], quick: bool) -> list[tuple[str, list[str]]]:
+    """(name, `-m` arguments) of the measurements to run; an empty `only` means all."""
+    return [
+        (step.name, [step.module, *(step.quick if quick else step.full)])
+        for step in MEASUREMENTS
+        if not only or step.name in only
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 1 when a measurement failed, after running the others."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
+    names = [step.name for step in MEASUREMENTS]
+    parser.add_argument(
+        "--only", choices=names, action="append", default=[], help="run this one; may be repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny models, few rounds")
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="default: bundles/bench")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: bench/results")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="default: every usable core")
+    options = parser.parse_args(arguments)
+    common = [
+        "--work",
+        options.work.resolve(),
+        "--results",
+        options.results.resolve(),
+        "--threads",
+        options.threads,
+    ]
+    failed = []
+    for name, command in plan(options.only, options.quick):
+        print(f"\n== {name}", flush=True)
+        done = subprocess.run([sys.executable, "-m", *command, *map(str, common)], cwd=ROOT, check=False)
+        if done.returncode == 130:  # Ctrl-C went to the child as well
+            return 130
+        if done.returncode != 0:
+            failed.append(name)
+    if failed:
+        print(f"error: no result from {', '.join(failed)}: see the messages above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
