@@ -59,14 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, few rounds")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="default: bundles/bench")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: bench/results")
+    parser.add_argument("--results", type=Path, help="default: bench/results; with --quick, in the work directory")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: every usable core")
     options = parser.parse_args(arguments)
+    results = options.results or (options.work / "results" if options.quick else RESULTS)
     common = [
         "--work",
         options.work.resolve(),
         "--results",
-        options.results.resolve(),
+        results.resolve(),
         "--threads",
         options.threads,
     ]
