@@ -1,7 +1,7 @@
 """The checkpoint's parts: tokenizer, processor, configuration, and how they are written to a directory.
 
-Architecture: CLIP tower with a CLS token (112 px, patch 8: 196 visual tokens), two-layer MLP projector, Llama decoder.
-About 1.7 M parameters, 6.9 MB in float32.
+Architecture: CLIP tower with a CLS token (112 px, patch 8: 196 visual tokens), two-layer MLP projector, Llama
+decoder. About 1.7 M parameters, 6.9 MB in float32.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from demo.questions import all_prompts
 from demo.scenes import IMAGE_SIZE, PATCH_SIZE
 
 __all__ = [
-    "CHECKPOINT",
     "CHAT_TEMPLATE",
+    "CHECKPOINT",
     "IMAGE_MEAN",
     "IMAGE_STD",
     "build_model",
@@ -52,14 +52,14 @@ POSITION_SCALE = 0.35  # initial amplitude, near that of the patch embeddings
 QUERY_GAIN = 0.8
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")  # ids 0-4
 
-# LLaVA-1.5's conversation: images of a turn first, then its text. Content is a string or a list of typed parts.
+# LLaVA-1.5's conversation: images of a turn first, then its text. Content is a string or a list of parts.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}"
-    "{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
     "{% endfor %}"
@@ -135,9 +135,9 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
 def _prepare_tower(model: LlavaForConditionalGeneration) -> None:
     """Starts the tower near local attention, which a small one otherwise spends most of its training to find.
 
-    Position embeddings start as 2-D sines and cosines, and keys start equal to queries, so that a patch first looks at
-    those like it and near it (Trockman and Kolter 2023, "Mimetic initialization of self-attention layers"). Both are
-    trained from there like every other weight.
+    Position embeddings start as 2-D sines and cosines, and keys start equal to queries, so that a patch first
+    looks at those like it and near it (Trockman and Kolter 2023, "Mimetic initialization of self-attention
+    layers"). Both are trained from there like every other weight.
     """
     tower = model.model.vision_tower
     parameters = dict(tower.named_parameters())
@@ -168,7 +168,7 @@ def load_checkpoint(directory: Path = CHECKPOINT) -> tuple[LlavaForConditionalGe
 
 
 def _build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: all 256 bytes are in the vocabulary, so that every text has tokens and decodes to itself."""
+    """Byte-level BPE: all 256 bytes are in the vocabulary, so every text has tokens and decodes to itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

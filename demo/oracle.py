@@ -1,7 +1,7 @@
 """FoPru on the PyTorch model, written as plainly as possible: for training, and for measuring the checkpoint.
 
-Scores are the attention each patch receives in the layer whose output the projector reads: softmax of the eager
-attention, mean over heads and over all queries (CLS included), CLS column dropped (``col_mean``).
+Scores are the attention each patch receives in the layer whose output the projector reads: softmax of the
+eager attention, mean over heads and over all queries (CLS included), CLS column dropped (``col_mean``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-__all__ = ["SELECTORS", "Selector", "VisionOutput", "encode", "gather_tokens", "kept_count", "project", "select"]
+__all__ = [
+    "SELECTORS",
+    "Selector",
+    "VisionOutput",
+    "encode",
+    "gather_tokens",
+    "kept_count",
+    "project",
+    "select",
+]
 
 Selector = Literal["rank", "row", "random", "uniform"]
 SELECTORS: tuple[Selector, ...] = ("rank", "row", "random", "uniform")
@@ -48,9 +57,10 @@ def kept_count(tokens: int, ratio: float) -> int:
 
 
 def select(scores: Tensor, ratio: float, selector: Selector, seeds: Sequence[int]) -> Tensor:
-    """Kept positions int64 [images, kept], ascending, of a square grid of patches scored ``[images, tokens]``.
+    """Kept positions int64 [images, kept], ascending, of a square grid of patches scored [images, tokens].
 
-    ``row`` keeps whole rows, so its count differs from the others'. ``seeds`` (one per image) serve ``random`` only.
+    ``row`` keeps whole rows, so its count differs from the others'. ``seeds`` (one per image) serve
+    ``random`` only.
     """
     images, tokens = scores.shape
     keep = kept_count(tokens, ratio)

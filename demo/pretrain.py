@@ -1,8 +1,10 @@
 """Stage one: the vision tower, trained alone as CLIP's are, before any language model sees it.
 
-Three light heads, thrown away afterwards: which digits are present, from the CLS token (after the last layer) and from
-the mean patch token of the feature layer; and which digit covers each patch, from that patch's token. The first two
-make the attention of the feature layer mark the foreground, which is what FoPru's significance lives on.
+Light heads, thrown away afterwards: which digits are present, from the CLS token (after the last layer) and
+from the mean patch token of the feature layer; which digit covers each patch, and where the patch lies,
+from that patch's token. The first two make the attention of the feature layer mark the foreground, which is
+what FoPru's significance lives on. The last keeps the position readable after pruning, when the place in
+the sequence no longer tells it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from transformers import LlavaForConditionalGeneration
 from demo.batches import Batch, draw_batch, one_ahead
 from demo.model import TOWER_WIDTH
 from demo.oracle import encode, kept_count
-from demo.scenes import BACKGROUND, Layout
+from demo.scenes import BACKGROUND, GRID, Layout
 from demo.training import Options, State, autocast, learning_rate, restore, store
 
 __all__ = ["Significance", "measure_significance", "pretrain"]
@@ -29,7 +31,6 @@ __all__ = ["Significance", "measure_significance", "pretrain"]
 DIGITS = 10
 PEAK_RATE = 1e-3
 CROWDED_STEPS = 0.6  # fraction of the steps on crowded scenes
-DENSE_WEIGHT = 1.0
 BACKGROUND_WEIGHT = 0.25  # most patches are background
 MEASURE_SCENES = 128
 Report = Callable[[int, dict[str, float]], None]
@@ -51,10 +52,11 @@ class TowerHeads(nn.Module):
         self.cls_presence = nn.Linear(TOWER_WIDTH, DIGITS)
         self.mean_presence = nn.Linear(TOWER_WIDTH, DIGITS)
         self.patch_digit = nn.Linear(TOWER_WIDTH, DIGITS + 1)
+        self.patch_place = nn.Linear(TOWER_WIDTH, 2)
         self.norm = nn.LayerNorm(TOWER_WIDTH)
 
     def losses(self, pooled: Tensor, patches: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Losses from the pooled CLS [images, width] and the patches [images, 196, width] of the feature layer."""
+        """Losses from the pooled CLS [images, width] and the feature layer's patches [images, 196, width]."""
         device = pooled.device
         present = torch.zeros(len(batch.scenes), DIGITS)
         for row, scene in zip(present, batch.scenes, strict=True):
@@ -63,6 +65,8 @@ class TowerHeads(nn.Module):
         patches = self.norm(patches)
         weight = torch.ones(DIGITS + 1, device=device)
         weight[BACKGROUND] = BACKGROUND_WEIGHT
+        axis = torch.linspace(-1, 1, GRID, device=device)
+        place = torch.cartesian_prod(axis, axis).expand(len(patches), -1, -1)  # [images, 196, (row, column)]
         logits = self.patch_digit(patches).float().flatten(0, 1)
         return {
             "cls": functional.binary_cross_entropy_with_logits(self.cls_presence(pooled).float(), present),
@@ -70,6 +74,7 @@ class TowerHeads(nn.Module):
                 self.mean_presence(patches.mean(dim=1)).float(), present
             ),
             "dense": functional.cross_entropy(logits, batch.patch_label.flatten().to(device), weight),
+            "place": functional.mse_loss(self.patch_place(patches).float(), place),
         }
 
 
@@ -86,7 +91,9 @@ def pretrain(model: LlavaForConditionalGeneration, options: Options, report: Rep
     layer = model.config.vision_feature_layer
 
     def make(step: int) -> Batch:
-        return draw_batch("train", _layout(step, options), options.seed * 1_000_003 + step, options.batch_size)
+        return draw_batch(
+            "train", _layout(step, options), options.seed * 1_000_003 + step, options.batch_size
+        )
 
     for step, batch in one_ahead(make, range(state.step, options.pretrain_steps)):
         for group in optimizer.param_groups:
@@ -94,7 +101,7 @@ def pretrain(model: LlavaForConditionalGeneration, options: Options, report: Rep
         with autocast(options):
             output = tower(batch.pixel_values.to(options.device), output_hidden_states=True)
             losses = heads.losses(output.pooler_output, output.hidden_states[layer][:, 1:], batch)
-        loss = losses["cls"] + losses["mean"] + DENSE_WEIGHT * losses["dense"]
+        loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -148,8 +155,10 @@ def _held_out_accuracy(
 
 
 def _layout(step: int, options: Options) -> Layout:
-    """Crowded scenes on calm backgrounds first: many digits per image, so that their shapes are learned quickly."""
+    """Crowded scenes on calm photographs first: many digits per image, to learn their shapes soon."""
     progress = step / options.pretrain_steps
     if progress < CROWDED_STEPS:
         return Layout(5, 9, 20, 30, clutter=0.2 + 0.8 * progress / CROWDED_STEPS, crowded=True)
-    return Layout(1, 4, 16, 28)
+    if step % 3 == 0:
+        return Layout(4, 9, 16, 28, crowded=True)
+    return Layout(2, 4, 16, 28)

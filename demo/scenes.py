@@ -1,8 +1,9 @@
 """Scenes: 1-4 handwritten digits scattered over a crop of a photograph, 112 x 112 px.
 
-Digits come from the UCI "optical recognition of handwritten digits" set (``sklearn.datasets.load_digits``, 1,797
-images of 8 x 8), photographs from ``sklearn.datasets.load_sample_images`` (two of 427 x 640). Digits and photograph
-regions of the two splits are disjoint. Everything is a pure function of ``(split, layout, seed)``.
+Digits come from the UCI "optical recognition of handwritten digits" set (``sklearn.datasets.load_digits``,
+1,797 images of 8 x 8), photographs from ``sklearn.datasets.load_sample_images`` (two of 427 x 640). Digits
+and photograph regions of the two splits are disjoint. Everything is a pure function of ``(split, layout,
+seed)``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-__all__ = ["BACKGROUND", "GRID", "IMAGE_SIZE", "PATCH_SIZE", "Layout", "Scene", "Split", "draw_scene", "draw_scenes"]
+__all__ = [
+    "BACKGROUND",
+    "GRID",
+    "IMAGE_SIZE",
+    "PATCH_SIZE",
+    "Layout",
+    "Scene",
+    "Split",
+    "draw_scene",
+    "draw_scenes",
+]
 
 Split = Literal["train", "test"]
 FloatArray = NDArray[np.float32]
@@ -29,7 +40,9 @@ BACKGROUND = 10  # patch label of a patch without ink; 0-9 are the digits
 
 SPLIT_SEED = 20241
 TRAIN_FRACTION = 0.8  # of the digits
-TEST_FROM_COLUMN = 430  # px: photographs are 640 wide; the test crops lie right of this column, the others left of it
+TEST_FROM_COLUMN = (
+    430  # px: photographs are 640 wide; the test crops lie right of this column, the others left of it
+)
 MIN_CENTRE_GAP = 16.0  # px between neighbouring x-centres, two patches: "left to right" has one meaning
 BOX_MARGIN = 2.0  # px of photograph around every digit
 GLYPH_CELLS = 8  # a digit is 8 x 8 cells
@@ -55,7 +68,9 @@ class Layout:
                 f"digits must satisfy 1 <= min <= max <= {most}, got {self.min_digits}..{self.max_digits}"
             )
         if not 8 <= self.min_size <= self.max_size <= 32:
-            raise ValueError(f"sizes must satisfy 8 <= min <= max <= 32 px, got {self.min_size}..{self.max_size}")
+            raise ValueError(
+                f"sizes must satisfy 8 <= min <= max <= 32 px, got {self.min_size}..{self.max_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,11 +135,13 @@ def _digit_pool(split: Split) -> tuple[FloatArray, NDArray[np.int64]]:
 def _photographs(split: Split) -> tuple[Image.Image, ...]:
     """The columns of each photograph that belong to one split."""
     columns = slice(0, TEST_FROM_COLUMN) if split == "train" else slice(TEST_FROM_COLUMN, None)
-    return tuple(Image.fromarray(np.ascontiguousarray(photo[:, columns])) for photo in load_sample_images().images)
+    return tuple(
+        Image.fromarray(np.ascontiguousarray(photo[:, columns])) for photo in load_sample_images().images
+    )
 
 
 def _background(split: Split, rng: np.random.Generator, clutter: float) -> FloatArray:
-    """[112, 112, 3] in 0-1: a crop of 112-200 px, brought to size, mirrored half the time, with softened contrast."""
+    """[112, 112, 3] in 0-1: a crop of 112-200 px, resized, mirrored half the time, contrast softened."""
     photos = _photographs(split)
     photo = photos[int(rng.integers(len(photos)))]
     side = float(rng.uniform(IMAGE_SIZE, min(200.0, *photo.size)))
@@ -145,7 +162,7 @@ def _glyph(cells: FloatArray, rng: np.random.Generator, layout: Layout, augment:
     Training digits are rotated, sheared and stretched a little, because there are only about 1,400 of them.
     """
     size = float(rng.uniform(layout.min_size, layout.max_size))
-    angle, shear, stretch_x, stretch_y = np.zeros(4)
+    angle = shear = stretch_x = stretch_y = 0.0
     low, high = 0.32, 0.72
     if augment:
         angle, shear = rng.uniform(-0.24, 0.24), rng.uniform(-0.2, 0.2)
@@ -163,7 +180,9 @@ def _glyph(cells: FloatArray, rng: np.random.Generator, layout: Layout, augment:
     return cropped
 
 
-def _bilinear(cells: FloatArray, row: NDArray[np.floating], column: NDArray[np.floating]) -> NDArray[np.floating]:
+def _bilinear(
+    cells: FloatArray, row: NDArray[np.floating], column: NDArray[np.floating]
+) -> NDArray[np.floating]:
     """Samples ``cells``, which has a border of 2, at fractional positions; outside is 0."""
     row, column = np.clip(row + 2, 0, 10.999), np.clip(column + 2, 0, 10.999)
     top, left = row.astype(np.intp), column.astype(np.intp)
@@ -174,7 +193,7 @@ def _bilinear(cells: FloatArray, row: NDArray[np.floating], column: NDArray[np.f
 
 
 def _places(glyphs: list[FloatArray], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """(top, left) of each glyph: x-centres in the given order and MIN_CENTRE_GAP apart, boxes apart by BOX_MARGIN."""
+    """(top, left) of each glyph: x-centres in order and MIN_CENTRE_GAP apart, boxes apart by BOX_MARGIN."""
     widths = np.array([glyph.shape[1] for glyph in glyphs], np.float64)
     low, high = widths[0] / 2 + 1, IMAGE_SIZE - 1 - widths[-1] / 2
     steps = np.arange(len(glyphs)) * MIN_CENTRE_GAP
@@ -187,7 +206,9 @@ def _places(glyphs: list[FloatArray], rng: np.random.Generator) -> list[tuple[in
         # At most two earlier boxes can reach this column, so a free row turns up after a few draws.
         while True:
             top = int(rng.integers(1, IMAGE_SIZE - glyph.shape[0]))
-            if not any(_boxes_touch((top, left), glyph, *other) for other in zip(places, glyphs, strict=False)):
+            if not any(
+                _boxes_touch((top, left), glyph, *other) for other in zip(places, glyphs, strict=False)
+            ):
                 break
         places.append((top, left))
     return places
@@ -201,12 +222,16 @@ def _crowded_places(glyphs: list[FloatArray], rng: np.random.Generator) -> list[
         column, row = divmod(int(cell), CROWD_SIDE)
         slack = [max(0.0, pitch - length - BOX_MARGIN) for length in glyph.shape]
         corner = [pitch * at + rng.uniform(0, free) for at, free in zip((row, column), slack, strict=True)]
-        top, left = (int(min(at, IMAGE_SIZE - length)) for at, length in zip(corner, glyph.shape, strict=True))
+        top, left = (
+            int(min(at, IMAGE_SIZE - length)) for at, length in zip(corner, glyph.shape, strict=True)
+        )
         places.append((top, left))
     return places
 
 
-def _boxes_touch(place: tuple[int, int], glyph: FloatArray, other_place: tuple[int, int], other: FloatArray) -> bool:
+def _boxes_touch(
+    place: tuple[int, int], glyph: FloatArray, other_place: tuple[int, int], other: FloatArray
+) -> bool:
     apart = [
         place[axis] + glyph.shape[axis] + BOX_MARGIN <= other_place[axis]
         or other_place[axis] + other.shape[axis] + BOX_MARGIN <= place[axis]
@@ -216,10 +241,12 @@ def _boxes_touch(place: tuple[int, int], glyph: FloatArray, other_place: tuple[i
 
 
 def _clear_colour(under: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """An RGB colour in 0-1 that stands out from ``under``: the farthest of five, measured with luma weights."""
+    """An RGB colour in 0-1 that stands out from ``under``: the farthest of five, in luma-like weights."""
     weights = np.array([0.8, 1.2, 0.6])
     colours = [
-        colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 1.0), 1.0 if rng.random() < 0.6 else rng.uniform(0, 0.3))
+        colorsys.hsv_to_rgb(
+            rng.random(), rng.uniform(0.3, 1.0), 1.0 if rng.random() < 0.6 else rng.uniform(0, 0.3)
+        )
         for _ in range(5)
     ]
     best = max(colours, key=lambda colour: float((weights * (np.asarray(colour) - under) ** 2).sum()))

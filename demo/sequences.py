@@ -1,7 +1,8 @@
 """Questions of a scene as one token sequence: the image prefix once, then every question and answer.
 
-*Packed*: the questions do not see each other (block-diagonal mask, each one's positions start after the prefix), so one
-pass over the image trains several first turns. *Chained*: they are the turns of one conversation.
+*Packed*: the questions do not see each other (block-diagonal mask, each one's positions start after the
+prefix), so one pass over the image trains several first turns. *Chained*: they are the turns of one
+conversation.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Sequences:
 
 
 def build_sequences(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Sequence[Question]], image_tokens: int, chained: bool
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Sequence[Question]],
+    image_tokens: int,
+    chained: bool,
 ) -> Sequences:
     """Lays out the questions of each scene after ``image_tokens`` image tokens."""
     before = [tokenizer.bos_token_id, *_encode(tokenizer, "USER: ")]
@@ -83,7 +87,7 @@ class _Row:
 
 
 def _mask(segments: Tensor) -> Tensor:
-    """Causal, and within the own segment or the prefix; a padded query sees itself, so that no row is empty."""
+    """Causal, within the own segment or the prefix; a padded query sees itself, so that no row is empty."""
     length = segments.shape[1]
     queries, keys = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool).tril()

@@ -1,7 +1,7 @@
 """Trains the bundled checkpoint: ``python -m demo.train``.
 
-Stage one trains the vision tower, stage two projector and language model on top of it; then the accuracy curve is
-measured on held-out digits. Ctrl-C stops, the same command continues.
+Stage one trains the vision tower, stage two projector and language model on top of it; then the accuracy
+curve is measured on held-out digits. Ctrl-C stops, the same command continues.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from demo.measure import held_out, measure, points_table
+from demo.curve import EVALUATION_SEED, held_out, points_table
+from demo.measure import measure
 from demo.model import CHECKPOINT, build_model, build_processor, save_checkpoint
 from demo.pretrain import measure_significance, pretrain
 from demo.training import Options
@@ -25,7 +33,6 @@ from demo.tune import tune
 
 __all__ = ["main"]
 
-EVALUATION_SEED = 9001  # not among the seeds that training measures itself with
 DEFAULT_WORK = Path(__file__).resolve().parent / ".work"
 
 
@@ -71,7 +78,9 @@ def _run(options: Options, output: Path, scenes: int, console: Console) -> None:
         )
         tune(model, tokenizer, options, _Reporter(progress, console, "language model", options.tune_steps))
     save_checkpoint(model, output)
-    console.print(f"{output}: {_megabytes(output):.2f} MB after {(time.monotonic() - started) / 60:.1f} minutes")
+    console.print(
+        f"{output}: {_megabytes(output):.2f} MB after {(time.monotonic() - started) / 60:.1f} minutes"
+    )
     points = measure(model.eval(), tokenizer, held_out(scenes, EVALUATION_SEED), EVALUATION_SEED)
     console.print(points_table(points, f"exact match on {scenes} held-out scenes, PyTorch oracle"))
 
@@ -119,15 +128,30 @@ def _megabytes(directory: Path) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     add: Callable[..., argparse.Action] = parser.add_argument
-    add("--output", type=Path, default=CHECKPOINT, help="directory of the checkpoint (default: demo/checkpoint)")
-    add("--work", type=Path, default=DEFAULT_WORK, help="directory of the resumable state (default: demo/.work)")
+    add(
+        "--output",
+        type=Path,
+        default=CHECKPOINT,
+        help="directory of the checkpoint (default: demo/checkpoint)",
+    )
+    add(
+        "--work",
+        type=Path,
+        default=DEFAULT_WORK,
+        help="directory of the resumable state (default: demo/.work)",
+    )
     add("--restart", action="store_true", help="forget the state and begin anew")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     add("--precision", choices=("fp32", "bf16"), default="bf16", help="of the forward pass (default: bf16)")
     add("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     add("--seed", type=int, default=Options.seed, help=f"(default: {Options.seed})")
     add("--batch-size", type=int, default=Options.batch_size, help=f"scenes (default: {Options.batch_size})")
-    add("--pretrain-steps", type=int, default=Options.pretrain_steps, help=f"(default: {Options.pretrain_steps})")
+    add(
+        "--pretrain-steps",
+        type=int,
+        default=Options.pretrain_steps,
+        help=f"(default: {Options.pretrain_steps})",
+    )
     add("--tune-steps", type=int, default=Options.tune_steps, help=f"(default: {Options.tune_steps})")
     add("--scenes", type=int, default=1000, help="held-out scenes of the final table (default: 1000)")
     return parser

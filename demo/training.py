@@ -1,9 +1,8 @@
-"""What both training stages share: options, learning rate, precision, and a state that survives an interruption."""
+"""What both stages share: options, learning rate, precision, and a state that survives an interruption."""
 
 from __future__ import annotations
 
 import math
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ class Options:
     precision: str = "fp32"  # or bf16: autocast, master weights stay float32
     seed: int = 7
     batch_size: int = 32
-    pretrain_steps: int = 4000
-    tune_steps: int = 6000
+    pretrain_steps: int = 3600
+    tune_steps: int = 5000
     store_every: int = 200  # steps
 
     def __post_init__(self) -> None:
@@ -37,7 +36,7 @@ class Options:
 
 @dataclass
 class State:
-    """Everything a stage needs to go on. Batches are pure functions of (seed, step), so no generator is kept."""
+    """Everything a stage needs to go on. Batches are functions of (seed, step), so no generator is kept."""
 
     name: str
     modules: dict[str, nn.Module]
@@ -73,7 +72,7 @@ def store(state: State, options: Options) -> None:
         },
         beside,
     )
-    os.replace(beside, target)
+    beside.replace(target)
 
 
 def restore(state: State, options: Options) -> bool:
@@ -84,7 +83,8 @@ def restore(state: State, options: Options) -> bool:
     stored = torch.load(target, map_location=options.device, weights_only=True)
     if stored["made_with"] != _fingerprint(state.name, options):
         raise ValueError(
-            f"{target} was made with {stored['made_with']}, this run has {_fingerprint(state.name, options)}: "
+            f"{target} was made with {stored['made_with']}, "
+            f"this run has {_fingerprint(state.name, options)}: "
             "use the same options to continue, or --restart to begin anew"
         )
     for name, module in state.modules.items():
@@ -95,6 +95,6 @@ def restore(state: State, options: Options) -> bool:
 
 
 def _fingerprint(name: str, options: Options) -> dict[str, int]:
-    """What must not change between two runs of one stage, because the schedule and the batches depend on it."""
+    """What must not change between two runs of one stage: schedule and batches depend on it."""
     steps = {"pretrain": options.pretrain_steps, "tune": options.tune_steps}[name]
     return {"seed": options.seed, "batch size": options.batch_size, "steps": steps}

@@ -1,6 +1,7 @@
 """Stage two: projector and language model on the frozen tower, with a random kept fraction in every batch.
 
-The language model sees pruned images from the start, because one that never saw fewer tokens reads pruned images badly.
+The language model sees pruned images from the start, because one that never saw fewer tokens reads them
+badly.
 """
 
 from __future__ import annotations
