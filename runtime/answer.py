@@ -28,11 +28,11 @@ class AnswerRun:
     """One request on its way, holding what is known so far; `pieces` may be called once."""
 
     def __init__(self, generator: TextGenerator, request: Request, encoded: EncodedImages | None) -> None:
-        """Take a request, and its visual tokens when they are there already."""
+        """Take a request, and the visual tokens of its first images when they are there already."""
         self._generator = generator
         self._manifest = generator.manifest
         self._request = request
-        self._encoded = encoded
+        self.encoded = encoded
         self._watch = Stopwatch()
         self._tokens: list[int] = []
         self._text: list[str] = []
@@ -46,21 +46,23 @@ class AnswerRun:
         with self._watch.stage("embed"):
             ids = self._generator.prompt_ids(self._request, rows)
         self._check_length(ids.shape[1], plan)
-        if self._request.all_images and self._encoded is None and not cancelled():
-            self._encoded = self._encode(plan)
+        done = 0 if self.encoded is None else len(self.encoded.kept_indices)
+        if done < len(self._request.all_images) and not cancelled():
+            new = self._encode(plan, done)
+            self.encoded = new if self.encoded is None else self.encoded.joined(new)
         if not cancelled():
             yield from self._decode(ids, cancelled)
         return self._result(plan, ids.shape[1])
 
     def _plan(self) -> PruningPlan:
-        request, encoded = self._request, self._encoded
+        request, encoded = self._request, self.encoded
         if encoded is None:
             return plan_pruning(request, self._manifest)
         images, keep = encoded.kept_indices.shape
-        if images != len(request.all_images):
+        if images > len(request.all_images):
             raise RequestError(
                 f"got visual tokens of {images} images for a request with {len(request.all_images)}: "
-                "encode all images of the history and of this turn"
+                "they belong to the first images of history and turn, in order"
             )
         if request.ratio is not None or request.tokens is not None:
             asked = plan_pruning(request, self._manifest).keep
@@ -71,7 +73,7 @@ class AnswerRun:
                 )
         if keep < self._manifest.vision.tokens:
             return PruningPlan(keep, True, None)
-        return PruningPlan(keep, False, "the visual tokens that were given are all of them")
+        return PruningPlan(keep, False, "the visual tokens given are not pruned")
 
     def _check_length(self, prompt_tokens: int, plan: PruningPlan) -> None:
         limit = self._manifest.decoder.max_positions
@@ -85,14 +87,15 @@ class AnswerRun:
                 f"but the model has {limit} positions: {way_out}"
             )
 
-    def _encode(self, plan: PruningPlan) -> EncodedImages:
+    def _encode(self, plan: PruningPlan, done: int) -> EncodedImages:
+        """Encode the images after the first `done`."""
         generator, request = self._generator, self._request
-        selection = Selection(plan.keep, request.selector, request.seed)
+        selection = Selection(plan.keep, request.selector, request.seed + done)
         graph = generator.vision_graph(selection) if plan.pruned else contract.VISION_ENCODER
         with self._watch.stage("load"):
             generator.session(graph)
         with self._watch.stage("preprocess"):
-            pixel_values = generator.preprocess(request.all_images)
+            pixel_values = generator.preprocess(request.all_images[done:])
         with self._watch.stage("vision"):
             if plan.pruned:
                 return generator.encode_images(pixel_values, selection)
@@ -109,7 +112,7 @@ class AnswerRun:
             generator.session(contract.EMBED_TOKENS)
             generator.session(contract.DECODER)
         with watch.stage("embed"):
-            embeds = generator.embed(ids, None if self._encoded is None else self._encoded.features)
+            embeds = generator.embed(ids, None if self.encoded is None else self.encoded.features)
         with watch.stage("prefill"):
             run = generator.decoder_run(ids.shape[1] + request.max_new_tokens)
             self._kv_allocated = run.cache.allocated_bytes
@@ -136,7 +139,7 @@ class AnswerRun:
     def _result(self, plan: PruningPlan, prompt_tokens: int) -> Result:
         images, total = len(self._request.all_images), self._manifest.vision.tokens
         positions = prompt_tokens + self._request.max_new_tokens
-        kept = () if self._encoded is None else self._encoded.kept_indices.tolist()
+        kept = () if self.encoded is None else self.encoded.kept_indices.tolist()
         return Result(
             text="".join(self._text),
             token_ids=tuple(self._tokens),

@@ -58,15 +58,14 @@ class Generator:
 
         Args:
             request: what to answer.
-            encoded: visual tokens of `request.all_images` from an earlier call, in order; the images are
-            then not
-                opened, and the number of tokens in `encoded` is the number kept.
+            encoded: visual tokens of the first images of `request.all_images`, from `encode_images` or an
+                earlier stream's `encoded`; these are not opened again, and as many tokens are kept of the others.
 
         Raises:
             FopruError: while the stream is read, for everything that is wrong with the request, an image or
             the bundle.
         """
-        return Stream(AnswerRun(self, request, encoded).pieces)
+        return Stream(AnswerRun(self, request, encoded))
 
     def preprocess(self, images: Sequence[ImageSource]) -> Pixels:
         """Images to pixel values float32 [images, 3, H, W]."""

@@ -84,9 +84,10 @@ class PromptTemplate:
                     f"prompt.generation is {self.generation!r}, which must end every turn, but one is "
                     f"{turn!r}: {_REBUILD}"
                 )
-        for name, turn in (("first_turn", self.first_turn), ("next_turn", self.next_turn)):
-            if turn is None:
-                continue
+        turns = {"first_turn": self.first_turn}
+        if self.next_turn is not None:
+            turns["next_turn"] = self.next_turn
+        for name, turn in turns.items():
             for slot in ("{images}", "{prompt}"):
                 if turn.count(slot) != 1:
                     raise BundleError(

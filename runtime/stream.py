@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from runtime.errors import RequestError
 from runtime.result import Result
 
-__all__ = ["Stream"]
+if TYPE_CHECKING:
+    from runtime.answer import AnswerRun
+    from runtime.vision import EncodedImages
 
-Cancelled = Callable[[], bool]
+__all__ = ["Stream"]
 
 
 class Stream:
@@ -20,10 +23,11 @@ class Stream:
     character.
     """
 
-    def __init__(self, start: Callable[[Cancelled], Generator[str, None, Result]]) -> None:
-        """Take the function that makes the pieces; it is given a question to ask between tokens."""
+    def __init__(self, run: AnswerRun) -> None:
+        """Take the run that makes the pieces."""
         self._cancel = False
-        self._steps = start(lambda: self._cancel)
+        self._run = run
+        self._steps = run.pieces(lambda: self._cancel)
         self._result: Result | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -40,6 +44,11 @@ class Stream:
     def cancel(self) -> None:
         """Stop before the next token; `result` then has finish_reason "cancelled"."""
         self._cancel = True
+
+    @property
+    def encoded(self) -> EncodedImages | None:
+        """Visual tokens of all images, once encoded: give them to the next request about the same images."""
+        return self._run.encoded
 
     @property
     def result(self) -> Result:

@@ -1,0 +1,160 @@
+"""`python -m runtime BUNDLE`: ask a bundle about images from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from runtime.backend import available_backends
+from runtime.bundle import load_bundle
+from runtime.chat import HELP, Chat
+from runtime.errors import FopruError, RequestError
+from runtime.generator import Generator
+from runtime.overlay import check_overlay, draw_overlay, save_png
+from runtime.request import Request
+from runtime.result import Result
+from runtime.selectors import allowed_selectors
+from runtime.summary import summary_lines
+
+__all__ = ["main"]
+
+_EPILOG = """
+ratio and tokens say how many visual tokens are KEPT: --ratio 0.3 keeps 30 % of them (196 -> 59), --tokens 59
+keeps 59 per image. With neither, the bundle's own default holds. --ratio 1 prunes nothing. The count that
+was really kept is always printed.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.interactive:
+            return _chat(args)
+        return _ask(args)
+    except FopruError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime",
+        description="Answer a prompt about images with a pruned vision-language bundle.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("bundle", help="directory with bundle.json, made by `python -m export.build`")
+    add("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
+    add("--prompt", metavar="TEXT", help="the question (required without --interactive)")
+    count = parser.add_mutually_exclusive_group()
+    count.add_argument("--ratio", type=float, metavar="R", help="fraction of visual tokens KEPT, in (0, 1]")
+    count.add_argument("--tokens", type=int, metavar="N", help="visual tokens KEPT per image")
+    add("--selector", default="graph", help=f"who chooses the tokens: {', '.join(allowed_selectors())}")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="length limit of the answer (default 64)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the likeliest tokens that reach P (default 1)",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="of sampling and of the selector random (default 0)")
+    add("--overlay", metavar="PNG", help="write a picture of the kept patches")
+    add("--json", action="store_true", help="print one JSON object at the end instead of streaming")
+    add("--interactive", action="store_true", help=f"chat, one question per line; {HELP}")
+    add("--backend", default="onnxruntime", help=f"one of {', '.join(available_backends())}")
+    add("--threads", type=int, metavar="N", help="threads inside one operator (default: all cores)")
+    add("--no-verify", action="store_true", help="skip the SHA-256 of the files, for a quicker start")
+    return parser
+
+
+def _request(args: argparse.Namespace, prompt: str) -> Request:
+    return Request(
+        prompt=prompt,
+        images=tuple(args.image),
+        ratio=args.ratio,
+        tokens=args.tokens,
+        selector=args.selector,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+
+
+def _ask(args: argparse.Namespace) -> int:
+    if args.prompt is None:
+        raise RequestError("there is no --prompt: give one, or use --interactive")
+    request = _request(args, args.prompt)
+    bundle = load_bundle(args.bundle, verify=not args.no_verify)
+    if args.overlay:
+        check_overlay(bundle.manifest, len(request.images))
+    generator = Generator(bundle, args.backend, args.threads)
+    stream = generator.stream(request)
+    for piece in stream:
+        if not args.json:
+            print(piece, end="", flush=True)
+    if args.overlay:
+        _write_overlay(generator, request, stream.result, args.overlay)
+    if args.json:
+        record = {"bundle": str(bundle.path), "overlay": args.overlay, **stream.result.to_dict()}
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return 0
+    print(flush=True)
+    lines = summary_lines(stream.result)
+    if args.overlay:
+        lines.append(f"overlay         {args.overlay}")
+    print("\n".join(["", *lines]), file=sys.stderr)
+    return 0
+
+
+def _write_overlay(generator: Generator, request: Request, result: Result, path: str) -> None:
+    import numpy as np
+
+    pixel_values = generator.preprocess(request.images)
+    kept = np.asarray(result.kept_indices, np.int64)
+    save_png(draw_overlay(pixel_values, kept, generator.manifest), path)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    for name in ("overlay", "json", "prompt"):
+        if getattr(args, name):
+            raise RequestError(f"--{name} does not go with --interactive: leave one of the two out")
+    settings = _request(args, "")
+    bundle = load_bundle(args.bundle, verify=not args.no_verify)
+    chat = Chat(
+        Generator(bundle, args.backend, args.threads),
+        settings,
+        write=lambda text: print(text, end="", flush=True),
+        pending=list(args.image),
+    )
+    if sys.stdin.isatty():
+        print(HELP, file=sys.stderr)
+    chat.run(_lines(chat))
+    return 0
+
+
+def _lines(chat: Chat) -> Iterator[str]:
+    """Lines of stdin; a prompt and the counts of the last answer only where a person is typing."""
+    typed = sys.stdin.isatty()
+    while True:
+        if typed:
+            if chat.last is not None:
+                print(f"[{summary_lines(chat.last)[0].split(maxsplit=2)[2]}]", file=sys.stderr)
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Stage-by-stage comparison of this runtime with a reference, each stage with its tolerance and the reason
+for it.
+
+The reference is a mapping of the arrays named in `STAGES`, made by something else (PyTorch at build time,
+kept as golden tensors); `measure` makes the same mapping with a bundle. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backend import Array
+from runtime.generator import Generator
+from runtime.preprocess import ImageSource
+from runtime.request import Request
+from runtime.vision import Selection
+
+__all__ = [
+    "STAGES",
+    "TIE_WINDOW",
+    "ParityReport",
+    "Stage",
+    "StageResult",
+    "compare",
+    "compare_stage",
+    "format_report",
+    "measure",
+]
+
+EXACT, ABSOLUTE, OF_MAX, OF_MEAN = "exact", "absolute", "of max", "of mean"
+
+TIE_WINDOW = 1e-6
+"""Scores closer than this fraction of the score at the K boundary tie: float32 cannot order them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compared array; `tolerance` is times the reference's max or mean where `scale` says so."""
+
+    name: str
+    tolerance: float
+    scale: str
+    reason: str
+
+
+STAGES = (
+    Stage(
+        "pixel_values",
+        1e-6,
+        ABSOLUTE,
+        "the same integer resize; only the float32 rounding of the normalisation may differ",
+    ),
+    Stage("image_features", 1e-4, OF_MAX, "float32 sums in another order, through every encoder layer"),
+    Stage(
+        "token_scores",
+        1e-3,
+        OF_MEAN,
+        "float32 softmax in another order; the mean score is 1/Q, the scale of a decision",
+    ),
+    Stage("kept_indices", 0.0, EXACT, "integers; a near-tie is named, never passed over"),
+    Stage("pruned_features", 1e-4, OF_MAX, "as image_features"),
+    Stage("input_ids", 0.0, EXACT, "integers"),
+    Stage("inputs_embeds", 1e-4, OF_MAX, "embedding rows are copied; visual rows as image_features"),
+    Stage("logits", 1e-3, OF_MAX, "the differences of inputs_embeds, through every decoder layer"),
+    Stage("tokens", 0.0, EXACT, "greedy choices: equal unless two logits tie within the tolerance above"),
+)
+
+_AFTER_INDICES = ("pruned_features", "inputs_embeds", "logits", "tokens")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The comparison of one stage; `tolerance` is absolute here, `max_abs_diff` None where nothing could be
+    compared.
+
+    `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
+    compare.
+    """
+
+    name: str
+    max_abs_diff: float | None
+    tolerance: float
+    reason: str
+    ok: bool
+    detail: str = ""
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All stages in order."""
+
+    stages: tuple[StageResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no stage diverges."""
+        return self.first_divergence is None
+
+    @property
+    def first_divergence(self) -> str | None:
+        """Name of the first stage that diverges."""
+        return next((stage.name for stage in self.stages if not stage.ok), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and for the `parity` field of a manifest."""
+        return {
+            "ok": self.ok,
+            "first_divergence": self.first_divergence,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def compare(
+    reference: Mapping[str, Array], measured: Mapping[str, Array], row_length: int | None = None
+) -> ParityReport:
+    """Compare every stage.
+
+    Args:
+        reference: arrays by stage name, see `STAGES`.
+        measured: the same from `measure`.
+        row_length: columns of the grid when the strategy is `row`, whose near-ties are between means of rows.
+    """
+    results: list[StageResult] = []
+    tied = False
+    for stage in STAGES:
+        missing = [
+            side for side, has in (("reference", reference), ("measured", measured)) if stage.name not in has
+        ]
+        if missing:
+            detail = f"missing from the {' and the '.join(missing)} arrays"
+            results.append(StageResult(stage.name, None, stage.tolerance, stage.reason, False, detail))
+        elif tied and stage.name in _AFTER_INDICES:
+            detail = "not compared: other tokens were kept, see kept_indices"
+            results.append(
+                StageResult(stage.name, None, stage.tolerance, stage.reason, True, detail, skipped=True)
+            )
+        else:
+            result = compare_stage(stage, reference[stage.name], measured[stage.name])
+            if stage.name == "kept_indices" and not result.ok and "token_scores" in reference:
+                result = _judge_tie(result, reference, measured[stage.name], row_length)
+                tied = result.ok
+            results.append(result)
+    return ParityReport(tuple(results))
+
+
+def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResult:
+    """Compare one array with its reference; another shape, or a value that is not a number, diverges."""
+    if reference.shape != measured.shape:
+        detail = f"shape {list(measured.shape)}, reference {list(reference.shape)}"
+        return StageResult(stage.name, None, stage.tolerance, stage.reason, False, detail)
+    wide = reference.astype(np.float64)
+    difference = np.abs(wide - measured.astype(np.float64))
+    largest = float(difference.max()) if difference.size else 0.0
+    scale = {OF_MAX: float(np.abs(wide).max()), OF_MEAN: float(np.abs(wide).mean())}.get(stage.scale, 1.0)
+    tolerance = stage.tolerance * scale
+    ok = largest <= tolerance  # false for NaN
+    detail = "" if ok else _first_difference(reference, measured, difference, tolerance)
+    return StageResult(stage.name, largest, tolerance, stage.reason, ok, detail)
+
+
+def measure(
+    generator: Generator, images: Sequence[ImageSource], prompt: str, num_keep: int, new_tokens: int
+) -> dict[str, Array]:
+    """Run every stage of a bundle: arrays by the names of `STAGES`."""
+    request = Request(prompt, tuple(images), max_new_tokens=new_tokens, ignore_eos=True)
+    pixel_values = generator.preprocess(images)
+    encoded = generator.encode_images(pixel_values, Selection(num_keep))
+    assert encoded.token_scores is not None  # the pruned graph always gives them
+    ids = generator.prompt_ids(request, encoded.features.shape[1])
+    embeds = generator.embed(ids, encoded.features)
+    logits = generator.decoder_run(ids.shape[1]).prefill(embeds)
+    tokens = generator.generate(request, encoded).token_ids
+    return {
+        "pixel_values": pixel_values,
+        "image_features": generator.encode_unpruned(pixel_values),
+        "token_scores": encoded.token_scores,
+        "kept_indices": encoded.kept_indices,
+        "pruned_features": encoded.features,
+        "input_ids": ids,
+        "inputs_embeds": embeds,
+        "logits": logits[None],
+        "tokens": np.asarray([tokens], np.int64),
+    }
+
+
+def format_report(report: ParityReport) -> str:
+    """The report as a plain-text table."""
+    lines = [f"{'stage':16}{'difference':>12}{'tolerance':>12}  result"]
+    for stage in report.stages:
+        difference = "-" if stage.max_abs_diff is None else f"{stage.max_abs_diff:.2e}"
+        verdict = "skipped" if stage.skipped else "ok" if stage.ok else "DIFFERS"
+        note = f": {stage.detail}" if stage.detail else ""
+        lines.append(f"{stage.name:16}{difference:>12}{stage.tolerance:>12.2e}  {verdict}{note}")
+        lines.append(f"{'':16}{'':>24}  {stage.reason}")
+    if report.ok:
+        lines.append("every stage agrees with the reference")
+    else:
+        lines.append(f"first stage that diverges: {report.first_divergence}")
+    return "\n".join(lines)
+
+
+def _first_difference(
+    reference: Array, measured: Array, difference: npt.NDArray[np.float64], limit: float
+) -> str:
+    outside = ~(difference <= limit)
+    place = np.unravel_index(int(np.argmax(outside)), outside.shape)
+    at = "[" + ", ".join(str(int(axis)) for axis in place) + "]"
+    values = f"{measured[place]}, reference {reference[place]}"
+    return f"{int(outside.sum())} of {outside.size} differ, first at {at}: {values}"
+
+
+def _judge_tie(
+    result: StageResult, reference: Mapping[str, Array], measured: Array, row_length: int | None
+) -> StageResult:
+    """Accept differing indices only where every differing token's score ties with the boundary's."""
+    expected = reference["kept_indices"]
+    if expected.shape != measured.shape:
+        return result
+    tied: list[int] = []
+    for kept, got, scores in zip(
+        expected, measured, reference["token_scores"].astype(np.float64), strict=True
+    ):
+        if row_length is not None:
+            scores = np.repeat(scores.reshape(-1, row_length).mean(axis=1), row_length)
+        boundary = scores[kept].min()
+        swapped = np.setxor1d(kept, got)
+        in_range = swapped.size and swapped.min() >= 0 and swapped.max() < scores.size
+        if not np.array_equal(kept, got) and not in_range:
+            return result
+        if (np.abs(scores[swapped] - boundary) > TIE_WINDOW * abs(boundary)).any():
+            return result
+        tied.extend(int(token) for token in swapped)
+    detail = f"near-tie: the scores of tokens {tied} are equal within {TIE_WINDOW:g} of the boundary score"
+    return StageResult(result.name, result.max_abs_diff, result.tolerance, result.reason, True, detail)

@@ -1,0 +1,48 @@
+"""A result in a few lines for people."""
+
+from __future__ import annotations
+
+from runtime.result import Result
+
+__all__ = ["summary_lines"]
+
+_MIB = 1 << 20
+
+
+def summary_lines(result: Result) -> list[str]:
+    """Token counts, time to first token by stage, speed and memory."""
+    times = result.timings
+    stages = ("preprocess", "vision", "embed", "prefill")
+    split = " + ".join(f"{name} {getattr(times, name) * 1e3:.0f}" for name in stages)
+    lines = [
+        f"visual tokens   {_counts(result)}",
+        f"prompt          {result.prompt_tokens} tokens",
+        f"first token     {times.ttft * 1e3:.0f} ms = {split}   (graphs loaded in {times.load * 1e3:.0f} ms)",
+        f"answer          {_speed(result)}",
+        f"KV cache        {_size(result.kv_bytes)} ({_size(result.kv_bytes_unpruned)} without pruning)",
+        f"peak memory     {_size(result.peak_rss_bytes)}",
+    ]
+    if not result.pruned:
+        lines.insert(1, f"not pruned      {result.reason}")
+    return lines
+
+
+def _counts(result: Result) -> str:
+    images = len(result.visual_tokens_after)
+    if not images:
+        return "none"
+    before, after = sum(result.visual_tokens_before), sum(result.visual_tokens_after)
+    text = f"{before} → {after}"
+    if images > 1:
+        text += f" ({images} images, {result.visual_tokens_before[0]} → {result.visual_tokens_after[0]} each)"
+    return text
+
+
+def _speed(result: Result) -> str:
+    text = f"{len(result.token_ids)} tokens ({result.finish_reason})"
+    speed = result.tokens_per_second
+    return text if speed is None else f"{text}, {speed:.1f} tokens/s"
+
+
+def _size(count: int) -> str:
+    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{count / 1024:.1f} KiB"
