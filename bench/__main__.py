@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, few rounds")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="default: bundles/bench")
-    parser.add_argument("--results", type=Path, help="default: bench/results; with --quick, in the work directory")
+    parser.add_argument(
+        "--results", type=Path, help="default: bench/results; with --quick, in the work directory"
+    )
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: every usable core")
     options = parser.parse_args(arguments)
     results = options.results or (options.work / "results" if options.quick else RESULTS)

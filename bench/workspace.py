@@ -13,9 +13,10 @@ from bench.environment import ROOT
 from bench.errors import BenchError
 from bench.memory import ChildUsage, run_measured
 
-__all__ = ["DEFAULT_WORK", "BuildCost", "Workspace", "measure_build"]
+__all__ = ["DEFAULT_WORK", "DEMO", "BuildCost", "Workspace", "measure_build"]
 
 DEFAULT_WORK = ROOT / "bundles" / "bench"
+DEMO = "demo"
 BUILT_FROM = ("export", "fopru_graph", "runtime")
 
 
@@ -53,13 +54,15 @@ class Workspace:
     ratio: float = 0.3
 
     def checkpoint(self, name: str) -> Path:
-        """The random-weight checkpoint of a published configuration."""
+        """The random-weight checkpoint of a published configuration, or the trained one of the demo."""
+        if name == DEMO:
+            return ROOT / "demo" / "checkpoint"
         return ensure_checkpoint(Recipe(name), self.root / "checkpoints" / name)
 
     def bundle(self, name: str) -> Path:
-        """The bundle of that checkpoint; built again when the exporter's sources have changed."""
+        """The bundle of that checkpoint, built again when the checkpoint or the exporter has changed."""
         bundle, stamp = self._bundle_paths(name)
-        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest():
+        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(self.checkpoint(name)):
             return bundle
         self.rebuild(name)
         return bundle
@@ -69,7 +72,7 @@ class Workspace:
         bundle, stamp = self._bundle_paths(name)
         stamp.unlink(missing_ok=True)
         cost = measure_build(self.checkpoint(name), bundle, self.ratio)
-        stamp.write_text(source_digest())
+        stamp.write_text(source_digest(self.checkpoint(name)))
         return cost
 
     def _bundle_paths(self, name: str) -> tuple[Path, Path]:
@@ -77,11 +80,14 @@ class Workspace:
         return self.root / name, self.root / f"{name}.sources"
 
 
-def source_digest() -> str:
-    """SHA-256 over the sources that decide what a bundle holds."""
+def source_digest(checkpoint: Path) -> str:
+    """SHA-256 over what decides a bundle: the exporter, and size and date of the checkpoint's files."""
     digest = hashlib.sha256()
     for package in BUILT_FROM:
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode())
             digest.update(path.read_bytes())
+    for path in sorted(checkpoint.iterdir()):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
