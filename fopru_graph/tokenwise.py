@@ -87,7 +87,7 @@ def _broadcast(node: ir.Node, demand: Demand) -> _Answer:
             same(a, b) for a, b in zip(sizes[:axis], out[:axis], strict=True)
         ):
             return Refusal(
-                f"its operand '{value.name if value else ''}' varies along tokens, but not along images or heads"
+                f"its operand '{value.name if value else ''}' varies along tokens, not along images or heads"
             )
         wanted.append((index, demand))
     return tuple(wanted)
@@ -201,7 +201,7 @@ def _split(node: ir.Node, demand: Demand) -> _Answer:
 
 
 def _attention(node: ir.Node, demand: Demand) -> _Answer:
-    """Queries are rows; keys and values stay whole."""
+    """Queries are rows, and so are those of a mask; keys and values stay whole."""
     query, out = _known(node.inputs[0]), _known(node.outputs[0])
     if demand.axis != len(out) - 2 or len(query) != len(out):
         return Refusal("tokens are not its queries")
@@ -210,9 +210,12 @@ def _attention(node: ir.Node, demand: Demand) -> _Answer:
     if attribute_int(node, "is_causal", 0):
         return Refusal("it is causal, so that a query's result depends on its position")
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    if mask is not None and _known(mask)[-2:-1] != (1,):
-        return Refusal(f"its mask '{mask.name}' has a row per query")
-    return ((0, demand),)
+    sizes = _known(mask)
+    if mask is None or sizes[-2:-1] == (1,):
+        return ((0, demand),)
+    if len(sizes) != 4 or not same(sizes[0], out[0]):
+        return Refusal(f"its mask '{mask.name}' has a row per query and is shared by images")
+    return (0, demand), (3, Demand(2, demand.offset))
 
 
 _UNARY = (

@@ -99,8 +99,8 @@ class LocatePass(GraphPass[Located]):
         if search.fused:
             node = search.fused[0]
             raise LocateError(
-                f"'{node.name}' is a fused {node.domain}::{node.op_type}, whose probabilities are out of reach: "
-                "prune the graph before a runtime's optimiser fuses it"
+                f"'{node.name}' is a fused {node.domain}::{node.op_type}, and its probabilities are out of "
+                "reach: prune the graph before a runtime's optimiser fuses it"
             )
         numbering = number_layers(search.cores)
         core, layer, locator = self._choose(model.graph, search, numbering)
@@ -134,7 +134,7 @@ class LocatePass(GraphPass[Located]):
         if self._options.layer not in numbering.layers:
             known = ", ".join(str(layer) for layer in numbering.layers)
             raise LocateError(
-                f"layer is {self._options.layer}, but the attentions that '{self._options.features}' depends on "
+                f"layer is {self._options.layer}, but the attentions behind '{self._options.features}' "
                 f"are in layers {known} (found by {numbering.locator})"
             )
         position = numbering.layers.index(self._options.layer)

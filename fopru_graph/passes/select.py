@@ -55,7 +55,7 @@ class SelectPass(GraphPass[Selected]):
         grid = self._options.grid
         if grid is not None and grid[0] * grid[1] != self._tokens:
             raise OptionError(
-                f"grid is {grid[0]}x{grid[1]} = {grid[0] * grid[1]} tokens, but the encoder has {self._tokens}: "
+                f"grid is {grid[0]}x{grid[1]} = {grid[0] * grid[1]} tokens, but there are {self._tokens}: "
                 "give the grid of the scored tokens, or use strategy 'rank' where they fill none"
             )
 

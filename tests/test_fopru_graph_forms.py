@@ -1,0 +1,183 @@
+"""Hand-written encoders: forms of attention that are recognised, tails that can be shortened, and near misses of both."""
+
+# ruff: noqa: E501  (one line of ONNX text per case reads better than a broken one)
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from fopru_graph import PruneOptions, PruneReport, prune
+from tests.toy_encoders import select_rank, text_encoder
+
+X = np.random.default_rng(7).standard_normal((3, 7, 8), dtype=np.float32)
+
+
+def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def check(options: PruneOptions | None = None, **form: object) -> PruneReport:
+    """Prune a text encoder and compare each count with the rows of its unpruned features, bit for bit."""
+    options = options or PruneOptions()
+    whole = run(text_encoder(**form), {"x": X})["image_features"]  # type: ignore[arg-type]
+    model = text_encoder(**form)  # type: ignore[arg-type]
+    report = prune(model, options)
+    for keep in range(2, report.tokens + 1):
+        out = run(model, {"x": X, "num_keep": np.array([keep], np.int64)})
+        assert np.array_equal(out["kept_indices"], select_rank(out["token_scores"], keep))
+        rows = out["kept_indices"] + options.prefix_tokens
+        prefix = np.tile(np.arange(options.prefix_tokens), (len(X), 1))
+        rows = np.concatenate([prefix, rows], axis=1)
+        assert (
+            out["image_features"].tobytes() == np.take_along_axis(whole, rows[:, :, None], axis=1).tobytes()
+        )
+    return report
+
+
+def attention_of(x: np.ndarray, scale: float, bias: np.ndarray | float = 0.0) -> np.ndarray:
+    """Probabilities [B, 2, 7, 7] of the text encoder, in float64."""
+    weights = {value.name: value.const_value for value in text_encoder().graph.initializers.values()}
+    wq, wk = (weights[name].numpy().astype(np.float64) for name in ("wq", "wk"))  # type: ignore[union-attr]
+    u = x - x.mean(axis=2, keepdims=True)
+    u = u / np.sqrt((u**2).mean(axis=2, keepdims=True) + 1e-5)
+    q, k = ((u @ w).reshape(len(x), 7, 2, 4).transpose(0, 2, 1, 3) for w in (wq, wk))
+    logits = q @ k.transpose(0, 1, 3, 2) * scale + bias
+    exponents = np.exp(logits - logits.max(axis=3, keepdims=True))
+    return exponents / exponents.sum(axis=3, keepdims=True)
+
+
+MASK_ROW = ", float[1,1,1,7] mask = {0, 0, 0, -2, 0, 0, 1}"
+MASK_FULL = ", float[1,1,7,7] mask"
+FULL = {"tensors": {"mask": np.random.default_rng(9).standard_normal((1, 1, 7, 7), dtype=np.float32)}}
+ROW = np.array([0, 0, 0, -2, 0, 0, 1.0])
+# A mask per image, made inside the graph: ONNX Runtime wants one row per query.
+PAIRS = "xt = Transpose<perm=[0,2,1]>(x) xx = MatMul(x, xt) x4 = Unsqueeze(xx, one)"
+LIKENESS = (X @ X.transpose(0, 2, 1))[:, None]
+UNLIKE = np.where(LIKENESS > 0.5, 0, -np.inf)
+KEY = "kt = Transpose<perm=[0,1,3,2]>(k)"
+OPERATOR = f"{KEY} a = Attention(q, kt, v)"
+
+FORMS = {
+    "scale after, Mul": ({}, 0.5, 0.0),
+    "scale after, Mul reversed": ({"attention": "s = MatMul(q, k) l = Mul(half, s) p = Softmax<axis=3>(l) a = MatMul(p, v)"}, 0.5, 0.0),
+    "scale after, Div": ({"attention": "s = MatMul(q, k) l = Div(s, half) p = Softmax<axis=-1>(l) a = MatMul(p, v)"}, 2.0, 0.0),
+    "scale in Q": ({"attention": "r = Mul(q, half) s = MatMul(r, k) p = Softmax<axis=-1>(s) a = MatMul(p, v)"}, 0.5, 0.0),
+    "no scale": ({"attention": "s = MatMul(q, k) p = Softmax<axis=-1>(s) a = MatMul(p, v)"}, 1.0, 0.0),
+    "mask of keys": (
+        {"attention": "s = MatMul(q, k) l = Mul(s, half) m = Add(l, mask) p = Softmax<axis=-1>(m) a = MatMul(p, v)", "more": MASK_ROW},
+        *(0.5, ROW),
+    ),
+    "mask of pairs": (
+        {"attention": "s = MatMul(q, k) m = Add(mask, s) p = Softmax<axis=-1>(m) a = MatMul(p, v)", "more": MASK_FULL, **FULL},
+        *(1.0, FULL["tensors"]["mask"]),
+    ),
+    "casts and identity": (
+        {"attention": "s = MatMul(q, k) c = Cast<to=1>(s) p0 = Softmax<axis=-1>(c) p = Identity(p0) a = MatMul(p, v)"},
+        *(1.0, 0.0),
+    ),
+    "operator": ({"attention": OPERATOR, "opset": 23}, 0.5, 0.0),
+    "operator, scale": ({"attention": f"{KEY} a = Attention<scale=0.25>(q, kt, v)", "opset": 23}, 0.25, 0.0),
+    "operator, bool mask": ({"attention": f"{PAIRS} m = Greater(x4, half) {KEY} a = Attention(q, kt, v, m)", "opset": 23}, 0.5, UNLIKE),
+    "operator, float mask": ({"attention": f"{PAIRS} {KEY} a = Attention(q, kt, v, x4)", "opset": 23}, 0.5, LIKENESS),
+    "operator, 3-D": (
+        {"attention": "a2 = Attention<q_num_heads=2, kv_num_heads=2>(q0, k0, v0)", "merge": "a3 = MatMul(a2, wo) y = Add(x, a3)", "opset": 23},
+        *(0.5, 0.0),
+    ),
+}  # fmt: skip
+
+
+def test_operator_with_a_mask_shared_by_images_is_gathered_late() -> None:
+    form = {"attention": f"{KEY} a = Attention(q, kt, v, mask)", "opset": 23, "more": MASK_FULL, **FULL}
+    report = check(**form)
+    assert report.gather == "late"
+    assert "its mask 'mask' has a row per query and is shared by images" in report.gather_reason
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_attention(name: str) -> None:
+    form, scale, bias = FORMS[name]
+    assert check(**form).gather == "early"  # type: ignore[arg-type]
+    for aggregation, rows in {
+        "col_mean": slice(0, 7),
+        "col_mean_patch": slice(1, 7),
+        "cls": slice(0, 1),
+    }.items():
+        model = text_encoder(**form)  # type: ignore[arg-type]
+        prune(model, PruneOptions(aggregation=aggregation))
+        scores = run(model, {"x": X, "num_keep": np.array([1], np.int64)})["token_scores"]
+        expected = attention_of(X, scale, bias)[:, :, rows].mean(axis=(1, 2))[:, 1:]
+        # float32 softmax against float64; logits reach 30 here, where one rounding is 2e-6 of the probability
+        assert np.abs(scores - expected).max() <= 2e-5
+
+
+EARLY_TAILS = {
+    "features are a slice": "image_features = Slice(y, one, many, one, one)",
+    "two slices": "y1 = Slice(y, one, many, one) y2 = Slice(y1, one, many, one) image_features = MatMul(y2, wo)",
+    "slice with an end": "y1 = Slice(y, one, five, one) image_features = MatMul(y1, wo)",
+    "slice of another axis": "y1 = Slice(y, one, many, one) y2 = Slice(y1, zero, three, two) image_features = Concat<axis=-1>(y2, y2)",
+    "slice without axes": "y1 = Slice(y, zero, many) y2 = Slice(y1, one, many, one) image_features = Gelu(y2)",
+    "decomposed norm": (
+        "y1 = Slice(y, one, many, one) m = ReduceMean<keepdims=1>(y1, two) d = Sub(y1, m) d2 = Mul(d, d) "
+        "w = ReduceMean<keepdims=1>(d2, minus) e = Add(w, half) r = Sqrt(e) n = Div(d, r) t = Mul(n, scale) image_features = Add(t, bias)"
+    ),
+    "quick gelu": "y1 = Slice(y, one, many, one) h = Mul(y1, half) s = Sigmoid(h) image_features = Mul(y1, s)",
+    "gated": "y1 = Slice(y, one, many, one) g, h = Split<axis=-1, num_outputs=2>(y1) t = Tanh(g) gh = Mul(h, t) image_features = Concat<axis=2>(gh, t)",
+    "back and forth": "y1 = Slice(y, one, many, one) t = Transpose<perm=[0,2,1]>(y1) e = Erf(t) image_features = Transpose<perm=[0,2,1]>(e)",
+    "pow and softmax": "y1 = Slice(y, one, many, one) e = Pow(y1, two_f) image_features = Softmax<axis=-1>(e)",
+    "reduced away": "y1 = Slice(y, one, many, one) m = ReduceMax<keepdims=0>(y1, two) r = Reshape(m, column) image_features = Mul(y1, r)",
+    "masked": "y1 = Slice(y, one, many, one) c = IsNaN(y1) image_features = Where(c, half, y1)",
+    "every row": "image_features = MatMul(y, wo)",
+}  # fmt: skip
+MORE = ", int64[1] five = {5}, float two_f = {2.0}, int64[3] column = {0, 6, 1}"
+KEPT = {"two slices": 5, "slice with an end": 4, "slice of another axis": 6, "every row": 7}
+
+
+@pytest.mark.parametrize("name", EARLY_TAILS)
+def test_tails_that_work_row_by_row(name: str) -> None:
+    report = check(tail=EARLY_TAILS[name], kept=KEPT.get(name, 6), more=MORE)
+    assert report.gather == "early"
+    assert report.dropped_rows == {"two slices": 2, "every row": 0}.get(name, 1)
+    assert set(report.gathered) == {"p", "x"}
+
+
+Y1 = "y1 = Slice(y, one, many, one)"
+LATE_TAILS = {
+    "CumSum": (f"{Y1} image_features = CumSum(y1, at)", "CumSum .* not known to work row by row"),
+    "Gelu": (f"{Y1} image_features = com.microsoft.Gelu(y1)", "Gelu .* not known to work row by row"),
+    "Concat": (f"{Y1} a4, b4 = Split<axis=1, num_outputs=2>(y1) image_features = Concat<axis=1>(b4, a4)", "concatenates along tokens"),
+    "Split": (f"{Y1} a4, b4 = Split<axis=1, num_outputs=2>(y1) c4 = Add(a4, b4) image_features = Concat<axis=1>(c4, c4)", "concatenates"),
+    "Reshape": (f"{Y1} r = Reshape(y1, flat) t = Tanh(r) image_features = Reshape(t, back)", "mixes tokens with other axes"),
+    "Softmax": (f"{Y1} image_features = Softmax<axis=1>(y1)", "Softmax .* normalises over tokens"),
+    "LayerNormalization": (f"{Y1} image_features = LayerNormalization<axis=1>(y1, sheet)", "normalises over axis 1"),
+    "ReduceMean": (f"{Y1} m = ReduceMean<keepdims=1>(y1, one) d = Sub(y1, m) image_features = ReduceSum<keepdims=1>(d, none)", None),
+    "Transpose": (f"{Y1} t = Transpose<perm=[1,0,2]>(y1) e = Tanh(t) image_features = Transpose<perm=[1,0,2]>(e)", "moves the images axis"),
+    "MatMul columns": (f"{Y1} t = Transpose<perm=[0,2,1]>(y1) e = MatMul(t, mix) image_features = Transpose<perm=[0,2,1]>(e)", "columns of its result"),
+    "embedding": (f"{Y1} image_features = Add(y1, sheets)", "varies along tokens"),
+    "from the end": ("image_features = Slice(y, start, many, one)", "counts tokens from the end"),
+    "both axes": ("r = Slice(y, start2, end2, axes2) image_features = Tanh(r)", "slices tokens and another axis at once"),
+    "computed bounds": ("n = Size(one) r = Reshape(n, minus) image_features = Slice(y, r, many, one)", "bounds are not constant"),
+}  # fmt: skip
+LATE_MORE = (
+    ", int64 at = {1}, int64[2] flat = {-1, 48}, int64[3] back = {-1, 6, 8}, float[6,8] sheet, float[1,6,8] sheets, float[6,6] mix,"
+    " int64[1] start = {-6}, int64[0] none = {}, int64[2] start2 = {1, 0}, int64[2] end2 = {1000, 1000}, int64[2] axes2 = {1, 2}"
+)  # fmt: skip
+RANDOM = np.random.default_rng(3)
+SHEETS = {
+    "sheet": RANDOM.standard_normal((6, 8), dtype=np.float32),
+    "sheets": RANDOM.standard_normal((1, 6, 8), dtype=np.float32),
+    "mix": RANDOM.standard_normal((6, 6), dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("name", LATE_TAILS)
+def test_tails_that_mix_tokens_are_gathered_late_and_say_why(name: str) -> None:
+    tail, reason = LATE_TAILS[name]
+    report = check(tail=tail, more=LATE_MORE, tensors=SHEETS)
+    assert report.gather == "late"
+    if reason is not None:
+        assert pytest.RaisesExc(Exception, match=reason).matches(Exception(report.gather_reason))
+    assert report.dropped_rows == 1
