@@ -1,0 +1,206 @@
+"""`python -m export.build`: a Hugging Face checkpoint becomes a pruned bundle that has been compared with PyTorch.
+
+Exit codes: 0 done, 1 the bundle was written but a stage diverges from PyTorch, 2 an error in one sentence, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.errors import ExportError
+from export.options import AGGREGATIONS, DEFAULT_RATIO, OPSETS, STRATEGIES, BuildOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from export.report import BuildReport
+    from export.steps import Steps
+
+__all__ = ["BuildOptions", "build", "check_environment", "guarded", "main"]
+
+_NEEDED = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "rich",
+    "tokenizers",
+    "PIL",
+)
+
+
+def build(options: BuildOptions, steps: Steps | None = None, *, verbose: bool = False) -> BuildReport:
+    """Make a bundle; see `BuildOptions`. Nothing is printed unless `steps` has a console.
+
+    Raises:
+        ExportError: options, checkpoint or output that cannot be used.
+        fopru_graph.GraphError: the encoder graph cannot be pruned.
+        runtime.errors.FopruError: the finished bundle cannot be run.
+    """
+    from export.pipeline import run_build
+    from export.steps import Steps, quiet_libraries
+
+    with quiet_libraries(verbose):
+        return run_build(options, steps or Steps())
+
+
+def check_environment() -> None:
+    """Refuse an environment that cannot export.
+
+    Raises:
+        ExportError: Python is too old, or a package is missing.
+    """
+    if sys.version_info < (3, 11):
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise ExportError(
+            f"export needs Python 3.11 or newer, and this is {found}: use a newer Python here; running a bundle needs 3.10 only"
+        )
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"export needs {', '.join(missing)}, not installed here: run `pip install 'fopru-edge[export]'`"
+        )
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command; every deliberate error becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    try:
+        check_environment()
+        from fopru_graph import GraphError
+        from runtime.errors import FopruError
+
+        try:
+            return run()
+        except (ExportError, GraphError, FopruError) as error:
+            return _fail(str(error))
+        except OSError as error:
+            place = f" ({error.filename})" if error.filename else ""
+            return _fail(f"{error.strerror or error}{place}: check the path and its permissions")
+    except ExportError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    args = _parser().parse_args(argv)
+    return guarded(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    options = BuildOptions(
+        model=args.model,
+        output=args.output,
+        ratio=args.ratio,
+        tokens=args.tokens,
+        strategy=args.strategy,
+        aggregation=args.aggregation,
+        layer=args.layer,
+        opset=args.opset,
+        images=tuple(args.image),
+        prompt=args.prompt,
+    )
+    from rich.console import Console
+
+    from export.report import print_report
+    from export.steps import Steps
+
+    # The stream is named once: exporters are silenced by replacing sys.stderr, which must not reach the spinner.
+    progress: Console = Console(file=sys.stderr)
+    report = build(options, Steps(progress), verbose=args.verbose)
+    if args.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_report(report, Console())
+    if not report.ok:
+        progress.print(
+            f"[red]the bundle was written, but {report.parity['first_divergence']} differs from PyTorch[/]: see the table"
+        )
+    return 0 if report.ok else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.build",
+        description="Make a bundle with pruned visual tokens from a Hugging Face checkpoint, and compare it with PyTorch.",
+        epilog="Exit codes: 0 done, 1 written but a stage diverges from PyTorch, 2 an error, 130 Ctrl-C.",
+    )
+    parser.add_argument(
+        "--model",
+        default="demo/checkpoint",
+        metavar="DIR|HUB_ID",
+        help="checkpoint directory or hub id (default: %(default)s)",
+    )
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help=f"fraction of the visual tokens that is KEPT by default, in (0, 1] (default: {DEFAULT_RATIO}); "
+        "every request may choose another",
+    )
+    amount.add_argument(
+        "--tokens", type=int, metavar="N", help="visual tokens kept per image, instead of --ratio"
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="rank",
+        help="best tokens, or best rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--aggregation",
+        choices=AGGREGATIONS,
+        default="col_mean",
+        help="how attention becomes a score (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        metavar="L",
+        help="0-based encoder layer that scores (default: the one that feeds the projector)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="bundle directory (default: bundles/<model name>); an older bundle is replaced",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        default=20,
+        help="20 runs anywhere, 23 has attention as one op (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture for the golden tensors, may be repeated",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="question for the golden tensors")
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON on stdout, nothing else"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what transformers has to say")
+    return parser
+
+
+if __name__ == "__main__":
+    # A stop by a service manager cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Everything `export` raises on purpose.
+
+    ExportError
+    ├── OptionError       an option has a value outside its range
+    ├── CheckpointError   the checkpoint is missing, damaged, or of a kind that cannot be exported
+    ├── TraceError        torch could not turn a module into an ONNX graph of the contract
+    ├── PromptError       the chat template cannot be written as a prompt template
+    └── OutputError       the bundle cannot be written where it was asked for
+
+Every message is one sentence with the value got, the values allowed, and the way out.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "ExportError", "OptionError", "OutputError", "PromptError", "TraceError"]
+
+
+class ExportError(Exception):
+    """Base of every error `export` raises on purpose."""
+
+
+class OptionError(ExportError):
+    """An option has a value outside its range, or options contradict each other."""
+
+
+class CheckpointError(ExportError):
+    """The checkpoint is missing, damaged, or of a kind that cannot be exported."""
+
+
+class TraceError(ExportError):
+    """torch could not turn a module into an ONNX graph of the contract."""
+
+
+class PromptError(ExportError):
+    """The chat template cannot be written as a prompt template, or the processor disagrees with it."""
+
+
+class OutputError(ExportError):
+    """The bundle cannot be written where it was asked for."""

@@ -1,0 +1,35 @@
+"""Model families by `model_type`. To add one: write `families/<name>.py` and add its instance to `FAMILIES`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from export.errors import CheckpointError
+from export.families.base import Family, Subgraph, VisionLayout
+from export.families.llava import LlavaFamily
+
+__all__ = ["FAMILIES", "Family", "Subgraph", "VisionLayout", "family_for"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LlavaFamily(),)}
+
+
+def family_for(config: dict[str, Any]) -> Family:
+    """The family of a parsed `config.json`.
+
+    Raises:
+        CheckpointError: a text-only model, or a model type that nobody registered.
+    """
+    model_type = config.get("model_type")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    supported = ", ".join(sorted(FAMILIES))
+    architecture = next(iter(config.get("architectures") or ["an unnamed architecture"]))
+    if "vision_config" not in config:
+        raise CheckpointError(
+            f"the checkpoint is {architecture} (model_type {model_type!r}), which has no image encoder, so there are no visual "
+            f"tokens to prune: give a vision-language model of a supported family ({supported})"
+        )
+    raise CheckpointError(
+        f"the checkpoint is {architecture} (model_type {model_type!r}), and the supported families are: {supported}; "
+        "CONTRIBUTING.md says how to add one"
+    )

@@ -1,0 +1,219 @@
+"""One torch module → one ONNX graph with the names, dtypes and axes of its contract, weights in a file beside it.
+
+Peak memory is a feature here. Three things keep it near one copy of the weights: initializers are the torch tensors
+themselves, transposed weights are computed one at a time while they are written, and weights go straight to disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from export.errors import TraceError
+from runtime.contract import GraphContract, TensorSpec
+
+__all__ = ["GraphStats", "quiet_exporter", "write_onnx_from_torch"]
+
+# Where a node came from is worth keeping (the rewriter finds layers by it); Python stack traces of the machine that
+# exported are not.
+_KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
+_TORCH_SYMBOL = re.compile(r"\b[su]\d+\b")
+_IR_VERSION = 10  # opset 20..23; the oldest that has both
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+@dataclass(frozen=True)
+class GraphStats:
+    """Size of one written graph; `weight_bytes` is its data file."""
+
+    nodes: int
+    opset: int
+    weight_bytes: int
+
+
+def write_onnx_from_torch(
+    module: nn.Module, args: tuple[Any, ...], contract: GraphContract, target: Path, opset: int
+) -> GraphStats:
+    """Trace `module` and write `target` (`x.onnx`) with its weights in `x.onnx_data`.
+
+    Args:
+        module: in eval mode; its flattened inputs and outputs are those of `contract`, in order.
+        args: example inputs; every named axis must have a size above 1, or torch takes it for a constant.
+        contract: string dims become dynamic axes of that name.
+        target: file to write; the folder exists.
+        opset: ONNX opset to target.
+
+    Raises:
+        TraceError: torch cannot trace the module, or what comes out is not the contract.
+    """
+    leaves, structure = pytree.tree_flatten(args)
+    axes = [
+        {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        for spec in contract.inputs
+    ]
+    if len(leaves) != len(axes):
+        raise TraceError(
+            f"{type(module).__name__} got {len(leaves)} example inputs for {len(axes)} contract inputs"
+        )
+    try:
+        with torch.no_grad(), quiet_exporter():
+            # Traced here and not inside torch.onnx.export, which on failure tries three more ways and prints each.
+            traced = torch.export.export(
+                module, args, dynamic_shapes=pytree.tree_unflatten(axes, structure), strict=False
+            )
+            # Optimised below, after the weights have been made lazy.
+            program = torch.onnx.export(traced, opset_version=opset, optimize=False, verbose=False)
+            transpose_weights_lazily(program.model)
+            program.optimize()
+    except Exception as error:  # torch.export fails with dozens of types; the reason is in the first line
+        raise TraceError(
+            f"torch cannot export {type(module).__name__} ({_first_line(error)}): this architecture needs a wrapper of "
+            "its own, please report it with the checkpoint's config.json"
+        ) from error
+    model = program.model
+    name_graph(model, contract)
+    for node in model.graph.all_nodes():
+        for key in [key for key in node.metadata_props if key not in _KEPT_METADATA]:
+            del node.metadata_props[key]
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = target.stem
+    model.producer_name = "fopru-edge"
+    model.producer_version = None
+    model.ir_version = _IR_VERSION
+    data = target.with_name(target.name + "_data")
+    ir.save(model, target, external_data=data.name)
+    weights = data.stat().st_size if data.exists() else 0
+    return GraphStats(sum(1 for _ in model.graph.all_nodes()), model.opset_imports[""], weights)
+
+
+def transpose_weights_lazily(model: ir.Model) -> int:
+    """Replace every `Transpose(weight)` by a weight that is transposed when it is written; returns how many.
+
+    A linear layer is exported as a Transpose of its weight and a MatMul. Folding it eagerly, as the optimiser does,
+    holds a second copy of all weights; leaving it makes every runtime fold it, once per start.
+    """
+    changed = 0
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
+        if source is None or not source.is_initializer() or source.const_value is None:
+            continue
+        order = [int(axis) for axis in node.attributes.get_ints("perm")]
+        weight = source.const_value
+        folded = ir.Value(
+            name=f"{source.name}_transposed_{changed}",
+            const_value=_transposed(weight, order),
+            type=ir.TensorType(weight.dtype),
+            shape=ir.Shape([weight.shape[axis] for axis in order]),
+        )
+        model.graph.register_initializer(folded)
+        ir.convenience.replace_all_uses_with(node.outputs[0], folded)
+        model.graph.remove(node, safe=True)
+        changed += 1
+    return changed
+
+
+def _transposed(weight: ir.TensorProtocol, order: list[int]) -> ir.LazyTensor:
+    def evaluate() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(order)))
+
+    return ir.LazyTensor(
+        evaluate,
+        dtype=weight.dtype,
+        shape=ir.Shape([weight.shape[axis] for axis in order]),
+        name=weight.name,
+        cache=False,
+    )
+
+
+def name_graph(model: ir.Model, contract: GraphContract) -> None:
+    """Give inputs, outputs and every symbolic axis of the graph the contract's names.
+
+    Raises:
+        TraceError: another number of tensors, another dtype or rank, or an axis that torch made constant.
+    """
+    graph = model.graph
+    names: dict[str, str] = {}
+    for values, specs, kind in (
+        (graph.inputs, contract.inputs, "inputs"),
+        (graph.outputs, contract.outputs, "outputs"),
+    ):
+        if len(values) != len(specs):
+            raise TraceError(f"the traced graph has {len(values)} {kind}, but its contract has {len(specs)}")
+        for value, spec in zip(values, specs, strict=True):
+            _match_axes(value, spec, names)
+    for value in _all_values(graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+    for values, specs in ((graph.inputs, contract.inputs), (graph.outputs, contract.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape(spec.shape)
+
+
+def _match_axes(value: ir.Value, spec: TensorSpec, names: dict[str, str]) -> None:
+    dtype = "" if value.dtype is None else value.dtype.name.lower().replace("float", "float32")
+    dtype = {"float3232": "float32", "float3216": "float16"}.get(dtype, dtype)
+    shape = list(value.shape) if value.shape is not None else None
+    if dtype != spec.dtype or shape is None or len(shape) != len(spec.shape):
+        raise TraceError(
+            f"{spec.name} was traced as {dtype} {shape}, but its contract is {spec.dtype} {list(spec.shape)}"
+        )
+    for dim, wanted in zip(shape, spec.shape, strict=True):
+        if isinstance(dim, int):
+            if dim != wanted:
+                raise TraceError(
+                    f"{spec.name} was traced with shape {shape}, but its contract is {list(spec.shape)}: the model does "
+                    "something that depends on the size"
+                )
+        elif isinstance(wanted, str) and dim.value is not None:
+            names.setdefault(dim.value, wanted)
+
+
+def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    """Contract name of a symbol or of a whole expression; an expression keeps its form with its symbols renamed."""
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    if dim.value in names:
+        return names[dim.value]
+    return _TORCH_SYMBOL.sub(lambda found: names.get(found.group(), found.group()), dim.value)
+
+
+def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    text = str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0][:200]
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep the exporters' own remarks (missing torchvision, deprecated pytree calls) off the user's terminal."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Raised inside torch.export and copyreg about torch's own calls: nothing a user or this project can change.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

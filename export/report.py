@@ -1,0 +1,139 @@
+"""What a build did, for people (a table) and for machines (`to_dict`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.golden import DEFAULT_PROMPT, SAMPLE_IMAGE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["BuildReport", "GraphRow", "parity_table", "print_report"]
+
+
+@dataclass(frozen=True)
+class GraphRow:
+    """One graph of the bundle; `data_bytes` is its weight file, 0 where it shares another graph's."""
+
+    name: str
+    file: str
+    nodes: int
+    opset: int
+    graph_bytes: int
+    data_bytes: int
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The result of one build.
+
+    Attributes:
+        bundle: where it is.
+        tokens, kept: visual tokens of one image before pruning, and kept by default.
+        prune: the graph rewriter's own report.
+        parity: stage results against PyTorch, as stored in bundle.json.
+        steps: seconds per step, in order.
+        peak_rss_bytes: highest resident memory of this process so far.
+        weight_bytes: size of the checkpoint's weights in float32.
+        notes: what was skipped, or chosen for the user.
+    """
+
+    bundle: Path
+    model: str
+    family: str
+    tokens: int
+    kept: int
+    layer: int
+    strategy: str
+    aggregation: str
+    graphs: tuple[GraphRow, ...]
+    prune: dict[str, Any]
+    parity: dict[str, Any]
+    steps: tuple[tuple[str, float], ...]
+    peak_rss_bytes: int
+    weight_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every parity stage agreed with PyTorch."""
+        return bool(self.parity["ok"])
+
+    @property
+    def next_command(self) -> str:
+        """A command that asks the bundle about the sample picture."""
+        image, prompt = shlex.quote(_short(SAMPLE_IMAGE)), shlex.quote(DEFAULT_PROMPT)
+        return f"python -m runtime {shlex.quote(_short(self.bundle))} --image {image} --prompt {prompt}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        plain = dataclasses.asdict(self)
+        return {
+            **plain,
+            "bundle": str(self.bundle),
+            "ok": self.ok,
+            "steps": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in self.steps],
+            "seconds": round(sum(seconds for _, seconds in self.steps), 3),
+            "next_command": self.next_command,
+        }
+
+
+def print_report(report: BuildReport, console: Console) -> None:
+    """The closing tables of `python -m export.build`."""
+    from rich.table import Table
+
+    graphs = Table(title=f"{report.model} ({report.family})", title_justify="left")
+    for column in ("graph", "nodes", "weights MB", "graph MB", "opset"):
+        graphs.add_column(column, justify="left" if column == "graph" else "right")
+    for row in report.graphs:
+        weights = f"{row.data_bytes / 1e6:.2f}" if row.data_bytes else "shared"
+        graphs.add_row(row.name, str(row.nodes), weights, f"{row.graph_bytes / 1e6:.2f}", str(row.opset))
+    console.print(graphs)
+    console.print(parity_table(report.parity))
+    facts = Table.grid(padding=(0, 2))
+    seconds = sum(seconds for _, seconds in report.steps)
+    for name, value in (
+        ("tokens per image", f"{report.tokens} → {report.kept}"),
+        ("scored by", f"layer {report.layer}, {report.aggregation}, strategy {report.strategy}"),
+        ("gather", f"{report.prune['gather']} ({report.prune['gather_reason']})"),
+        ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),
+        *(("note", note) for note in report.notes),
+        ("bundle", _short(report.bundle)),
+        ("ask it", report.next_command),
+    ):
+        facts.add_row(name, value)
+    console.print(facts, soft_wrap=True)
+
+
+def parity_table(parity: dict[str, Any]) -> Table:
+    """Stage, difference, tolerance with its reason, verdict."""
+    from rich.table import Table
+
+    table = Table(title="parity with PyTorch", title_justify="left")
+    table.add_column("stage")
+    table.add_column("difference", justify="right")
+    table.add_column("tolerance", justify="right")
+    table.add_column("result")
+    table.add_column("why this tolerance")
+    for stage in parity["stages"]:
+        difference = "-" if stage["max_abs_diff"] is None else f"{stage['max_abs_diff']:.1e}"
+        verdict = "skipped" if stage["skipped"] else "[green]ok[/]" if stage["ok"] else "[red]DIFFERS[/]"
+        why = stage["detail"] or stage["reason"]
+        table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, why)
+    if parity["first_divergence"] is not None:
+        table.caption = f"[red]first stage that diverges: {parity['first_divergence']}[/]"
+    return table
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where that is shorter to type."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
