@@ -19,7 +19,7 @@ __all__ = ["load_graph", "prune", "prune_file"]
 
 
 def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
-    """Insert FoPru into a vision encoder, in place.
+    """Insert FoPru into a vision encoder, in place; after an error the model is half done and of no use.
 
     The graph gains the input `num_keep` int64 [1], and the outputs `kept_indices` int64 [images, kept] and
     `token_scores` float32 [images, tokens]; its features become [images, p + kept, D], equal to the rows of

@@ -1,7 +1,7 @@
 """Errors of the rewriter.
 
     GraphError
-    ├── OptionError            an option has a value that cannot be meant (also a ValueError)
+    ├── OptionError            an option has a value that cannot be meant, or does not fit the graph
     ├── GraphFileError         a model file is missing, damaged, or cannot be written where asked
     ├── UnsupportedGraphError  the graph lacks something every pass needs (a violated precondition)
     ├── LocateError            no attention layer could be found, or not the one asked for
@@ -29,8 +29,8 @@ class GraphError(Exception):
     """Base of everything this package raises on purpose."""
 
 
-class OptionError(GraphError, ValueError):
-    """An option has a value that cannot be meant."""
+class OptionError(GraphError, PreconditionError, ValueError):
+    """An option has a value that cannot be meant, or that does not fit the graph."""
 
 
 class GraphFileError(GraphError):

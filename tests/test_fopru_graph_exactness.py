@@ -29,8 +29,8 @@ ENCODERS = {
 }
 with_encoders = pytest.mark.parametrize("toy", ENCODERS.values(), ids=ENCODERS.keys())
 
-# ONNX Runtime multiplies a single row by another routine than many rows: the same sums, in another order. Features
-# here are of size 1, so that some units of float32 rounding (6e-8 each) in the last layer stay below this.
+# ONNX Runtime multiplies a single row by another routine than many: same sums, other order. Features
+# are of size 1 here, so that some units of float32 rounding (6e-8) in the last layer stay below this.
 ONE_ROW = 2e-6
 
 

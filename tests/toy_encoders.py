@@ -214,13 +214,13 @@ _SLICE = "image_features = Slice(y, one, many, one, one)"
 def text_encoder(
     *, attention: str = _ATTENTION, merge: str = _MERGE, tail: str = _SLICE, kept: int = 6, **choices: object
 ) -> ir.Model:
-    """One layer written by hand: x [images, 7, 8] → image_features [images, 6, 8]; a CLS row and a 2x3 grid.
+    """One layer by hand: x [images, 7, 8] → features [images, 6, 8]; a CLS row and a 2x3 grid.
 
     Args:
         attention: from q, v [B, 2, 7, 4] and k [B, 2, 4, 7] to a [B, 2, 7, 4].
         merge: from a and x to y [B, 7, 8]; both texts are one line of ONNX each.
         tail: from y to image_features [B, kept, 8].
-        choices: `opset`, `images`, `rows`, `more` (further declarations, starting with a comma) and `tensors`.
+        choices: `opset`, `images`, `rows`, `more` (declarations, starting with a comma), `tensors`.
     """
     tensors = choices.pop("tensors", {})
     assert isinstance(tensors, dict)
