@@ -1,6 +1,8 @@
-"""`python -m export.build`: a Hugging Face checkpoint becomes a pruned bundle that has been compared with PyTorch.
+"""`python -m export.build`: a Hugging Face checkpoint becomes a pruned bundle that has been compared with
+PyTorch.
 
-Exit codes: 0 done, 1 the bundle was written but a stage diverges from PyTorch, 2 an error in one sentence, 130 Ctrl-C.
+Exit codes: 0 done, 1 the bundle was written but a stage diverges from PyTorch, 2 an error in one sentence,
+130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -59,10 +61,11 @@ def check_environment() -> None:
     Raises:
         ExportError: Python is too old, or a package is missing.
     """
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  # pip would refuse, a clone does not
         found = ".".join(map(str, sys.version_info[:2]))
         raise ExportError(
-            f"export needs Python 3.11 or newer, and this is {found}: use a newer Python here; running a bundle needs 3.10 only"
+            f"export needs Python 3.11 or newer, and this is {found}: use a newer Python here; running a "
+            "bundle needs 3.10 only"
         )
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -92,6 +95,11 @@ def guarded(run: Callable[[], int]) -> int:
         return 130
 
 
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     args = _parser().parse_args(argv)
@@ -116,7 +124,8 @@ def _run(args: argparse.Namespace) -> int:
     from export.report import print_report
     from export.steps import Steps
 
-    # The stream is named once: exporters are silenced by replacing sys.stderr, which must not reach the spinner.
+    # The stream is named once: exporters are silenced by replacing sys.stderr, which must not reach the
+    # spinner.
     progress: Console = Console(file=sys.stderr)
     report = build(options, Steps(progress), verbose=args.verbose)
     if args.json:
@@ -125,7 +134,8 @@ def _run(args: argparse.Namespace) -> int:
         print_report(report, Console())
     if not report.ok:
         progress.print(
-            f"[red]the bundle was written, but {report.parity['first_divergence']} differs from PyTorch[/]: see the table"
+            f"[red]the bundle was written, but {report.parity['first_divergence']} differs from PyTorch[/]: "
+            "see the table"
         )
     return 0 if report.ok else 1
 
@@ -133,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.build",
-        description="Make a bundle with pruned visual tokens from a Hugging Face checkpoint, and compare it with PyTorch.",
+        description="Make a bundle with pruned visual tokens from a Hugging Face checkpoint.",
         epilog="Exit codes: 0 done, 1 written but a stage diverges from PyTorch, 2 an error, 130 Ctrl-C.",
     )
     parser.add_argument(

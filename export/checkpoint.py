@@ -1,4 +1,4 @@
-"""Find, check and load a Hugging Face checkpoint: everything cheap is checked before anything heavy is loaded."""
+"""Find, check and load a Hugging Face checkpoint; what is cheap is checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -58,12 +58,14 @@ def load_config(checkpoint: Checkpoint) -> Any:
         return AutoConfig.from_pretrained(checkpoint.path)
     except Exception as error:  # strict validation raises its own types
         raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} is not a usable configuration ({_one_line(error)}): save the model again"
+            f"{checkpoint.path / 'config.json'} is not a usable configuration ({_one_line(error)}): save the "
+            "model again"
         ) from error
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
-    """The processor, with the PIL image backend: torchvision resizes differently, and the runtime has neither.
+    """The processor, with the PIL image backend: torchvision resizes differently, and the runtime has
+    neither.
 
     Raises:
         CheckpointError: tokenizer or processor files are missing or unusable.
@@ -74,18 +76,19 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         processor = AutoProcessor.from_pretrained(checkpoint.path, backend="pil")
     except Exception as error:  # missing files, bad JSON and missing packages all arrive here
         raise CheckpointError(
-            f"the processor of {checkpoint.path} cannot be loaded ({_one_line(error)}): save it into the checkpoint with "
-            "processor.save_pretrained"
+            f"the processor of {checkpoint.path} cannot be loaded ({_one_line(error)}): save it into the "
+            "checkpoint with processor.save_pretrained"
         ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(
-            f"{checkpoint.path} has a {type(processor).__name__} instead of a processor for text and images: save the model's "
-            "processor into it with processor.save_pretrained"
+            f"{checkpoint.path} has a {type(processor).__name__} instead of a processor for text and images: "
+            "save the model's processor into it with processor.save_pretrained"
         )
     if not getattr(processor.tokenizer, "is_fast", False):
         raise CheckpointError(
-            f"the tokenizer of {checkpoint.path} ({type(processor.tokenizer).__name__}) has no fast form, and the runtime reads "
-            "tokenizer.json only: convert it with tokenizer.save_pretrained of a fast tokenizer"
+            f"the tokenizer of {checkpoint.path} ({type(processor.tokenizer).__name__}) has no fast form, "
+            "and the runtime reads tokenizer.json only: convert it with tokenizer.save_pretrained of a fast "
+            "tokenizer"
         )
     return processor
 
@@ -106,20 +109,22 @@ def load_model(checkpoint: Checkpoint) -> Any:
         )
     except Exception as error:
         raise CheckpointError(
-            f"the weights of {checkpoint.path} cannot be loaded ({_one_line(error)}): copy or download the checkpoint again"
+            f"the weights of {checkpoint.path} cannot be loaded ({_one_line(error)}): copy or download the "
+            "checkpoint again"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path} lacks {len(missing)} weights that its config.json asks for, e.g. {missing[0]}: "
-            "save the whole model with save_pretrained"
+            f"{checkpoint.path} lacks {len(missing)} weights that its config.json asks for, e.g. "
+            f"{missing[0]}: save the whole model with save_pretrained"
         )
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         name, found, wanted = mismatched[0]
         raise CheckpointError(
-            f"{checkpoint.path} has {len(mismatched)} weights of another shape than its config.json asks for, e.g. {name} is "
-            f"{list(found)} instead of {list(wanted)}: save config and weights together with save_pretrained"
+            f"{checkpoint.path} has {len(mismatched)} weights of another shape than its config.json asks "
+            f"for, e.g. {name} is {list(found)} instead of {list(wanted)}: save config and weights together "
+            "with save_pretrained"
         )
     return model.eval()
 
@@ -132,11 +137,13 @@ def _directory(source: str) -> Path:
         return _ROOT / source
     if path.exists():
         raise CheckpointError(
-            f"{source} is a file, but a checkpoint is a directory with config.json and weights: give that directory"
+            f"{source} is a file, but a checkpoint is a directory with config.json and weights: give that "
+            "directory"
         )
     if source == DEFAULT_MODEL or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError(
-            f"there is no checkpoint directory {source}: give --model a directory with config.json and weights, or a hub id owner/name"
+            f"there is no checkpoint directory {source}: give --model a directory with config.json and "
+            "weights, or a hub id owner/name"
         )
     return _download(source)
 
@@ -148,8 +155,8 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
     except Exception as error:  # no network, no such id, no permission: the reason is in the first line
         raise CheckpointError(
-            f"{hub_id} is no directory here and could not be fetched from the hub ({_one_line(error)}): where there is a network, run "
-            f"`hf download {hub_id} --local-dir DIR` and give --model DIR"
+            f"{hub_id} is no directory here and could not be fetched from the hub ({_one_line(error)}): "
+            f"where there is a network, run `hf download {hub_id} --local-dir DIR` and give --model DIR"
         ) from error
 
 
@@ -158,7 +165,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}: give the directory that save_pretrained wrote, with config.json and weights in it"
+            f"{path.parent} has no {path.name}: give the directory that save_pretrained wrote, with "
+            "config.json and weights in it"
         ) from error
     except (ValueError, OSError) as error:
         raise CheckpointError(
@@ -166,7 +174,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(data, dict):
         raise CheckpointError(
-            f"{path} holds a {type(data).__name__} instead of an object: copy or download the checkpoint again"
+            f"{path} holds a {type(data).__name__} instead of an object: copy or download the checkpoint "
+            "again"
         )
     return data
 
@@ -181,7 +190,8 @@ def _check_weights(path: Path) -> None:
         for shard in shards:
             if not (path / shard).exists():
                 raise CheckpointError(
-                    f"{path / _INDEX} names {shard}, which is missing ({len(shards)} weight files are needed): copy or download it into {path}"
+                    f"{path / _INDEX} names {shard}, which is missing ({len(shards)} weight files are "
+                    f"needed): copy or download it into {path}"
                 )
     elif (path / _SINGLE).exists():
         shards = [_SINGLE]
@@ -191,14 +201,15 @@ def _check_weights(path: Path) -> None:
         )
         found = f" ({other[0]} is of another format)" if other else ""
         raise CheckpointError(
-            f"{path} has no {_SINGLE}{found}: give a checkpoint saved with save_pretrained(safe_serialization=True)"
+            f"{path} has no {_SINGLE}{found}: give a checkpoint saved with "
+            "save_pretrained(safe_serialization=True)"
         )
     for shard in shards:
         _check_safetensors(path / shard)
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare a file's header with its size, without reading the weights (format: 8 bytes length, JSON, data)."""
+    """Compare a file's header with its size; no weight is read (format: 8 bytes length, JSON, data)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -215,7 +226,8 @@ def _check_safetensors(path: Path) -> None:
         ) from error
     if size < 8 + length + end:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes of the {8 + length + end} that its header announces; copy or download it again"
+            f"{path} is truncated: it has {size} bytes of the {8 + length + end} that its header announces; "
+            "copy or download it again"
         )
 
 

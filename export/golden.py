@@ -1,4 +1,4 @@
-"""Golden tensors: one request and what PyTorch makes of it, stage by stage, so that a device without torch can compare."""
+"""Golden tensors: one request and what PyTorch makes of it, so that a device without torch can compare."""
 
 from __future__ import annotations
 

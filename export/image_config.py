@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint as the `preprocess` record of a bundle; what the record cannot say is refused."""
+"""The image processor of a checkpoint as the `preprocess` record; what the record cannot say is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def preprocess_from_processor(processor: Any, image_size: tuple[int, int]) -> Pr
         image_size: (H, W) that the tower takes.
 
     Raises:
-        CheckpointError: an unknown processor, a step or size that cannot be expressed, or a size that does not fit.
+        CheckpointError: an unknown processor, a step or size that cannot be expressed, or a size that does
+        not fit.
     """
     kind = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     if kind not in _KNOWN:
@@ -82,5 +83,6 @@ def _three(processor: Any, name: str) -> tuple[float, float, float]:
 
 def _unsupported(got: str, allowed: str) -> CheckpointError:
     return CheckpointError(
-        f"the image processor cannot be written into a bundle: {got}, but {allowed}; change preprocessor_config.json"
+        f"the image processor cannot be written into a bundle: {got}, but {allowed}; change "
+        "preprocessor_config.json"
     )

@@ -1,16 +1,18 @@
-"""One torch module → one ONNX graph with the names, dtypes and axes of its contract, weights in a file beside it.
+"""One torch module → one ONNX graph with the names, dtypes and axes of its contract, weights in a file
+beside it.
 
-Peak memory is a feature here. Three things keep it near one copy of the weights: initializers are the torch tensors
-themselves, transposed weights are computed one at a time while they are written, and weights go straight to disk.
+Peak memory is a feature here. Three things keep it near one copy of the weights: initializers are the torch
+tensors themselves, transposed weights are computed one at a time while they are written, and weights go
+straight to disk.
 """
 
 from __future__ import annotations
 
+import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from export.errors import TraceError
-from runtime.contract import GraphContract, TensorSpec
+from export.onnx_names import name_graph
+from runtime.contract import GraphContract
 
 __all__ = ["GraphStats", "quiet_exporter", "write_onnx_from_torch"]
 
-# Where a node came from is worth keeping (the rewriter finds layers by it); Python stack traces of the machine that
+# Where a node came from is worth keeping (the rewriter finds layers by it); Python stack traces of the
+# machine that
 # exported are not.
 _KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
-_TORCH_SYMBOL = re.compile(r"\b[su]\d+\b")
 _IR_VERSION = 10  # opset 20..23; the oldest that has both
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -69,30 +72,24 @@ def write_onnx_from_torch(
         )
     try:
         with torch.no_grad(), quiet_exporter():
-            # Traced here and not inside torch.onnx.export, which on failure tries three more ways and prints each.
+            # Traced here and not inside torch.onnx.export, which on failure tries three more ways and prints
+            # each.
             traced = torch.export.export(
                 module, args, dynamic_shapes=pytree.tree_unflatten(axes, structure), strict=False
             )
             # Optimised below, after the weights have been made lazy.
             program = torch.onnx.export(traced, opset_version=opset, optimize=False, verbose=False)
+            assert program is not None  # it is None with dynamo=False only
             transpose_weights_lazily(program.model)
             program.optimize()
     except Exception as error:  # torch.export fails with dozens of types; the reason is in the first line
         raise TraceError(
-            f"torch cannot export {type(module).__name__} ({_first_line(error)}): this architecture needs a wrapper of "
-            "its own, please report it with the checkpoint's config.json"
+            f"torch cannot export {type(module).__name__} ({_first_line(error)}): this architecture needs a "
+            "wrapper of its own, please report it with the checkpoint's config.json"
         ) from error
     model = program.model
     name_graph(model, contract)
-    for node in model.graph.all_nodes():
-        for key in [key for key in node.metadata_props if key not in _KEPT_METADATA]:
-            del node.metadata_props[key]
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.graph.name = target.stem
-    model.producer_name = "fopru-edge"
-    model.producer_version = None
-    model.ir_version = _IR_VERSION
+    _strip_metadata(model, target.stem)
     data = target.with_name(target.name + "_data")
     ir.save(model, target, external_data=data.name)
     weights = data.stat().st_size if data.exists() else 0
@@ -102,8 +99,9 @@ def write_onnx_from_torch(
 def transpose_weights_lazily(model: ir.Model) -> int:
     """Replace every `Transpose(weight)` by a weight that is transposed when it is written; returns how many.
 
-    A linear layer is exported as a Transpose of its weight and a MatMul. Folding it eagerly, as the optimiser does,
-    holds a second copy of all weights; leaving it makes every runtime fold it, once per start.
+    A linear layer is exported as a Transpose of its weight and a MatMul. Folding it eagerly, as the
+    optimiser does, holds a second copy of all weights; leaving it makes every runtime fold it, once per
+    start.
     """
     changed = 0
     for node in list(model.graph):
@@ -116,7 +114,7 @@ def transpose_weights_lazily(model: ir.Model) -> int:
             name=f"{source.name}_transposed_{changed}",
             const_value=_transposed(weight, order),
             type=ir.TensorType(weight.dtype),
-            shape=ir.Shape([weight.shape[axis] for axis in order]),
+            shape=ir.Shape([weight.shape.numpy()[axis] for axis in order]),
         )
         model.graph.register_initializer(folded)
         ir.convenience.replace_all_uses_with(node.outputs[0], folded)
@@ -132,69 +130,26 @@ def _transposed(weight: ir.TensorProtocol, order: list[int]) -> ir.LazyTensor:
     return ir.LazyTensor(
         evaluate,
         dtype=weight.dtype,
-        shape=ir.Shape([weight.shape[axis] for axis in order]),
+        shape=ir.Shape([weight.shape.numpy()[axis] for axis in order]),
         name=weight.name,
         cache=False,
     )
 
 
-def name_graph(model: ir.Model, contract: GraphContract) -> None:
-    """Give inputs, outputs and every symbolic axis of the graph the contract's names.
-
-    Raises:
-        TraceError: another number of tensors, another dtype or rank, or an axis that torch made constant.
-    """
-    graph = model.graph
-    names: dict[str, str] = {}
-    for values, specs, kind in (
-        (graph.inputs, contract.inputs, "inputs"),
-        (graph.outputs, contract.outputs, "outputs"),
-    ):
-        if len(values) != len(specs):
-            raise TraceError(f"the traced graph has {len(values)} {kind}, but its contract has {len(specs)}")
-        for value, spec in zip(values, specs, strict=True):
-            _match_axes(value, spec, names)
-    for value in _all_values(graph):
-        if value.shape is not None:
-            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
-    for values, specs in ((graph.inputs, contract.inputs), (graph.outputs, contract.outputs)):
-        for value, spec in zip(values, specs, strict=True):
-            value.name = spec.name
-            value.shape = ir.Shape(spec.shape)
-
-
-def _match_axes(value: ir.Value, spec: TensorSpec, names: dict[str, str]) -> None:
-    dtype = "" if value.dtype is None else value.dtype.name.lower().replace("float", "float32")
-    dtype = {"float3232": "float32", "float3216": "float16"}.get(dtype, dtype)
-    shape = list(value.shape) if value.shape is not None else None
-    if dtype != spec.dtype or shape is None or len(shape) != len(spec.shape):
-        raise TraceError(
-            f"{spec.name} was traced as {dtype} {shape}, but its contract is {spec.dtype} {list(spec.shape)}"
-        )
-    for dim, wanted in zip(shape, spec.shape, strict=True):
-        if isinstance(dim, int):
-            if dim != wanted:
-                raise TraceError(
-                    f"{spec.name} was traced with shape {shape}, but its contract is {list(spec.shape)}: the model does "
-                    "something that depends on the size"
-                )
-        elif isinstance(wanted, str) and dim.value is not None:
-            names.setdefault(dim.value, wanted)
-
-
-def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
-    """Contract name of a symbol or of a whole expression; an expression keeps its form with its symbols renamed."""
-    if isinstance(dim, int) or dim.value is None:
-        return dim if isinstance(dim, int) else None
-    if dim.value in names:
-        return names[dim.value]
-    return _TORCH_SYMBOL.sub(lambda found: names.get(found.group(), found.group()), dim.value)
-
-
-def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    for node in graph.all_nodes():
-        yield from node.outputs
+def _strip_metadata(model: ir.Model, name: str) -> None:
+    for node in model.graph.all_nodes():
+        for key in [key for key in node.metadata_props if key not in _KEPT_METADATA]:
+            del node.metadata_props[key]
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = name
+    model.producer_name = "fopru-edge"
+    model.producer_version = None
+    model.ir_version = _IR_VERSION
 
 
 def _first_line(error: Exception) -> str:
@@ -205,13 +160,15 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keep the exporters' own remarks (missing torchvision, deprecated pytree calls) off the user's terminal."""
+    """Keep the exporters' own remarks (no torchvision, deprecated pytree calls) off the user's terminal."""
     levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            # Raised inside torch.export and copyreg about torch's own calls: nothing a user or this project can change.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            # Torch warns about its own calls here, and prints whole graphs when tracing fails; what a user
+            # needs of it is
+            # in the error.
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -53,7 +53,8 @@ class BuildOptions:
             raise OptionError(f"got both ratio {self.ratio} and tokens {self.tokens}: give one of the two")
         if self.ratio is not None and not 0.0 < self.ratio <= 1.0:  # also true for NaN
             raise OptionError(
-                f"ratio is {self.ratio}, but it is the fraction of tokens kept: give a number in (0, 1], e.g. 0.3"
+                f"ratio is {self.ratio}, but it is the fraction of tokens kept: give a number in (0, 1], "
+                "e.g. 0.3"
             )
         if self.tokens is not None and self.tokens < 1:
             raise OptionError(f"tokens is {self.tokens}, but at least 1 token per image must be kept")
@@ -84,8 +85,8 @@ class BuildOptions:
         kept_tokens(layout, self.strategy, self.keep_ratio, self.tokens)
         if self.layer is not None and self.layer >= layout.layers:
             raise OptionError(
-                f"layer is {self.layer}, but only layers 0..{layout.layers - 1} reach the features of this model: "
-                "give one of these, or leave --layer out"
+                f"layer is {self.layer}, but only layers 0..{layout.layers - 1} reach the features of this "
+                "model: give one of these, or leave --layer out"
             )
         if self.aggregation == "cls" and layout.special_tokens == 0:
             raise OptionError(
@@ -105,14 +106,15 @@ def kept_tokens(layout: VisionLayout, strategy: str, ratio: float | None, tokens
         return tokens if tokens is not None else kept_count(layout.tokens, ratio or DEFAULT_RATIO)
     if layout.grid is None:
         raise OptionError(
-            f"strategy is 'row', but the {layout.tokens} tokens of this model make no full grid (its tower has no CLS and "
-            "select strategy 'default' drops the first patch): use rank"
+            f"strategy is 'row', but the {layout.tokens} tokens of this model make no full grid (its tower "
+            "has no CLS and select strategy 'default' drops the first patch): use rank"
         )
     rows, columns = layout.grid
     if tokens is None:
         return columns * kept_rows(rows, ratio or DEFAULT_RATIO)
     if tokens < columns:
         raise OptionError(
-            f"tokens is {tokens}, but strategy 'row' keeps whole rows of {columns}: give {columns}..{layout.tokens}"
+            f"tokens is {tokens}, but strategy 'row' keeps whole rows of {columns}: give "
+            f"{columns}..{layout.tokens}"
         )
     return tokens // columns * columns

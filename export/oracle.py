@@ -1,7 +1,7 @@
 """FoPru in plain PyTorch on the Hugging Face model: what every bundle is compared with.
 
-Written to be read beside the specification and to share nothing with the graph rewriter: the processor makes pixels and
-prompt, the eager tower returns its attention, and selection is a stable sort.
+Written to be read beside the specification and to share nothing with the graph rewriter: the processor makes
+pixels and prompt, the eager tower returns its attention, and selection is a stable sort.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Oracle:
         scores = received[:, first:]
         if not bool(torch.isfinite(scores).all()):
             raise ExportError(
-                "the attention of the scoring layer is not finite on this image: the checkpoint is damaged, or give another --layer"
+                "the attention of the scoring layer is not finite on this image: the checkpoint is damaged, "
+                "or give another --layer"
             )
         return scores
 

@@ -1,7 +1,7 @@
 """`python -m export.parity BUNDLE`: compare a bundle with PyTorch, stage by stage, on any picture and ratio.
 
-Unlike `python -m runtime.check`, which replays the golden tensors, this runs PyTorch anew and needs the checkpoint.
-Exit codes: 0 every stage agrees, 1 a stage diverges, 2 an error in one sentence, 130 Ctrl-C.
+Unlike `python -m runtime.check`, which replays the golden tensors, this runs PyTorch anew and needs the
+checkpoint. Exit codes: 0 every stage agrees, 1 a stage diverges, 2 an error in one sentence, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     layout = checkpoint.family.layout(load_config(checkpoint))
     if (layout.tokens, layout.prefix_tokens) != (manifest.vision.tokens, manifest.vision.prefix_tokens):
         raise OptionError(
-            f"{checkpoint.path} makes {layout.tokens} + {layout.prefix_tokens} rows per image, but {bundle.path} was built "
-            f"from a model with {manifest.vision.tokens} + {manifest.vision.prefix_tokens}: give --model the bundle's checkpoint"
+            f"{checkpoint.path} makes {layout.tokens} + {layout.prefix_tokens} rows per image, but "
+            f"{bundle.path} was built from a model with {manifest.vision.tokens} + "
+            f"{manifest.vision.prefix_tokens}: give --model the bundle's checkpoint"
         )
     pruning = manifest.pruning
     choice = PruningChoice(keep, pruning.layer, pruning.strategy, pruning.aggregation)
@@ -115,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.parity",
-        description="Compare a bundle with PyTorch stage by stage; exits 1 and names the first stage that diverges.",
+        description="Compare a bundle with PyTorch; exits 1 and names the first stage that diverges.",
     )
     parser.add_argument("bundle", help="directory with bundle.json")
     parser.add_argument(

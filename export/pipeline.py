@@ -1,4 +1,4 @@
-"""The steps of a build, in the order of the data: checkpoint → graphs → pruned graph → golden tensors → manifest → parity."""
+"""The steps of a build: checkpoint → graphs → pruned graph → golden tensors → manifest → parity."""
 
 from __future__ import annotations
 
@@ -207,7 +207,8 @@ def _copy_files(plan: Plan, root: Path) -> None:
         for path in sorted(plan.checkpoint.path.glob(pattern)):
             if path.name not in _NOT_COPIED:
                 shutil.copyfile(path, root / path.name)
-    # As loaded, not as found: transformers corrects some tokenizers on loading, and some come without this file.
+    # As loaded, not as found: transformers corrects some tokenizers on loading, and some come without this
+    # file.
     text = plan.processor.tokenizer.backend_tokenizer.to_str()
     (root / "tokenizer.json").write_text(text, encoding="utf-8")
 

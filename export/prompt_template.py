@@ -1,7 +1,9 @@
-"""The chat template of a checkpoint as the plain `prompt` record of a bundle, so that a runtime needs no Jinja.
+"""The chat template of a checkpoint as the plain `prompt` record of a bundle, so that a runtime needs no
+Jinja.
 
-The template is rendered with sentinels where prompt, answer and images go, cut apart there, and the result is verified:
-for 0, 1 and 2 images, in one turn and in two, text and token ids must equal what transformers makes.
+The template is rendered with sentinels where prompt, answer and images go, cut apart there, and the result
+is verified: for 0, 1 and 2 images, in one turn and in two, text and token ids must equal what transformers
+makes.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def prompt_from_processor(processor: Any, image_token: int, rows: int) -> Prompt
     token = processor.tokenizer.convert_ids_to_tokens(image_token)
     if token is None or processor.image_token != token:
         raise PromptError(
-            f"the processor's image token is {processor.image_token!r}, but the model's image_token_index {image_token} is "
-            f"{token!r}: set one of them right in config.json or tokenizer_config.json"
+            f"the processor's image token is {processor.image_token!r}, but the model's image_token_index "
+            f"{image_token} is {token!r}: set one of them right in config.json or tokenizer_config.json"
         )
     if not _has_template(processor):
         template = _with_image_token(token)
@@ -107,7 +109,8 @@ def _render(processor: Any, turns: list[tuple[str, int, str]], generation: bool 
         )
     except Exception as error:  # Jinja errors, and whatever a template raises through raise_exception
         raise PromptError(
-            f"the chat template cannot be rendered ({' '.join(str(error).split())[:200]}): correct chat_template.jinja"
+            f"the chat template cannot be rendered ({' '.join(str(error).split())[:200]}): correct "
+            "chat_template.jinja"
         ) from error
 
 
@@ -155,7 +158,7 @@ def _second_turn(
 
 
 def _cut_images(plain: str, one: str, two: str, token: str) -> tuple[str, str]:
-    """Find where images go: (text with an `{images}` slot, text of one image) that makes all three renderings."""
+    """Find where images go: (text with an `{images}` slot, text of one image) that makes all renderings."""
     length = len(one) - len(plain)
     candidates = [
         (plain[:at] + "{images}" + plain[at:], image)
@@ -165,12 +168,13 @@ def _cut_images(plain: str, one: str, two: str, token: str) -> tuple[str, str]:
         and one == plain[:at] + image + plain[at:]
         and two == plain[:at] + image * 2 + plain[at:]
     ]
-    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that starts with the token.
+    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that starts with
+    # the token.
     candidates.sort(key=lambda found: not found[1].startswith(token))
     if not candidates or candidates[0][0].count(_PROMPT) + candidates[0][0].count(_SECOND) != 1:
         raise PromptError(
-            "the chat template does not put images and prompt at fixed places (with 0, 1 and 2 images it renders "
-            f"{plain!r}, {one!r}, {two!r}): simplify chat_template.jinja"
+            "the chat template does not put images and prompt at fixed places (with 0, 1 and 2 images it "
+            f"renders {plain!r}, {one!r}, {two!r}): simplify chat_template.jinja"
         )
     return candidates[0]
 
@@ -191,8 +195,8 @@ def _verify(processor: Any, template: PromptTemplate, token: str) -> None:
         wanted, made = _render(processor, chat), render_chat(template, chat)
         if wanted != made:
             raise PromptError(
-                f"the chat template is no plain text with slots: it renders {wanted!r}, the slots give {made!r}; "
-                f"simplify chat_template.jinja (image token {token!r})"
+                f"the chat template is no plain text with slots: it renders {wanted!r}, the slots give "
+                f"{made!r}; simplify chat_template.jinja (image token {token!r})"
             )
 
 
@@ -217,8 +221,9 @@ def _verify_expansion(processor: Any, template: PromptTemplate, image_token: int
         found = sum(1 for value in wanted if value == image_token)
         if found != rows * count:
             raise PromptError(
-                f"the processor makes {found} placeholders of {count} images, but the model makes {rows} rows of each: set "
-                "patch_size, num_additional_image_tokens and vision_feature_select_strategy in processor_config.json"
+                f"the processor makes {found} placeholders of {count} images, but the model makes {rows} "
+                "rows of each: set patch_size, num_additional_image_tokens and "
+                "vision_feature_select_strategy in processor_config.json"
             )
         try:
             made = expand_images(plain, image_token, [rows] * count).tolist()
@@ -228,5 +233,6 @@ def _verify_expansion(processor: Any, template: PromptTemplate, image_token: int
             ) from error
         if made != list(wanted):
             raise PromptError(
-                f"the processor and tokenizer.json disagree on the ids of {text!r}: save both again with save_pretrained"
+                f"the processor and tokenizer.json disagree on the ids of {text!r}: save both again with "
+                "save_pretrained"
             )

@@ -1,4 +1,4 @@
-"""Progress of a build: named, timed steps, shown on a terminal or not at all; and silence for chatty libraries."""
+"""Progress of a build: named, timed steps, shown or not; and silence for chatty libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Steps", "quiet_libraries"]
 
 
 class Steps:
-    """Times steps in order; with a console, shows a spinner for the current one and a line for each that is done."""
+    """Times steps in order; with a console, a spinner for the current one and a line for each one done."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console

@@ -1,4 +1,5 @@
-"""The three subgraphs as plain modules: each `forward` has the tensors of `runtime.contract`, in its order, and no options.
+"""The three subgraphs as plain modules: each `forward` has the tensors of `runtime.contract`, in its order,
+and no options.
 
 They hold the modules of the loaded model, never copies, so that exporting one costs no second set of weights.
 """
@@ -15,9 +16,9 @@ __all__ = ["Decoder", "EmbedTokens", "VisionEncoder"]
 class VisionEncoder(nn.Module):
     """Tower, feature selection and projector.
 
-    pixel_values float32 [images, 3, H, W] → image_features float32 [images, p + N, D]. The whole tower is called, and what
-    comes after the last chosen state is dead code that the exporter drops: cutting layers off the module instead would
-    leave transformers' capture hooks, which are installed once, on half a tower.
+    pixel_values float32 [images, 3, H, W] → image_features float32 [images, p + N, D]. The whole tower is
+    called, and what comes after the last chosen state is dead code that the exporter drops: cutting layers
+    off the module instead would leave transformers' capture hooks, which are installed once, on half a tower.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class VisionEncoder(nn.Module):
         states: tuple[int, ...],
         rows_dropped: int,
     ) -> None:
-        """`states` are indices into `hidden_states` (0 = embeddings); `rows_dropped` leading rows never reach the LLM."""
+        """`states`: indices into `hidden_states` (0 = embeddings); `rows_dropped`: leading rows left out."""
         super().__init__()
         self.vision_tower = vision_tower
         self.multi_modal_projector = multi_modal_projector
@@ -55,9 +56,10 @@ class EmbedTokens(nn.Module):
 class Decoder(nn.Module):
     """Language model and head with an explicit cache.
 
-    inputs_embeds float32 [batch, seq, D], attention_mask int64 [batch, past + seq], position_ids int64 [batch, seq],
-    num_logits_to_keep int64 scalar, past: 2 x layers tensors float32 [batch, kv_heads, past, head_dim] →
-    logits float32 [batch, kept, V] of the last `num_logits_to_keep` positions (0 = all), then the grown cache.
+    inputs_embeds float32 [batch, seq, D], attention_mask int64 [batch, past + seq], position_ids int64
+    [batch, seq], num_logits_to_keep int64 scalar, past: 2 x layers tensors float32 [batch, kv_heads, past,
+    head_dim] → logits float32 [batch, kept, V] of the last `num_logits_to_keep` positions (0 = all), then
+    the grown cache.
     """
 
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
@@ -73,7 +75,8 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        # Plain growing layers even where the model has sliding windows: the window then lives in the mask alone,
+        # Plain growing layers even where the model has sliding windows: the window then lives in the mask
+        # alone,
         # and every layer's cache has the same length.
         cache = DynamicCache()
         for layer in range(len(past) // 2):

@@ -1,8 +1,8 @@
 """Bundles appear whole or not at all: written beside their place, renamed into it at the end.
 
-For a bundle `bundles/x`, work happens in `bundles/.x.building-<pid>`; for the moment of the swap the previous bundle is
-`bundles/.x.old-<pid>`. What a killed build left behind is found by these names: a half-written folder is removed, a
-previous bundle that never got its place back is put back.
+For a bundle `bundles/x`, work happens in `bundles/.x.building-<pid>`; for the moment of the swap the
+previous bundle is `bundles/.x.old-<pid>`. What a killed build left behind is found by these names: a
+half-written folder is removed, a previous bundle that never got its place back is put back.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BundleWriter:
-    """Context manager around one build: fill `path`, then call `commit`; leaving without it removes everything.
+    """Context manager around one build: fill `path`, then call `commit`; leaving without it removes
+    everything.
 
-    Owns `path` from `__enter__` to `commit`. Not for concurrent use; two builds of one bundle do not disturb each
-    other, the later commit wins.
+    Owns `path` from `__enter__` to `commit`. Not for concurrent use; two builds of one bundle do not disturb
+    each other, the later commit wins.
     """
 
     def __init__(self, target: Path) -> None:
@@ -102,11 +103,12 @@ class BundleWriter:
         if error.errno in _NO_SPACE:
             free = _free_megabytes(self.target.parent)
             return OutputError(
-                f"the disk is full while writing {self.target} ({free} MB free): free some space or give --output on another "
-                "disk; what was there before is untouched"
+                f"the disk is full while writing {self.target} ({free} MB free): free some space or give "
+                "--output on another disk; what was there before is untouched"
             )
         return OutputError(
-            f"cannot write {self.target} ({error.strerror or error}): give --output a place where you may write"
+            f"cannot write {self.target} ({error.strerror or error}): give --output a place where you may "
+            "write"
         )
 
 
@@ -127,8 +129,8 @@ def _check_replaceable(target: Path) -> None:
         raise OutputError(f"{target} is a file, but a bundle is a directory: give --output another name")
     if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
         raise OutputError(
-            f"{target} exists, is not empty and is not a bundle (it has no {MANIFEST}): give --output another directory, "
-            "or remove this one yourself"
+            f"{target} exists, is not empty and is not a bundle (it has no {MANIFEST}): give --output "
+            "another directory, or remove this one yourself"
         )
 
 

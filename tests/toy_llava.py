@@ -1,7 +1,9 @@
-"""Tiny random LLaVA checkpoints, written the way `save_pretrained` writes real ones (config, weights, tokenizer, processor).
+"""Tiny random LLaVA checkpoints, written the way `save_pretrained` writes real ones (config, weights,
+tokenizer, processor).
 
-Every combination that a user's checkpoint may have is a `ToySpec`: CLIP or SigLIP tower, any language model, an int or a
-list of feature layers, both select strategies, tied heads, sharded weights, with and without a chat template.
+Every combination that a user's checkpoint may have is a `ToySpec`: CLIP or SigLIP tower, any language model,
+an int or a list of feature layers, both select strategies, tied heads, sharded weights, with and without a
+chat template.
 """
 
 from __future__ import annotations
@@ -26,16 +28,18 @@ PATCH = 8  # a 4 x 4 grid of 16 patches
 # The template of llava-hf/llava-1.5-7b-hf: images first, then the text, one space after every turn.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% "
+    "endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ "
+    "content['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% "
+    "endif %}"
 )
 # The template of llava-hf/llava-onevision-qwen2-*: ChatML, whose turns end with a newline.
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% "
+    "endfor %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + "
+    "content['text'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ "
+    "'<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -52,11 +56,12 @@ class ToySpec:
     tied: bool = False
     shard_bytes: int | None = None
     tower_layers: int = 3
+    text_layers: int = 1
     text_options: dict[str, Any] = field(default_factory=dict)
 
 
 COMBINATIONS: dict[str, ToySpec] = {
-    "clip-llama": ToySpec(),
+    "clip-llama": ToySpec(text_layers=2),
     "siglip-qwen2": ToySpec(
         tower="siglip", text="qwen2", feature_layer=-1, select="full", template=CHATML_TEMPLATE, bos=False
     ),
@@ -70,7 +75,7 @@ COMBINATIONS: dict[str, ToySpec] = {
 
 
 def toy_tokenizer(spec: ToySpec) -> Any:
-    """A byte-level tokenizer with the special tokens of its family; `bos` puts `<s>` before every text, as Llama does."""
+    """A byte-level tokenizer; `bos` puts `<s>` before every text, as Llama does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -132,7 +137,7 @@ def _configs(spec: ToySpec, vocab: int) -> tuple[Any, Any]:
         "vocab_size": vocab,
         "hidden_size": 32,
         "intermediate_size": 48,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": spec.text_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,
@@ -146,7 +151,7 @@ def _configs(spec: ToySpec, vocab: int) -> tuple[Any, Any]:
 
 
 def _spread(model: Any, seed: int) -> None:
-    """Weights large enough for attention, scores and logits to differ from token to token (the default 0.02 gives ties)."""
+    """Weights large enough for scores and logits to differ between tokens (the default 0.02 gives ties)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Model families by `model_type`. To add one: write `families/<name>.py` and add its instance to `FAMILIES`."""
+"""Model families by `model_type`. To add one: write `families/<name>.py`, add its instance to `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def family_for(config: dict[str, Any]) -> Family:
     architecture = next(iter(config.get("architectures") or ["an unnamed architecture"]))
     if "vision_config" not in config:
         raise CheckpointError(
-            f"the checkpoint is {architecture} (model_type {model_type!r}), which has no image encoder, so there are no visual "
-            f"tokens to prune: give a vision-language model of a supported family ({supported})"
+            f"the checkpoint is {architecture} (model_type {model_type!r}), which has no image encoder, so "
+            "there are no visual tokens to prune: give a vision-language model of a supported family "
+            f"({supported})"
         )
     raise CheckpointError(
-        f"the checkpoint is {architecture} (model_type {model_type!r}), and the supported families are: {supported}; "
-        "CONTRIBUTING.md says how to add one"
+        f"the checkpoint is {architecture} (model_type {model_type!r}), and the supported families are: "
+        f"{supported}; CONTRIBUTING.md says how to add one"
     )

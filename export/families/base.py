@@ -1,4 +1,4 @@
-"""What a model family tells the rest of `export`; everything outside `families/` works on these records alone."""
+"""What a model family tells the rest of `export`, which works on these records alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Subgraph:
 
 
 class Family(Protocol):
-    """One kind of vision-language model. Implementations live in one file each and are registered by model type."""
+    """One kind of vision-language model: one file each, registered by model type."""
 
     model_type: str
     architecture: str
@@ -74,7 +74,7 @@ class Family(Protocol):
         """
 
     def subgraphs(self, model: Any, layout: VisionLayout, decoder: DecoderInfo) -> Iterator[Subgraph]:
-        """The graphs to write, one after the other: a module and its examples are gone before the next is made."""
+        """The graphs to write; a module and its examples are gone before the next is made."""
 
     def oracle(self, model: Any, processor: Any) -> Oracle:
         """The plain PyTorch implementation of FoPru for this family."""

@@ -34,8 +34,8 @@ class LlavaFamily:
         tower = config.vision_config
         if tower.model_type not in _SPECIAL_ROWS:
             raise CheckpointError(
-                f"the vision tower is {tower.model_type!r}, and the supported towers of a llava checkpoint are: "
-                f"{', '.join(sorted(_SPECIAL_ROWS))}"
+                f"the vision tower is {tower.model_type!r}, and the supported towers of a llava checkpoint "
+                f"are: {', '.join(sorted(_SPECIAL_ROWS))}"
             )
         self._check_language_model(config.text_config)
         special = _SPECIAL_ROWS[tower.model_type]
@@ -58,12 +58,14 @@ class LlavaFamily:
         for kind in _rope_types(getattr(text, "rope_parameters", None)):
             if kind in _ROPE_BY_VALUE:
                 raise CheckpointError(
-                    f"the language model ({text.model_type}) uses {kind!r} rotary scaling, whose frequencies depend on the "
-                    "prompt length and cannot be one graph: use a checkpoint with another rope_type (default, linear, llama3, yarn)"
+                    f"the language model ({text.model_type}) uses {kind!r} rotary scaling, whose frequencies "
+                    "depend on the prompt length and cannot be one graph: use a checkpoint with another "
+                    "rope_type (default, linear, llama3, yarn)"
                 )
         if not getattr(text, "max_position_embeddings", None):
             raise CheckpointError(
-                f"text_config ({text.model_type}) has no max_position_embeddings, which bounds prompt and answer: add it to config.json"
+                f"text_config ({text.model_type}) has no max_position_embeddings, which bounds prompt and "
+                "answer: add it to config.json"
             )
 
     def decoder_info(self, model: Any) -> DecoderInfo:
@@ -147,13 +149,14 @@ def _states(feature_layer: int | list[int], layers: int) -> tuple[int, ...]:
     for index in chosen:
         if not -layers - 1 <= index <= layers:
             raise CheckpointError(
-                f"vision_feature_layer is {feature_layer}, but the tower has {layers} layers: give -{layers + 1}..{layers}"
+                f"vision_feature_layer is {feature_layer}, but the tower has {layers} layers: give "
+                f"-{layers + 1}..{layers}"
             )
     states = tuple(index % (layers + 1) for index in chosen)
     if not states or max(states) == 0:
         raise CheckpointError(
-            f"vision_feature_layer is {feature_layer}, so no attention reaches the features and nothing can score the tokens: "
-            f"give a layer in 1..{layers} or -{layers}..-1"
+            f"vision_feature_layer is {feature_layer}, so no attention reaches the features and nothing can "
+            f"score the tokens: give a layer in 1..{layers} or -{layers}..-1"
         )
     return states
 
@@ -168,6 +171,7 @@ def _rope_types(parameters: Any) -> set[str]:
 
 def _no_cache(text: Any) -> str:
     return (
-        f"the language model ({text.model_type}) does not keep one key and one value tensor of equal shape per layer, and the "
-        "decoder graph needs exactly that: use a checkpoint with a plain attention decoder (Llama, Qwen2, Mistral, Gemma, Phi …)"
+        f"the language model ({text.model_type}) does not keep one key and one value tensor of equal shape "
+        "per layer, and the decoder graph needs exactly that: use a checkpoint with a plain attention "
+        "decoder (Llama, Qwen2, Mistral, Gemma, Phi …)"
     )
