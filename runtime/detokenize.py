@@ -14,8 +14,9 @@ class TextPieces:
 
     A character may take several tokens (UTF-8 bytes); until they are complete, the decoded text ends in
     U+FFFD and is held back. Each piece is the difference of two decodings that start at the same earlier
-    token, because decoders treat the first token of a text specially (leading space). Not thread-safe; one
-    object per answer.
+    token, because decoders treat the first token of a text specially (leading space). Bytes that never
+    become a character are shown as U+FFFD; decoders with byte fallback would also take back the characters
+    before them, which a stream cannot. Not thread-safe; one object per answer.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:

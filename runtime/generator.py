@@ -59,7 +59,8 @@ class Generator:
         Args:
             request: what to answer.
             encoded: visual tokens of the first images of `request.all_images`, from `encode_images` or an
-                earlier stream's `encoded`; these are not opened again, and as many tokens are kept of the others.
+                earlier stream's `encoded`; these images are not opened again, and as many tokens are kept of
+                the others.
 
         Raises:
             FopruError: while the stream is read, for everything that is wrong with the request, an image or

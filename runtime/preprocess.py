@@ -34,6 +34,8 @@ _MAX_RESIZED_PIXELS = 1 << 26
 def load_image(source: ImageSource) -> Image.Image:
     """Read an image as upright RGB.
 
+    Gray of more than 8 bits is clipped at 255 by Pillow, here as in the processors: make it 8 bits beforehand.
+
     Args:
         source: a path, a PIL image, or uint8 [H, W], [H, W, 1|3|4].
 

@@ -1,0 +1,181 @@
+"""KV cache, bound runs, allocations while decoding, and the ONNX Runtime backend."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import contract
+from runtime.backend import BackendOptions, View, available_backends, create_backend
+from runtime.backends.onnxruntime import OrtBackend
+from runtime.bundle import load_bundle
+from runtime.errors import BackendError, RequestError
+from runtime.generator import Generator
+from runtime.kv_cache import KVCache, cache_bytes
+from runtime.manifest import DecoderInfo
+from tests.toy_bundle import HEAD_DIM, HEADS, LAYERS, WIDTH, ToyModel, write_toy_bundle
+
+MODEL = ToyModel()
+INFO = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, MODEL.vocab, 256)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    root = write_toy_bundle(tmp_path_factory.mktemp("bundles") / "toy", MODEL)
+    return Generator(load_bundle(root), threads=1)
+
+
+def embeds_of(length: int) -> np.ndarray:
+    return MODEL.weights["embed"][np.arange(4, 4 + length)][None]
+
+
+def test_prefill_and_steps_equal_one_long_prefill(generator: Generator) -> None:
+    tokens = [9, 77, 130]
+    run = generator.decoder_run(10)
+    run.prefill(embeds_of(5))
+    stepped = [run.step(token).copy() for token in tokens]
+    for count, logits in enumerate(stepped, start=1):
+        extended = np.concatenate([embeds_of(5), MODEL.weights["embed"][tokens[:count]][None]], axis=1)
+        np.testing.assert_array_equal(
+            generator.decoder_run(10).prefill(extended), logits
+        )  # bit-equal: sums of eighths
+        np.testing.assert_array_equal(MODEL.logits(extended), logits)
+
+
+def test_empty_past_is_bound_at_prefill(generator: Generator) -> None:
+    cache = generator.decoder_run(10).cache
+    assert {view.shape for view in cache.past().values()} == {(1, HEADS, 0, HEAD_DIM)}
+    assert set(cache.past()) == {
+        contract.past_name(n, part) for n in range(LAYERS) for part in ("key", "value")
+    }
+    assert {view.shape for view in cache.present(7).values()} == {(1, HEADS, 7, HEAD_DIM)}
+
+
+def test_cache_alternates_between_two_buffers() -> None:
+    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 10)
+    first, second = cache.past(), cache.present(6)
+    cache.advance(6)
+    assert cache.length == 6
+    past, present = contract.past_name(0, "key"), contract.present_name(0, "key")
+    assert cache.past()[past].buffer is second[present].buffer
+    assert cache.present(1)[present].buffer is first[past].buffer
+
+
+def test_cache_bytes() -> None:
+    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 10)
+    held = cache.past().values()
+    assert cache.nbytes == sum(view.buffer.nbytes for view in held) == cache_bytes(INFO, 10)
+    assert cache.allocated_bytes == 2 * cache.nbytes
+
+
+def test_cache_overflow() -> None:
+    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 4)
+    with pytest.raises(
+        RequestError, match="the KV cache holds 4 positions, but 5 are needed: make the cache for"
+    ):
+        cache.present(5)
+
+
+def test_no_buffer_is_allocated_while_decoding(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = OrtBackend.allocate
+
+    def counting(self: OrtBackend, elements: int, dtype: str) -> np.ndarray:
+        sizes.append(elements)
+        return real(self, elements, dtype)
+
+    monkeypatch.setattr(OrtBackend, "allocate", counting)
+    run = generator.decoder_run(200)
+    assert len(sizes) == 2 * 2 * LAYERS + 2  # two copies of key and value per layer, logits, one embedding
+    run.prefill(embeds_of(5))
+    run.step(9)
+    sizes.clear()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for token in range(10, 110):
+            run.step(token)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sizes == []
+    # Names, views and bindings of one step come and go; one copy of the cache would be 25 KiB.
+    assert peak - before < 24_000 < run.cache.nbytes
+
+
+def test_logits_come_in_one_buffer(generator: Generator) -> None:
+    run = generator.decoder_run(10)
+    first = run.prefill(embeds_of(3))
+    second = run.step(9)
+    assert np.shares_memory(first, second)
+
+
+def test_unknown_backend() -> None:
+    assert available_backends() == ("onnxruntime",)
+    with pytest.raises(BackendError, match='backend is "tensorflow", expected one of onnxruntime'):
+        create_backend("tensorflow", BackendOptions())
+
+
+def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(
+        BackendError, match=r"needs the package onnxruntime, .* pip install 'fopru-edge\[runtime\]'"
+    ):
+        create_backend("onnxruntime", BackendOptions())
+
+
+def test_threads_out_of_range() -> None:
+    with pytest.raises(BackendError, match="threads is 0, expected at least 1, or none for all cores"):
+        BackendOptions(threads=0)
+
+
+def test_threads_reach_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    seen: list[int] = []
+    real = onnxruntime.InferenceSession
+
+    def spying(path: str, settings: onnxruntime.SessionOptions, **rest: object) -> object:
+        seen.append(settings.intra_op_num_threads)
+        return real(path, settings, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spying)
+    bundle = load_bundle(write_toy_bundle(tmp_path / "toy"))
+    for threads in (None, 3):
+        Generator(bundle, threads=threads).session(contract.EMBED_TOKENS)
+    assert seen == [0, 3]  # 0 is ONNX Runtime's word for its own choice
+
+
+def test_graph_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"onnxruntime cannot load .*broken.onnx: "):
+        create_backend("onnxruntime", BackendOptions()).open(tmp_path / "broken.onnx")
+
+
+def test_graph_that_fails(generator: Generator) -> None:
+    session = generator.session(contract.EMBED_TOKENS)
+    with pytest.raises(BackendError, match="onnxruntime failed in embed_tokens: "):
+        session.run({contract.INPUT_IDS: np.array([[100_000]], np.int64)})
+    ids = View(np.array([100_000], np.int64), (1, 1))
+    embeds = View(np.empty(WIDTH, np.float32), (1, 1, WIDTH))
+    with pytest.raises(BackendError, match="onnxruntime failed in embed_tokens: "):
+        session.run_bound({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds})
+
+
+def test_view_past_the_end_of_its_buffer(generator: Generator) -> None:
+    session = generator.session(contract.EMBED_TOKENS)
+    ids = View(np.array([9], np.int64), (1, 1), offset=1)
+    embeds = View(np.empty(WIDTH, np.float32), (1, 1, WIDTH))
+    with pytest.raises(BackendError, match="a view of 1 values from 1 on does not fit its buffer of 1"):
+        session.run_bound({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds})
+
+
+def test_upload_makes_other_layouts_contiguous(generator: Generator) -> None:
+    backend = generator.backend
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    view = backend.upload(array)
+    np.testing.assert_array_equal(backend.download(view), array)

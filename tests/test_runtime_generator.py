@@ -1,0 +1,352 @@
+"""The generator on the handwritten toy bundle, whose every answer numpy predicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import contract
+from runtime.bundle import load_bundle
+from runtime.errors import BackendError, RequestError
+from runtime.generator import Generator
+from runtime.manifest import Manifest
+from runtime.request import Request, Turn
+from runtime.vision import Selection
+from tests.toy_bundle import BOS, IMAGE, WIDTH, ToyModel, byte_ids, toy_photo, write_toy_bundle
+
+MODEL = ToyModel()
+PHOTO, OTHER = toy_photo(MODEL.size), toy_photo(MODEL.size, seed=11)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_bundle(tmp_path_factory.mktemp("bundles") / "toy", MODEL)
+
+
+@pytest.fixture
+def generator(root: Path) -> Generator:
+    return Generator(load_bundle(root), threads=1)
+
+
+def generator_for(tmp_path: Path, model: ToyModel, **changes: object) -> Generator:
+    """A generator of another toy, with fields of the manifest replaced."""
+
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, **{name: change(manifest) for name, change in changes.items()})
+
+    return Generator(load_bundle(write_toy_bundle(tmp_path / "toy", model, edit)), threads=1)
+
+
+def expected_pixels(*photos: np.ndarray) -> np.ndarray:
+    return np.stack([photo.transpose(2, 0, 1) / 128 for photo in photos]).astype(np.float32)
+
+
+def expected_tokens(model: ToyModel, ids: list[int], features: np.ndarray, steps: int) -> list[int]:
+    return model.greedy(model.merged(np.array([ids]), features), steps)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("keep", [1, 5, 16])
+def test_answer_is_the_predicted_one(tmp_path: Path, prefix: int, keep: int) -> None:
+    model = ToyModel(prefix=prefix)
+    generator = generator_for(tmp_path, model)
+    result = generator.generate(Request("what?", (PHOTO,), tokens=keep, max_new_tokens=24, ignore_eos=True))
+    pixels = expected_pixels(PHOTO)
+    ids = [BOS, *byte_ids("Q: "), *[IMAGE] * (prefix + keep), *byte_ids("\nwhat? A:")]
+    assert list(result.token_ids) == expected_tokens(model, ids, model.pruned(pixels, keep), 24)
+    assert result.prompt_tokens == len(ids)
+    assert result.kept_indices == (tuple(model.kept(pixels, keep)[0].tolist()),)
+    assert (result.visual_tokens_before, result.visual_tokens_after) == ((16,), (keep,))
+    assert result.finish_reason == "length"
+    assert result.pruned is (keep < 16)
+
+
+def test_row_strategy_in_the_graph(tmp_path: Path) -> None:
+    model = ToyModel(grid=(4, 3), strategy="row")
+    generator = generator_for(tmp_path, model)
+    photo = toy_photo(model.size)
+    result = generator.generate(Request("?", (photo,), ratio=0.5, max_new_tokens=4))
+    assert result.visual_tokens_after == (6,)
+    assert result.kept_indices[0] == tuple(model.kept(expected_pixels(photo), 6)[0].tolist())
+    with pytest.raises(
+        RequestError, match=r'strategy "row" keeps whole rows of 3 tokens, not 7: give a multiple'
+    ):
+        generator.encode_images(expected_pixels(photo), Selection(7))
+
+
+def test_ratio_one_runs_the_unpruned_graph_and_says_so(generator: Generator) -> None:
+    result = generator.generate(Request("what?", (PHOTO,), ratio=1.0, max_new_tokens=4))
+    assert (result.pruned, result.reason) == (False, "ratio 1.0 keeps every token")
+    assert result.kept_indices == (tuple(range(16)),)
+    assert result.kv_bytes == result.kv_bytes_unpruned
+    assert contract.VISION_ENCODER in generator.loaded_graphs
+    assert contract.VISION_ENCODER_FOPRU not in generator.loaded_graphs
+
+
+def test_pruned_graph_at_all_tokens_equals_the_unpruned_graph(generator: Generator) -> None:
+    pixels = expected_pixels(PHOTO, OTHER)
+    whole = generator.encode_images(pixels, Selection(16))
+    # Bit-equal: the same nodes, followed by a gather of everything in order.
+    np.testing.assert_array_equal(whole.features, generator.encode_unpruned(pixels))
+
+
+def test_only_the_pruned_encoder_is_loaded_when_pruning(generator: Generator) -> None:
+    generator.generate(Request("what?", (PHOTO,), ratio=0.3, max_new_tokens=2))
+    assert contract.VISION_ENCODER not in generator.loaded_graphs
+
+
+def test_text_only_loads_no_encoder_and_says_so(generator: Generator) -> None:
+    result = generator.generate(Request("what?", max_new_tokens=6, ignore_eos=True))
+    ids = [BOS, *byte_ids("Q: what? A:")]
+    assert list(result.token_ids) == expected_tokens(MODEL, ids, np.empty((0, WIDTH), np.float32), 6)
+    assert (result.pruned, result.reason) == (False, "the prompt has no image")
+    assert result.visual_tokens_before == result.visual_tokens_after == result.kept_indices == ()
+    assert set(generator.loaded_graphs) == {contract.EMBED_TOKENS, contract.DECODER}
+
+
+def test_two_images_keep_their_order_and_their_own_tokens(generator: Generator) -> None:
+    result = generator.generate(
+        Request("what?", (PHOTO, OTHER), tokens=4, max_new_tokens=12, ignore_eos=True)
+    )
+    pixels = expected_pixels(PHOTO, OTHER)
+    image = [*[IMAGE] * 4, *byte_ids("\n")]
+    ids = [BOS, *byte_ids("Q: "), *image, *image, *byte_ids("what? A:")]
+    assert list(result.token_ids) == expected_tokens(MODEL, ids, MODEL.pruned(pixels, 4), 12)
+    assert result.visual_tokens_after == (4, 4)
+    assert [list(row) for row in result.kept_indices] == MODEL.kept(pixels, 4).tolist()
+
+
+def test_second_turn_has_the_pruned_history(generator: Generator) -> None:
+    turn = Turn("what?", (PHOTO,), "it is")
+    request = Request("more?", (OTHER,), tokens=4, max_new_tokens=12, ignore_eos=True, history=(turn,))
+    result = generator.generate(request)
+    pixels = expected_pixels(PHOTO, OTHER)
+    first = [BOS, *byte_ids("Q: "), *[IMAGE] * 4, *byte_ids("\nwhat? A:it is")]
+    ids = [*first, *byte_ids("\nQ: "), *[IMAGE] * 4, *byte_ids("\nmore? A:")]
+    assert result.prompt_tokens == len(ids)
+    assert list(result.token_ids) == expected_tokens(MODEL, ids, MODEL.pruned(pixels, 4), 12)
+
+
+def test_default_ratio_of_the_bundle(generator: Generator) -> None:
+    assert generator.generate(Request("?", (PHOTO,), max_new_tokens=1)).visual_tokens_after == (8,)
+
+
+@pytest.mark.parametrize("selector", ["rank", "random", "uniform", "row"])
+def test_host_selectors_prune_the_unpruned_features(generator: Generator, selector: str) -> None:
+    pixels = expected_pixels(PHOTO, OTHER)
+    encoded = generator.encode_images(pixels, Selection(8, selector, seed=3))
+    whole = MODEL.features(pixels)
+    for image, kept in enumerate(encoded.kept_indices):
+        assert (np.diff(kept) > 0).all()
+        np.testing.assert_array_equal(encoded.features[image], whole[image, kept])
+    same = [encoded.kept_indices[0].tolist() == encoded.kept_indices[1].tolist()]
+    assert same == [selector == "uniform"]  # the others differ per image, random too
+    assert (contract.VISION_ENCODER_FOPRU in generator.loaded_graphs) is (selector in ("rank", "row"))
+
+
+def test_host_rank_equals_the_graph(generator: Generator) -> None:
+    pixels = expected_pixels(PHOTO)
+    host, graph = (generator.encode_images(pixels, Selection(5, name)) for name in ("rank", "graph"))
+    np.testing.assert_array_equal(host.kept_indices, graph.kept_indices)
+    np.testing.assert_array_equal(host.features, graph.features)
+
+
+def test_host_selector_keeps_the_prefix_rows(tmp_path: Path) -> None:
+    model = ToyModel(prefix=1)
+    generator = generator_for(tmp_path, model)
+    pixels = expected_pixels(PHOTO)
+    encoded = generator.encode_images(pixels, Selection(3, "uniform"))
+    assert encoded.kept_indices.tolist() == [[2, 8, 13]]
+    np.testing.assert_array_equal(encoded.features[0], model.features(pixels)[0, [0, 3, 9, 14]])
+
+
+def test_selector_none_keeps_all_and_says_so(generator: Generator) -> None:
+    result = generator.generate(Request("?", (PHOTO,), ratio=0.3, selector="none", max_new_tokens=1))
+    assert (result.visual_tokens_after, result.reason) == ((16,), 'selector "none" keeps every token')
+    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(16, "none"))
+    assert encoded.kept_indices.tolist() == [list(range(16))]
+
+
+def test_encoded_images_serve_several_questions(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = generator.stream(Request("what?", (PHOTO,), tokens=4, max_new_tokens=8, ignore_eos=True))
+    direct = [
+        generator.generate(Request(text, (PHOTO,), tokens=4, max_new_tokens=8)) for text in ("a?", "b?")
+    ]
+    list(first)
+    monkeypatch.setattr(generator, "encode_images", None)  # would fail when called
+    for text, expected in zip(("a?", "b?"), direct, strict=True):
+        again = generator.generate(Request(text, (PHOTO,), max_new_tokens=8), first.encoded)
+        assert (again.token_ids, again.kept_indices) == (expected.token_ids, expected.kept_indices)
+        assert again.timings.vision == again.timings.preprocess == 0.0
+
+
+def test_encoded_first_images_are_completed(generator: Generator) -> None:
+    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(4))
+    request = Request("what?", (PHOTO, OTHER), max_new_tokens=8, ignore_eos=True)
+    assert (
+        generator.generate(request, encoded).token_ids
+        == generator.generate(replace(request, tokens=4)).token_ids
+    )
+
+
+def test_encoded_whole_images_are_reported_as_unpruned(generator: Generator) -> None:
+    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(16))
+    result = generator.generate(Request("?", (PHOTO,), max_new_tokens=1), encoded)
+    assert (result.pruned, result.reason) == (False, "the visual tokens given are not pruned")
+
+
+def test_encoded_images_that_do_not_fit_the_request(generator: Generator) -> None:
+    encoded = generator.encode_images(expected_pixels(PHOTO, OTHER), Selection(4))
+    with pytest.raises(RequestError, match="got visual tokens of 2 images for a request with 1: they belong"):
+        generator.generate(Request("?", (PHOTO,)), encoded)
+    with pytest.raises(
+        RequestError, match="got 4 visual tokens per image, but the request asks for 8: encode"
+    ):
+        generator.generate(Request("?", (PHOTO, OTHER), ratio=0.5), encoded)
+
+
+def test_joined_without_scores_of_both(generator: Generator) -> None:
+    scored = generator.encode_images(expected_pixels(PHOTO), Selection(4))
+    plain = generator.encode_images(expected_pixels(PHOTO), Selection(4, "uniform"))
+    assert scored.joined(plain).token_scores is None
+    both = scored.joined(scored)
+    assert both.token_scores is not None
+    assert both.token_scores.shape == (2, 16)
+
+
+def test_stops_at_the_end_token(tmp_path: Path) -> None:
+    plain = generator_for(tmp_path / "plain", MODEL)
+    request = Request("what?", (PHOTO,), tokens=8, max_new_tokens=16)
+    tokens = plain.generate(replace(request, ignore_eos=True)).token_ids
+    third = tokens[2]
+    ending = generator_for(
+        tmp_path / "ending", MODEL, tokens=lambda manifest: replace(manifest.tokens, eos=(2, third))
+    )
+    result = ending.generate(request)
+    assert (result.token_ids, result.finish_reason) == (tokens[:3], "eos")
+    assert result.text == plain.decode_text(tokens[:2])  # the end token is not shown
+    ignoring = ending.generate(replace(request, ignore_eos=True))
+    assert (ignoring.token_ids, ignoring.finish_reason) == (tokens, "length")
+
+
+def test_stream_pieces_are_the_text_and_never_broken(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO,), tokens=8, max_new_tokens=40, ignore_eos=True))
+    pieces = list(stream)
+    assert all(pieces)
+    assert "".join(pieces) == stream.result.text == generator.decode_text(stream.result.token_ids)
+    assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
+
+
+def test_cancel_between_pieces(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO,), max_new_tokens=40, ignore_eos=True))
+    next(stream)
+    stream.cancel()
+    assert stream.result.finish_reason == "cancelled"
+    assert 0 < len(stream.result.token_ids) < 4
+    assert list(stream) == []
+
+
+def test_cancel_before_the_start_runs_nothing(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO,)))
+    stream.cancel()
+    assert (stream.result.token_ids, stream.result.text) == ((), "")
+    assert generator.loaded_graphs == ()
+
+
+def test_result_of_an_unfinished_stream(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO,)))
+    next(stream)
+    with pytest.raises(
+        RequestError, match="the answer is not finished: read the stream to its end, or cancel"
+    ):
+        _ = stream.result
+
+
+def test_ctrl_c_passes_through(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generator.session(contract.DECODER), "run_bound", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(Request("what?", (PHOTO,)))
+    monkeypatch.undo()
+    assert generator.generate(Request("what?", (PHOTO,), max_new_tokens=2)).token_ids  # still usable
+
+
+def test_sampling_follows_the_seed(generator: Generator) -> None:
+    def tokens(seed: int, temperature: float = 1.5) -> tuple[int, ...]:
+        request = Request(
+            "what?", (PHOTO,), max_new_tokens=16, temperature=temperature, seed=seed, ignore_eos=True
+        )
+        return generator.generate(request).token_ids
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+    assert tokens(1, temperature=0.0) == tokens(2, temperature=0.0)
+    narrow = Request("what?", (PHOTO,), max_new_tokens=16, temperature=1.5, top_p=1e-9, ignore_eos=True)
+    assert generator.generate(narrow).token_ids == tokens(1, temperature=0.0)
+
+
+def test_too_long_for_the_model(generator: Generator) -> None:
+    with pytest.raises(
+        RequestError,
+        match="the prompt has 29 tokens and the answer up to 228, but the model has 256 positions: lower the",
+    ):
+        generator.generate(Request("what?", (PHOTO,), ratio=1.0, max_new_tokens=228))
+    generator.generate(Request("what?", (PHOTO,), ratio=1.0, max_new_tokens=227))
+    with pytest.raises(RequestError, match="shorten the prompt or lower max_new_tokens"):
+        generator.generate(Request("w" * 300))
+    with pytest.raises(RequestError, match="256 positions: lower max_new_tokens"):
+        generator.generate(Request("what?", (PHOTO,), tokens=1, max_new_tokens=300))
+
+
+def test_embed_wants_as_many_rows_as_placeholders(generator: Generator) -> None:
+    ids = generator.prompt_ids(Request("what?", (PHOTO,)), 4)
+    with pytest.raises(
+        RequestError, match="the prompt has 4 image placeholders for 3 visual tokens: make the ids"
+    ):
+        generator.embed(ids, np.zeros((1, 3, WIDTH), np.float32))
+    with pytest.raises(RequestError, match="4 image placeholders for 0 visual tokens"):
+        generator.embed(ids, None)
+
+
+def test_keep_out_of_range(generator: Generator) -> None:
+    for keep in (0, 17):
+        with pytest.raises(RequestError, match=f"cannot keep {keep} tokens: an image has 16, give 1..16"):
+            generator.encode_images(expected_pixels(PHOTO), Selection(keep))
+    with pytest.raises(RequestError, match='selector is "best", expected one of graph, none, rank'):
+        Selection(4, "best")
+
+
+def test_a_score_that_is_not_a_number(generator: Generator) -> None:
+    pixels = expected_pixels(PHOTO)
+    pixels[0, 0, 0, 0] = np.nan
+    with pytest.raises(BackendError, match="the vision encoder gave a token score that is not finite"):
+        generator.encode_images(pixels, Selection(4))
+
+
+def test_times_and_bytes_of_the_result(generator: Generator) -> None:
+    result = generator.generate(Request("what?", (PHOTO,), ratio=0.5, max_new_tokens=8, ignore_eos=True))
+    times = result.timings
+    parts = [times.preprocess, times.vision, times.embed, times.prefill]
+    assert all(part > 0 for part in (*parts, times.load, times.decode))
+    assert times.ttft == sum(parts)
+    assert times.total == pytest.approx(
+        times.ttft + times.load + times.decode, rel=1e-12
+    )  # same sum, other order
+    per_position = 2 * 2 * 2 * 4 * 4  # key and value, layers, heads, head_dim, float32
+    assert result.kv_bytes == per_position * (result.prompt_tokens + 8)
+    assert result.kv_bytes_unpruned - result.kv_bytes == per_position * 8
+    assert result.kv_bytes_allocated == 2 * result.kv_bytes
+    assert result.peak_rss_bytes > 10 << 20
+    record = result.to_dict()
+    assert record["timings"]["ttft"] == times.ttft
+    assert record["tokens_per_second"] == 7 / times.decode
+    again = generator.generate(Request("what?", (PHOTO,), ratio=0.5, max_new_tokens=1))
+    assert again.timings.load < times.load  # the graphs are open
+    assert again.tokens_per_second is None

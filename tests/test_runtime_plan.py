@@ -1,0 +1,217 @@
+"""Counts, requests, host selectors, and the way from a request to K."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.counts import kept_count, kept_rows
+from runtime.errors import BackendError, RequestError
+from runtime.manifest import GRAPHS, FileInfo, Manifest
+from runtime.plan import PruningPlan, plan_pruning
+from runtime.request import Request, Turn
+from runtime.selectors import SELECTORS, Choice, allowed_selectors, select
+from tests.toy_bundle import ToyModel, toy_manifest
+
+GOLDEN = [
+    (576, 0.3, 173), (576, 0.25, 144), (576, 0.05, 29), (576, 0.002, 1), (2880, 0.3, 864), (729, 0.3, 219),
+    (256, 0.3, 77), (64, 0.3, 19), (1, 0.3, 1), (2, 0.25, 1), (10, 0.25, 3), (25, 0.58, 14), (50, 0.29, 14),
+    (50, 0.53, 27), (150, 0.21, 32), (150, 0.41, 61), (1250, 0.57, 712), (196, 0.3, 59), (196, 1.0, 196),
+]  # fmt: skip
+
+
+def manifest(grid: tuple[int, int] = (4, 4), strategy: str = "rank", **pruning: object) -> Manifest:
+    files = {f"onnx/{name}.onnx": FileInfo(1, "") for name in GRAPHS}
+    base = toy_manifest(ToyModel(grid=grid, strategy=strategy), files)
+    return replace(base, pruning=replace(base.pruning, **pruning))
+
+
+@pytest.mark.parametrize(("tokens", "ratio", "kept"), GOLDEN)
+def test_kept_count_golden_table(tokens: int, ratio: float, kept: int) -> None:
+    assert kept_count(tokens, ratio) == kept
+
+
+@pytest.mark.parametrize(("ratio", "rows"), [(0.75, 18), (0.5, 12), (0.3, 7), (0.25, 6), (0.01, 1)])
+def test_kept_rows(ratio: float, rows: int) -> None:
+    assert kept_rows(24, ratio) == rows
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_ratio_out_of_range(ratio: float) -> None:
+    message = rf"ratio is {ratio}, but it is the fraction of tokens kept: give a number in \(0, 1\]"
+    with pytest.raises(RequestError, match=message):
+        kept_count(576, ratio)
+    with pytest.raises(RequestError, match=message):
+        Request("?", ratio=ratio)
+
+
+def test_no_tokens_to_prune() -> None:
+    with pytest.raises(RequestError, match="cannot prune 0 tokens: an image has at least 1 visual token"):
+        kept_count(0, 0.5)
+
+
+IMAGE = ("photo.png",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bundle", "expected"),
+    [
+        ({"ratio": 0.3}, manifest(), PruningPlan(5, True, None)),
+        ({"tokens": 7}, manifest(), PruningPlan(7, True, None)),
+        ({}, manifest(default_ratio=0.25), PruningPlan(4, True, None)),
+        ({}, manifest(default_ratio=None, default_tokens=9), PruningPlan(9, True, None)),
+        ({"ratio": 0.5}, manifest(default_ratio=None, default_tokens=9), PruningPlan(8, True, None)),
+        ({"tokens": 16}, manifest(), PruningPlan(16, False, "tokens 16 keeps every token")),
+        ({"ratio": 1.0}, manifest(), PruningPlan(16, False, "ratio 1.0 keeps every token")),
+        ({"ratio": 0.99}, manifest(), PruningPlan(16, False, "ratio 0.99 keeps every token")),
+        (
+            {},
+            manifest(default_ratio=None),
+            PruningPlan(16, False, "neither the request nor the bundle gives a ratio"),
+        ),
+        (
+            {"selector": "none", "ratio": 0.3},
+            manifest(),
+            PruningPlan(16, False, 'selector "none" keeps every token'),
+        ),
+        ({"ratio": 0.3}, manifest((5, 3), "row"), PruningPlan(6, True, None)),
+        ({"tokens": 8}, manifest((5, 3), "row"), PruningPlan(6, True, None)),
+        ({"tokens": 3}, manifest((5, 3), "row"), PruningPlan(3, True, None)),
+        ({"tokens": 8, "selector": "rank"}, manifest((5, 3), "row"), PruningPlan(8, True, None)),
+        ({"ratio": 0.3, "selector": "row"}, manifest((5, 3)), PruningPlan(6, True, None)),
+        ({"images": ()}, manifest(), PruningPlan(16, False, "the prompt has no image")),
+    ],
+)
+def test_plan(changes: dict[str, object], bundle: Manifest, expected: PruningPlan) -> None:
+    assert plan_pruning(Request("?", **{"images": IMAGE, **changes}), bundle) == expected
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 17])
+def test_tokens_out_of_range(tokens: int) -> None:
+    with pytest.raises(RequestError, match=rf"tokens is {tokens}, but an image has 16: give 1\.\.16"):
+        plan_pruning(Request("?", IMAGE, tokens=tokens), manifest())
+
+
+def test_fewer_tokens_than_a_row() -> None:
+    with pytest.raises(
+        RequestError, match=r'tokens is 2, but strategy "row" keeps whole rows of 3: give 3\.\.15'
+    ):
+        plan_pruning(Request("?", IMAGE, tokens=2), manifest((5, 3), "row"))
+
+
+@pytest.mark.parametrize("how", [{"ratio": 0.5}, {"tokens": 4}])
+def test_row_without_a_grid(how: dict[str, float]) -> None:
+    ragged = manifest()
+    ragged = replace(ragged, vision=replace(ragged.vision, grid=None))
+    with pytest.raises(
+        RequestError, match='selector "row" needs a full grid of tokens, which this model lacks'
+    ):
+        plan_pruning(Request("?", IMAGE, selector="row", **how), ragged)
+
+
+def test_history_images_count() -> None:
+    request = Request("?", history=(("a", IMAGE, "b"),), ratio=0.5)
+    assert request.history == (Turn("a", IMAGE, "b"),)
+    assert request.all_images == IMAGE
+    assert plan_pruning(request, manifest()).keep == 8
+
+
+def test_lists_become_tuples() -> None:
+    assert Request("?", ["photo.png"]).images == IMAGE  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": 0.5, "tokens": 8}, "got both ratio 0.5 and tokens 8: give one of the two"),
+        ({"selector": "best"}, 'selector is "best", expected one of graph, none, rank, row, random, uniform'),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ({"temperature": -1.0}, r"temperature is -1.0, expected 0 \(greedy\) or a positive number"),
+        ({"temperature": float("nan")}, "temperature is nan, expected 0"),
+        ({"top_p": 0.0}, r"top_p is 0.0, expected a number in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"seed": -1}, "seed is -1, expected 0 or a positive integer"),
+        ({"images": "a.png"}, r"images is a str, expected a tuple or list of images: write \(image,\)"),
+        ({"images": Path("a.png")}, "images is a PosixPath, expected"),
+        ({"images": np.zeros((2, 2))}, "images is a ndarray, expected"),
+        ({"history": (("a", "b.png", "c"),)}, "images is a str, expected"),
+    ],
+)
+def test_request_out_of_range(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request("?", **changes)
+
+
+def scores(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_rank_takes_the_best_and_lower_places_of_equals() -> None:
+    assert select("rank", Choice(scores(1, 5, 2, 5, 3), None, 3)).tolist() == [1, 3, 4]
+    assert select("rank", Choice(scores(1, 1, 1, 1), None, 2)).tolist() == [0, 1]
+
+
+def test_row_takes_whole_rows_by_mean() -> None:
+    grid = scores(9, 0, 0, 4, 4, 4, 3, 3, 4)
+    assert select("row", Choice(grid, (3, 3), 6)).tolist() == [3, 4, 5, 6, 7, 8]
+    assert select("row", Choice(scores(1, 1, 1, 1), (2, 2), 2)).tolist() == [0, 1]
+
+
+def test_uniform_spreads() -> None:
+    assert select("uniform", Choice(np.zeros(10, np.float32), None, 3)).tolist() == [1, 5, 8]
+
+
+def test_random_follows_the_seed() -> None:
+    def draw(seed: int) -> list[int]:
+        return select("random", Choice(np.zeros(100, np.float32), None, 10, seed)).tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_is_increasing_unique_and_in_range(name: str) -> None:
+    rng = np.random.default_rng(5)
+    for total, grid, keep in [(12, (3, 4), 4), (12, (3, 4), 8), (12, (3, 4), 12), (1, (1, 1), 1)]:
+        keep = total if name == "none" else keep
+        kept = select(name, Choice(rng.random(total, np.float32), grid, keep, 3))
+        assert kept.dtype == np.int64
+        assert kept.shape == (keep,)
+        assert (np.diff(kept) > 0).all()
+        assert 0 <= kept[0] <= kept[-1] < total
+    assert name in allowed_selectors()
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "message"),
+    [
+        (
+            "best",
+            Choice(scores(1), None, 1),
+            'selector is "best", expected one of none, rank, row, random, uniform',
+        ),
+        ("rank", Choice(scores(1, 2), None, 0), r"cannot keep 0 tokens: the image has 2, give 1\.\.2"),
+        ("rank", Choice(scores(1, 2), None, 3), "cannot keep 3 tokens"),
+        (
+            "none",
+            Choice(scores(1, 2), None, 1),
+            'selector "none" keeps all 2 tokens, not 1: drop ratio and tokens',
+        ),
+        ("row", Choice(scores(1, 2), None, 1), 'selector "row" needs a full grid of tokens'),
+        (
+            "row",
+            Choice(scores(1, 2), (1, 2), 1),
+            'selector "row" keeps whole rows of 2 tokens, not 1: give a mul',
+        ),
+    ],
+)
+def test_selection_that_is_refused(name: str, choice: Choice, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        select(name, choice)
+
+
+def test_scores_that_are_not_finite() -> None:
+    with pytest.raises(BackendError, match="the vision encoder gave a token score that is not finite"):
+        select("rank", Choice(scores(1, np.nan), None, 1))

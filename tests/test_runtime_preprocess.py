@@ -1,0 +1,228 @@
+"""Preprocessing against the processors of transformers, bit for bit, on photographs in awkward forms."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from runtime.errors import ImageError
+from runtime.manifest import Preprocess
+from runtime.preprocess import denormalise, load_image, preprocess
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+
+def clip(size: int = 112, edge: int | None = None) -> tuple[object, Preprocess]:
+    edge = size if edge is None else edge
+    crop = {"height": size, "width": size}
+    theirs = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=crop)
+    return theirs, Preprocess({"shortest_edge": edge}, 3, crop, None, 1 / 255, CLIP_MEAN, CLIP_STD)
+
+
+def siglip() -> tuple[object, Preprocess]:
+    size = {"height": 96, "width": 112}
+    return SiglipImageProcessorPil(size=size), Preprocess(dict(size), 3, None, None, 1 / 255, HALF, HALF)
+
+
+def llava() -> tuple[object, Preprocess]:
+    crop = {"height": 112, "width": 112}
+    theirs = LlavaImageProcessorPil(size={"shortest_edge": 112}, crop_size=crop, do_pad=True)
+    fill = (int(CLIP_MEAN[0] * 255), int(CLIP_MEAN[1] * 255), int(CLIP_MEAN[2] * 255))
+    return theirs, Preprocess({"shortest_edge": 112}, 3, crop, fill, 1 / 255, CLIP_MEAN, CLIP_STD)
+
+
+PROCESSORS = {
+    "clip": clip(),
+    "clip, crop larger than resize": clip(size=120, edge=75),
+    "clip, crop smaller than resize": clip(size=75, edge=120),
+    "siglip": siglip(),
+    "llava, padded to square": llava(),
+}
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(load_sample_images().images[0])  # 640 x 427
+
+
+@cache
+def forms_of_photo() -> dict[str, Image.Image]:
+    return forms(Image.fromarray(load_sample_images().images[0]))
+
+
+def forms(photo: Image.Image) -> dict[str, Image.Image]:
+    """The photograph in every form of the list that users hit."""
+    alpha = Image.linear_gradient("L").resize(photo.size)
+    rgba = photo.copy()
+    rgba.putalpha(alpha)
+    palette = photo.quantize(64)
+    clear = photo.quantize(64)
+    clear.info["transparency"] = 3
+    return {
+        "rgb": photo,
+        "odd size": photo.resize((317, 211)),
+        "tall and odd": photo.crop((100, 0, 241, 427)),
+        "rgba": rgba,
+        "grayscale": photo.convert("L"),
+        "grayscale with alpha": rgba.convert("LA"),
+        "palette": palette,
+        "palette with transparency": clear,
+        "bilevel": photo.convert("1"),
+        "cmyk": photo.convert("CMYK"),
+        "ycbcr": photo.convert("YCbCr"),
+        "16 bit gray": Image.fromarray((np.asarray(photo.convert("L")).astype(np.uint16) << 8) + 77),
+        "one pixel": photo.crop((50, 50, 51, 51)),
+        "one row": photo.crop((0, 50, 40, 51)),
+        "extreme aspect ratio": photo.resize((3, 400)),
+        "smaller than the crop": photo.resize((31, 17)),
+    }
+
+
+FORMS = tuple(forms(Image.new("RGB", (320, 240))))
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_to_transformers(processor: str, form: str) -> None:
+    theirs, config = PROCESSORS[processor]
+    image = forms_of_photo()[form]
+    expected = theirs(images=image, return_tensors="np")["pixel_values"]
+    measured = preprocess([load_image(image)], config)
+    assert measured.dtype == np.float32
+    # Bit-equal: the same Pillow resize on integers, then the same float operations on 256 levels.
+    np.testing.assert_array_equal(measured, expected)
+
+
+def test_equal_to_transformers_on_20_megapixels(photo: Image.Image) -> None:
+    theirs, config = PROCESSORS["clip"]
+    large = photo.resize((5472, 3648), resample=Image.Resampling.NEAREST)
+    expected = theirs(images=large, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(preprocess([load_image(large)], config), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path: Path, photo: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "photo.jpg"
+    photo.save(file, exif=exif)
+    theirs, config = PROCESSORS["siglip"]
+    with Image.open(file) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        expected = theirs(images=upright, return_tensors="np")["pixel_values"]
+    measured = preprocess([load_image(file)], config)
+    np.testing.assert_array_equal(measured, expected)
+    plain = preprocess([load_image(Image.open(file).convert("RGB"))], config)  # convert keeps the EXIF tag
+    np.testing.assert_array_equal(plain, expected)
+    if orientation != 1:
+        raw = theirs(images=Image.fromarray(np.asarray(Image.open(file))), return_tensors="np")[
+            "pixel_values"
+        ]
+        assert np.abs(raw - expected).max() > 0.1  # without the rotation it is another picture
+
+
+def test_several_images_in_one_batch(photo: Image.Image) -> None:
+    _, config = PROCESSORS["clip"]
+    second = photo.resize((90, 333))
+    together = preprocess([photo, second], config)
+    assert together.shape == (2, 3, 112, 112)
+    np.testing.assert_array_equal(together[1], preprocess([second], config)[0])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_reads_files_and_strings(tmp_path: Path, photo: Image.Image, suffix: str) -> None:
+    file = tmp_path / f"photo.{suffix}"
+    photo.save(file)
+    image = load_image(str(file))
+    assert (image.mode, image.size) == ("RGB", photo.size)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(load_image(file)))
+
+
+def test_arrays_are_images(photo: Image.Image) -> None:
+    pixels = np.asarray(photo)
+    np.testing.assert_array_equal(np.asarray(load_image(pixels)), pixels)
+    grey = np.asarray(photo.convert("L"))
+    for form in (grey, grey[..., None]):
+        np.testing.assert_array_equal(np.asarray(load_image(form)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_transparent_pixels_are_laid_over_white() -> None:
+    hidden = np.zeros((2, 2, 4), np.uint8)
+    hidden[0, 0] = (10, 20, 30, 255)
+    shown = np.asarray(load_image(hidden))
+    assert shown[0, 0].tolist() == [10, 20, 30]
+    assert (shown.reshape(-1, 3)[1:] == 255).all()
+
+
+def test_denormalise_gives_the_picture_back(photo: Image.Image) -> None:
+    config = Preprocess({"height": 80, "width": 120}, 3, None, None, 1 / 255, CLIP_MEAN, CLIP_STD)
+    expected = np.asarray(photo.resize((120, 80), resample=Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(denormalise(preprocess([photo], config), config)[0], expected)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"there is no image file at .*nothing.png: check the path"):
+        load_image(tmp_path / "nothing.png")
+
+
+def test_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ImageError, match=r"text.png is not an image that Pillow can read: convert it"):
+        load_image(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_file(tmp_path: Path, photo: Image.Image, suffix: str) -> None:
+    file = tmp_path / f"cut.{suffix}"
+    photo.save(file)
+    file.write_bytes(file.read_bytes()[:9000])
+    with pytest.raises(ImageError, match=rf"cut.{suffix} cannot be read as an image .*the file is damaged"):
+        load_image(file)
+
+
+def test_decompression_bomb(tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo.save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"bomb.png is too large to open safely"):
+        load_image(tmp_path / "bomb.png")
+
+
+def test_not_an_image_object() -> None:
+    with pytest.raises(ImageError, match="an image is a int, expected a path, a PIL image or a uint8 array"):
+        load_image(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("array", "shown"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
+        (np.zeros((3, 4, 5), np.uint8), r"uint8 \[3, 4, 5\]"),
+        (np.zeros((4,), np.uint8), r"uint8 \[4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\]"),
+    ],
+)
+def test_unusable_array(array: np.ndarray, shown: str) -> None:
+    with pytest.raises(ImageError, match=f"an image array is {shown}, expected uint8"):
+        load_image(array)
+
+
+def test_no_images() -> None:
+    with pytest.raises(ImageError, match="there is no image to preprocess: give at least one"):
+        preprocess([], PROCESSORS["clip"][1])
+
+
+def test_a_sliver_that_would_not_fit_in_memory() -> None:
+    with pytest.raises(
+        ImageError, match="1 x 9000 pixels would be resized to 112 x 1008000: its aspect ratio"
+    ):
+        preprocess([Image.new("RGB", (1, 9000))], PROCESSORS["clip"][1])

@@ -1,0 +1,257 @@
+"""Prompt template, tokenization, incremental text and sampling."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from runtime.bundle import load_bundle
+from runtime.detokenize import TextPieces
+from runtime.errors import BackendError, BundleError, RequestError
+from runtime.manifest import Manifest, PromptTemplate
+from runtime.prompt import Prompter, expand_images, fill_turn
+from runtime.request import Request, Turn
+from runtime.sampling import greedy, nucleus, pick, probabilities
+from tests.toy_bundle import BOS, IMAGE, byte_ids, rehash, write_toy_bundle
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_bundle(tmp_path_factory.mktemp("bundles") / "toy")
+
+
+@pytest.fixture(scope="module")
+def prompter(root: Path) -> Prompter:
+    return Prompter(load_bundle(root))
+
+
+def prompter_with(tmp_path: Path, **changes: object) -> Prompter:
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, prompt=replace(manifest.prompt, **changes))
+
+    return Prompter(load_bundle(write_toy_bundle(tmp_path / "toy", edit=edit)))
+
+
+def test_slots_are_filled_once_whatever_the_prompt_holds() -> None:
+    assert (
+        fill_turn("A {images}B {prompt} C", "[i]", "{images} {prompt} {x}")
+        == "A [i]B {images} {prompt} {x} C"
+    )
+    assert fill_turn("A {prompt} then {images}", "[i]", "p") == "A p then [i]"
+
+
+def test_render_of_turns(prompter: Prompter) -> None:
+    history = (Turn("one?", ("a.png", "b.png"), "yes"), Turn("two?", (), "no"))
+    text = prompter.render(Request("three?", ("c.png",), history=history))
+    assert text == "Q: <image>\n<image>\none? A:yes\nQ: two? A:no\nQ: <image>\nthree? A:"
+    assert prompter.render(Request("hi")) == "Q: hi A:"
+
+
+def test_ids_have_a_placeholder_per_kept_token(prompter: Prompter) -> None:
+    ids = prompter.ids(Request("é?", ("a.png",)), 3)
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [[BOS, *byte_ids("Q: "), IMAGE, IMAGE, IMAGE, *byte_ids("\né? A:")]]
+
+
+def test_special_tokens_are_optional(tmp_path: Path) -> None:
+    plain = prompter_with(tmp_path, add_special_tokens=False)
+    assert plain.ids(Request("hi"), 1).tolist() == [byte_ids("Q: hi A:")]
+
+
+def test_truncation_and_padding_of_the_tokenizer_are_off(tmp_path: Path) -> None:
+    root = write_toy_bundle(tmp_path / "toy")
+    tokenizer = Tokenizer.from_file(str(root / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(root / "tokenizer.json"))
+    rehash(root)
+    assert Prompter(load_bundle(root)).ids(Request("hi"), 1).tolist() == [[BOS, *byte_ids("Q: hi A:")]]
+
+
+def test_prompt_with_the_image_token(prompter: Prompter) -> None:
+    with pytest.raises(RequestError, match="the prompt contains the image token '<image>': leave it out"):
+        prompter.render(Request("what is <image>?"))
+    with pytest.raises(RequestError, match="the prompt contains the image token '<image>'"):
+        prompter.render(Request("?", history=(Turn("a", (), "an <image>"),)))
+
+
+def test_history_without_a_chat_form(tmp_path: Path) -> None:
+    single = prompter_with(tmp_path, next_turn=None)
+    assert single.render(Request("hi")) == "Q: hi A:"
+    with pytest.raises(RequestError, match="this model's template has no second turn: ask without history"):
+        single.render(Request("hi", history=(Turn("a", (), "b"),)))
+
+
+def test_expansion() -> None:
+    ids = np.array([1, 3, 5, 3, 6])
+    assert expand_images(ids, 3, [2, 1]).tolist() == [1, 3, 3, 5, 3, 6]
+    assert expand_images(np.array([1, 5]), 3, []).tolist() == [1, 5]
+    with pytest.raises(
+        RequestError, match="the prompt has 2 image tokens for 1 images: write the prompt without"
+    ):
+        expand_images(ids, 3, [2])
+
+
+def test_image_text_that_lacks_the_image_token(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"prompt.image is '<picture>', expected '<image>' in it once"):
+        prompter_with(tmp_path, image="<picture>")
+
+
+def test_image_id_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, tokens=replace(manifest.tokens, image=9999))
+
+    bundle = load_bundle(write_toy_bundle(tmp_path / "toy", edit=edit))
+    with pytest.raises(
+        BundleError, match=r"tokens.image is 9999, which .*tokenizer.json does not have: rebuild"
+    ):
+        Prompter(bundle)
+
+
+def test_damaged_tokenizer(tmp_path: Path) -> None:
+    root = write_toy_bundle(tmp_path / "toy")
+    (root / "tokenizer.json").write_text("{}")
+    rehash(root)
+    with pytest.raises(BundleError, match=r"tokenizer.json cannot be loaded \(.*\): copy the bundle again"):
+        Prompter(load_bundle(root))
+
+
+def test_bundle_without_tokenizer(tmp_path: Path) -> None:
+    root = write_toy_bundle(tmp_path / "toy")
+    (root / "tokenizer.json").unlink()
+    rehash(root)
+    with pytest.raises(BundleError, match=r"has no tokenizer.json: rebuild the bundle"):
+        Prompter(load_bundle(root))
+
+
+def test_tokenizers_not_installed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BackendError, match="this needs the package tokenizers, which cannot be imported"):
+        Prompter(load_bundle(root))
+
+
+@pytest.mark.parametrize("turn", ["Q: {prompt}", "Q: {images}", "{images}{images}{prompt}"])
+def test_template_without_its_slots(turn: str) -> None:
+    with pytest.raises(
+        BundleError, match=r"prompt.first_turn is .*, which must hold \{(images|prompt)\} exactly once"
+    ):
+        PromptTemplate(turn, None, "<image>", True)
+    with pytest.raises(BundleError, match=r"prompt.next_turn is .*, which must hold"):
+        PromptTemplate("{images}{prompt}", turn, "<image>", True)
+
+
+def byte_level() -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.BPE({text: n for n, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def llama_like() -> Tokenizer:
+    """Metaspace words with byte fallback, and the leading space stripped, as Llama's tokenizer decodes."""
+    words = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), "▁the", "▁sea", "▁", "s", "e"]
+    tokenizer = Tokenizer(models.BPE({text: n for n, text in enumerate(words)}, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def pieces_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
+    pieces = TextPieces(decode)
+    return [*(pieces.push(int(token)) for token in ids), pieces.flush()]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "naïve café", "日本語のテキスト", "👩‍👩‍👧 family", " leading", "a\n\nb"]
+)
+def test_pieces_of_valid_text_are_whole_characters(text: str) -> None:
+    tokenizer = byte_level()
+    pieces = pieces_of(tokenizer.decode, tokenizer.encode(text).ids)
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert (
+        max(len(piece) for piece in pieces) == 1
+    )  # one byte per token, so never more than a character at once
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_bytes_are_the_decoded_text(seed: int) -> None:
+    tokenizer = byte_level()
+    ids = np.random.default_rng(seed).integers(0, tokenizer.get_vocab_size(), 40).tolist()
+    assert "".join(pieces_of(tokenizer.decode, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_words_and_byte_fallback(seed: int) -> None:
+    tokenizer = llama_like()
+    rng = np.random.default_rng(seed)
+    ids: list[int] = []
+    for unit in rng.choice(["▁the", "▁sea", "▁", "s", "é", "日", "👩", "\n"], 40):
+        known = tokenizer.token_to_id(unit)
+        ids += [known] if known is not None else [1 + byte for byte in unit.encode()]
+    pieces = pieces_of(tokenizer.decode, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_words_keep_their_spaces() -> None:
+    tokenizer = llama_like()
+    ids = [tokenizer.token_to_id(word) for word in ("▁the", "▁sea", "s")]
+    assert pieces_of(tokenizer.decode, ids) == ["the", " sea", "s", ""]
+
+
+def test_text_that_stops_inside_a_character() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.encode("né").ids[:-1]
+    assert pieces_of(tokenizer.decode, ids) == ["n", "", "\ufffd"]
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    assert greedy(np.array([1.0, 3.0, 3.0], np.float32)) == 1
+
+
+def test_probabilities_sum_to_one_and_sharpen() -> None:
+    logits = np.array([1000.0, 999.0, 0.0], np.float32)
+    warm, cold = probabilities(logits, 1.0), probabilities(logits, 0.1)
+    assert warm.sum() == pytest.approx(1.0, abs=1e-15)  # one rounding per term
+    assert warm[0] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-12)  # the third term is below 1e-300
+    assert cold[0] > warm[0]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1.0, [2, 0, 3, 1]), (0.9, [2, 0, 3]), (0.5, [2]), (0.51, [2, 0]), (1e-9, [2])]
+)
+def test_nucleus_is_the_smallest_set(top_p: float, kept: list[int]) -> None:
+    weights = np.array([0.25, 0.0625, 0.5, 0.1875])
+    ids, chances = nucleus(weights, top_p)
+    assert ids.tolist() == kept
+    np.testing.assert_allclose(
+        chances, weights[kept] / weights[kept].sum(), rtol=0, atol=1e-15
+    )  # one division
+
+
+def test_pick_draws_with_the_probabilities() -> None:
+    logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
+    rng = np.random.default_rng(0)
+    counts = np.bincount([pick(logits, 1.0, 1.0, rng) for _ in range(4000)], minlength=3)
+    # Five standard deviations of a binomial of 4000 draws: at most 0.04.
+    np.testing.assert_allclose(counts / 4000, [0.6, 0.3, 0.1], rtol=0, atol=0.04)
+
+
+def test_pick_is_greedy_at_zero() -> None:
+    assert pick(np.array([0.0, 2.0, 1.0], np.float32), 0.0, 1.0, np.random.default_rng(0)) == 1
+
+
+@pytest.mark.parametrize("logits", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]])
+def test_logits_that_are_not_numbers(logits: list[float]) -> None:
+    with pytest.raises(BackendError, match="the decoder gave logits that are not numbers: check the bundle"):
+        pick(np.array(logits, np.float32), 0.0, 1.0, np.random.default_rng(0))
