@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         if done.returncode != 0:
             failed.append(name)
     if failed:
-        print(f"error: no result from {', '.join(failed)}: see the messages above", file=sys.stderr)
+        print(f"error: {', '.join(failed)} failed: see the messages above", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "ensure_checkpoint", "main", "weight_bytes", "write_checkpoint"]
 
-RECIPE_FILE = "bench_recipe.json"
+RECIPE_FILE = "bench.recipe"  # not .json: exporters copy every JSON file of a checkpoint
 SHARD_BYTES = 1 << 30
 DTYPES = ("float32", "float16", "bfloat16")
 

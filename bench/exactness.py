@@ -155,7 +155,7 @@ def _result(name: str, tally: Tally, counts: dict[str, Any], threads: int) -> Re
     answers = sum(tally.answers.values())
     notes = (
         f"Ratio 1: {tally.differing} of {tally.elements:,} feature elements differ from the unpruned graph.",
-        f"Kept indices, {counts['kept']} of {counts['tokens']}: equal to PyTorch on {tally.kept[EQUAL]} of {compared} "
+        f"Kept indices, {counts['kept']} of {counts['tokens']}: equal on {tally.kept[EQUAL]} of {compared} "
         f"pictures ({kinds}), {tally.kept[NEAR_TIE]} near-ties, {tally.kept[DIFFERENT]} different.",
         f"Greedy answers of {NEW_TOKENS} tokens: {tally.answers[EQUAL]} of {answers} equal.",
         f"Pictures with a stage out of tolerance: {sum(tally.diverged.values())} of {compared}.",
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--answers", type=int, default=12, help="pictures with a whole answer compared (default 12)"
     )
-    add_common_options(parser, rounds=1)
+    add_common_options(parser, rounds=None)
     exact = True
 
     def body(options: argparse.Namespace) -> None:

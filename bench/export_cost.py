@@ -57,15 +57,11 @@ def _result(name: str, costs: list[BuildCost], threads: int) -> Result:
         "Peak RSS counts pages of memory-mapped weight files too, which the system can drop; "
         "anonymous memory is what it cannot.",
     )
-    samples = {"seconds": seconds, "peak_rss_bytes": peaks, "peak_anonymous_bytes": anonymous}
-    return Result(
-        f"export-{name}",
-        describe_environment(threads),
-        figures,
-        samples,
-        (Table(title, columns, rows),),
-        notes,
-    )
+    steps = [cost.steps for cost in costs]
+    samples = {"seconds": seconds, "peak_rss_bytes": peaks, "peak_anonymous_bytes": anonymous, "steps": steps}
+    parts = tuple((step, f"{taken:.1f}") for step, taken in steps[0].items())
+    tables = (Table(title, columns, rows), Table("Steps of the first build", ("step", "seconds"), parts))
+    return Result(f"export-{name}", describe_environment(threads), figures, samples, tables, notes)
 
 
 def _row(number: int, usage: ChildUsage, weights: int) -> tuple[str, ...]:

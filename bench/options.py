@@ -27,8 +27,8 @@ class Settings:
     warmup: int
 
 
-def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """`--work`, `--results`, `--threads`, `--rounds`, `--warmup`."""
+def add_common_options(parser: argparse.ArgumentParser, *, rounds: int | None) -> None:
+    """`--work`, `--results`, `--threads`; and `--rounds`, `--warmup` unless `rounds` is None."""
     parser.add_argument(
         "--work", type=Path, default=DEFAULT_WORK, help="checkpoints and bundles (default: bundles/bench)"
     )
@@ -36,6 +36,9 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
         "--results", type=Path, default=RESULTS, help="where JSON is written (default: bench/results)"
     )
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: every usable core")
+    if rounds is None:
+        parser.set_defaults(rounds=1, warmup=0)
+        return
     parser.add_argument("--rounds", type=int, default=rounds, help=f"measured rounds (default {rounds})")
     parser.add_argument("--warmup", type=int, default=1, help="rounds run first and thrown away (default 1)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["RESULTS", "Result", "Table", "print_result", "read_result", "write_r
 
 RESULTS = ROOT / "bench" / "results"
 FORMAT = 1
+WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def print_result(result: Result, written: Path | None = None) -> None:
     """Tables, notes, then the machine and the command."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    # Into a file or a pipe, rich assumes 80 columns and would cut the tables.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for table in result.tables:
         console.print(_rich_table(table))
     for note in result.notes:

@@ -22,13 +22,13 @@ BUILT_FROM = ("export", "fopru_graph", "runtime")
 
 @dataclass(frozen=True)
 class BuildCost:
-    """What one `python -m export.build` took; `report` is what it printed with `--json`."""
+    """What one `python -m export.build` took; `steps` are the seconds of its parts, as it reports them."""
 
     usage: ChildUsage
     weight_bytes: int
     bundle_bytes: int
     command: str
-    report: object
+    steps: dict[str, float]
 
 
 def measure_build(checkpoint: Path, bundle: Path, ratio: float) -> BuildCost:
@@ -43,7 +43,8 @@ def measure_build(checkpoint: Path, bundle: Path, ratio: float) -> BuildCost:
     if usage.returncode != 0:
         raise BenchError(f"`{command}` ended with status {usage.returncode}: see its message above")
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    return BuildCost(usage, weight_bytes(checkpoint), size, command, json.loads(usage.stdout))
+    steps = {step["name"]: float(step["seconds"]) for step in json.loads(usage.stdout)["steps"]}
+    return BuildCost(usage, weight_bytes(checkpoint), size, command, steps)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_same_recipe_is_not_written_again(tmp_path: Path) -> None:
     assert ensure_checkpoint(Recipe("tiny", decoder_layers=1), path) == path
     assert (path / "config.json").stat().st_mtime_ns == written
     ensure_checkpoint(Recipe("tiny", decoder_layers=2), path)
-    assert json.loads((path / "bench_recipe.json").read_text())["decoder_layers"] == 2
+    assert json.loads((path / "bench.recipe").read_text())["decoder_layers"] == 2
 
 
 def test_a_directory_of_somebody_else_is_left_alone(

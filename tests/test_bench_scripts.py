@@ -1,0 +1,181 @@
+"""The measurement scripts from end to end on the tiny configuration: every figure is there; none is judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import __main__ as everything
+from bench import encoder, exactness, export_cost, ttft
+from bench.configurations import CONFIGURATIONS, configuration, hf_config
+from bench.costs import model_shape
+from bench.errors import BenchError
+from bench.exactness import Tally, differing_elements
+from bench.interleave import Measurement
+from bench.plot import draw_ttft
+from bench.processors import special_token_ids
+from bench.results import read_result
+from bench.ttft import TtftRun
+from bench.workspace import Workspace, measure_build, source_digest
+from runtime.parity import ParityReport, StageResult
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory in which the tiny bundle has been built by the export measurement."""
+    root = tmp_path_factory.mktemp("bench-work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CONFIGURATIONS, "tiny", configuration("tiny", decoder_layers=1))  # half the export time
+        assert export_cost.main([*common(root), "--rounds", "1"]) == 0
+        yield root
+
+
+def common(work: Path) -> list[str]:
+    return ["--model", "tiny", "--work", str(work), "--results", str(work / "results"), "--threads", "1"]
+
+
+def figures(work: Path, name: str) -> dict[str, Any]:
+    return read_result(work / "results" / f"{name}.json").figures
+
+
+def test_export_cost_compares_memory_with_weights(work: Path) -> None:
+    found = figures(work, "export-tiny")
+    assert found["build_command"].startswith("python -m export.build --model ")
+    assert found["peak_rss_to_weights"] == found["peak_rss_bytes"] / found["weight_bytes"]
+    assert found["seconds"] > 0
+
+
+def test_encoder_measures_both_graphs(work: Path) -> None:
+    assert encoder.main([*common(work), "--rounds", "1"]) == 0
+    found = figures(work, "encoder-tiny")
+    assert (found["tokens"], found["kept"]) == (64, 19)
+    assert set(found["by_keep"]) == {"64", "32", "19", "6"}
+    assert found["stamped_nodes_profiled"] > 0
+    assert {"score", "select", "gather", "encoder"} <= set(found["profile_seconds_by_pass"])
+    assert 0 < found["score_and_select_share_of_pruned"] < 1
+
+
+def test_first_token_is_measured_beside_transformers(work: Path) -> None:
+    assert ttft.main([*common(work), "--rounds", "1"]) == 0
+    found = figures(work, "ttft-tiny")
+    assert [row["visual_tokens"] for row in found["by_ratio"].values()] == [64, 32, 19, 6]
+    assert found["by_ratio"]["1"]["prompt_tokens"] == found["text_tokens"] + 64
+    assert found["by_ratio"]["0.3"]["speedup_predicted"] > 1
+    assert found["by_ratio"]["0.3"]["kv_bytes"] < found["by_ratio"]["1"]["kv_bytes"]
+    assert found["transformers"]["ttft_seconds"] > 0
+    assert (work / "results" / "ttft-tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exactness_finds_the_bundle_equal_to_pytorch(work: Path) -> None:
+    assert exactness.main([*common(work), "--images", "4", "--answers", "1"]) == 0
+    found = figures(work, "exactness-tiny")
+    assert found["ratio_one_elements"] == 4 * 64 * 64
+    assert found["ratio_one_differing_elements"] == 0
+    assert found["kept_indices"]["different"] == 0
+    assert found["answers"] == {"equal": 1, "different": 0}
+
+
+def test_a_bundle_is_built_again_only_after_a_change(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(Workspace, "rebuild", lambda self, name: built.append(name))
+    workspace = Workspace(work)
+    workspace.bundle("tiny")
+    assert built == []
+    monkeypatch.setattr("bench.workspace.source_digest", lambda checkpoint: "other sources")
+    workspace.bundle("tiny")
+    assert built == ["tiny"]
+
+
+def test_digest_follows_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+    first = source_digest(tmp_path)
+    (tmp_path / "a").write_text("longer")
+    assert source_digest(tmp_path) != first
+
+
+def test_a_failed_build_names_its_command(tmp_path: Path) -> None:
+    with pytest.raises(
+        BenchError, match="`python -m export.build --model .* ended with status 2: see its message"
+    ):
+        measure_build(tmp_path / "nothing", tmp_path / "bundle", 0.3)
+
+
+def test_threads_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder.main(["--model", "tiny", "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "error: threads is 0: give at least 1\n"
+
+
+def test_plan_runs_each_measurement_in_turn() -> None:
+    assert [name for name, _ in everything.plan([], quick=False)] == [
+        "export",
+        "encoder",
+        "ttft",
+        "exactness",
+    ]
+    assert everything.plan(["ttft"], quick=True) == [
+        ("ttft", ["bench.ttft", "--model", "tiny", "--rounds", "2"])
+    ]
+
+
+def test_failures_are_collected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Done:
+        returncode = 1
+
+    monkeypatch.setattr("bench.__main__.subprocess.run", lambda *_, **__: Done())
+    assert everything.main(["--only", "ttft", "--only", "encoder"]) == 1
+    assert capsys.readouterr().err == "error: encoder, ttft failed: see the messages above\n"
+
+
+def test_bits_are_compared_not_values() -> None:
+    first = np.array([0.0, 1.0, 2.0], np.float32)
+    second = np.array([-0.0, 1.0, np.nextafter(np.float32(2), np.float32(3))], np.float32)
+    assert differing_elements(first, second) == 2  # -0.0 equals 0.0 as a value
+    assert differing_elements(first, first.copy()) == 0
+    assert differing_elements(first, first[:2]) == 3
+
+
+def stage(name: str, ok: bool = True, detail: str = "", difference: float = 0.0) -> StageResult:
+    return StageResult(name, difference, 0.5, "a reason", ok, detail)
+
+
+def test_tally_tells_near_ties_from_equal_and_different() -> None:
+    tally = Tally()
+    for kept in (
+        stage("kept_indices"),
+        stage("kept_indices", detail="near-tie"),
+        stage("kept_indices", ok=False),
+    ):
+        tally.add(ParityReport((kept, stage("logits", difference=0.25), stage("tokens"))), whole_answer=True)
+    tally.add(ParityReport((stage("kept_indices"), stage("tokens", ok=False))), whole_answer=False)
+    assert tally.kept == {"equal": 2, "near-tie": 1, "different": 1}
+    assert tally.answers == {"equal": 3}
+    assert tally.diverged == {"kept_indices": 1, "tokens": 1}
+    assert (tally.largest["logits"], tally.tightest["logits"]) == (0.25, 0.5)
+    assert tally.remarks == ["kept_indices: near-tie"]
+
+
+def first_token_run() -> TtftRun:
+    shape = model_shape(hf_config(configuration("llava-onevision-0.5b"), special_token_ids()))
+    samples = {
+        "ratio 1": {"ttft": [6.0, 6.0], "vision": [3.0, 3.0]},
+        "ratio 0.3": {"ttft": [4.0, 3.0], "vision": [3.0, 2.0]},
+        "transformers": {"ttft": [9.0, 9.0], "vision": [5.0, 5.0]},
+    }
+    return TtftRun(shape, {1.0: 729, 0.3: 219}, 20, {1.0: 9, 0.3: 3}, Measurement(samples, "ratio 1", 2, 0))
+
+
+def test_floor_is_the_time_at_ratio_one_scaled_by_multiply_adds() -> None:
+    run = first_token_run()
+    predicted = run.shape.first_token(20) / run.shape.first_token(20, 219)
+    assert run.predicted_speedup(0.3) == predicted
+    assert run.floor_seconds(0.3) == 6.0 / predicted
+    assert run.floor_seconds(1.0) == 6.0
+    assert run.speedup(0.3) == 1.75  # median of 1.5 and 2
+
+
+def test_plot_is_written(tmp_path: Path) -> None:
+    drawn = draw_ttft(first_token_run(), tmp_path / "results" / "x.png")
+    assert drawn.read_bytes().startswith(b"\x89PNG")
