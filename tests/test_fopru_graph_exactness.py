@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from fopru_graph import PruneOptions, PruneReport, prune_file
 from tests.toy_encoders import Toy, export, pixels, reference, select_rank, select_rows
@@ -174,5 +175,5 @@ def test_images_of_one_batch_are_pruned_apart() -> None:
 
 
 def test_more_tokens_than_there_are_is_an_error_of_the_runtime() -> None:
-    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="TopK"):
+    with pytest.raises(Fail, match=r"TopK.*k argument \[17\] should not be greater"):
         run(CLIP, options(CLIP), pixels(CLIP, 1), CLIP.tokens + 1)
