@@ -6,6 +6,8 @@ sends.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,7 +48,12 @@ def digit_scenes(count: int, seed: int) -> list[Picture]:
 
 
 def mixed_images(count: int, side: int, seed: int) -> dict[str, list[Picture]]:
-    """`count` pictures by kind: half of them noise, the rest photographs and digit scenes in equal parts."""
+    """`count` pictures by kind: half noise, the rest photographs and digit scenes in equal parts.
+
+    Without scikit-learn, which carries photographs and digits, all of them are noise.
+    """
+    if find_spec("sklearn") is None:
+        return {"noise": noise_images(count, side, seed)}
     photos, digits = count // 4, count // 4
     return {
         "noise": noise_images(count - photos - digits, side, seed),

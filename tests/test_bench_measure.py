@@ -168,6 +168,11 @@ def test_images_are_seeded() -> None:
     assert not (first[0] == other[0]).all()
 
 
+def test_without_scikit_learn_all_images_are_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.images.find_spec", lambda _: None)
+    assert {kind: len(found) for kind, found in mixed_images(9, 32, seed=0).items()} == {"noise": 9}
+
+
 def test_mixed_images_hold_every_kind() -> None:
     pictures = mixed_images(9, 32, seed=0)
     assert {kind: len(found) for kind, found in pictures.items()} == {

@@ -1,7 +1,8 @@
-"""The measurement scripts from end to end on the tiny configuration: every figure is there; none is judged."""
+"""The measurement scripts from end to end on a tiny model: every figure is there; none is judged."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench.costs import model_shape
 from bench.errors import BenchError
 from bench.exactness import Tally, differing_elements
 from bench.interleave import Measurement
+from bench.memory import ChildUsage
 from bench.plot import draw_ttft
 from bench.processors import special_token_ids
 from bench.results import read_result
@@ -28,7 +30,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory in which the tiny bundle has been built by the export measurement."""
     root = tmp_path_factory.mktemp("bench-work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CONFIGURATIONS, "tiny", configuration("tiny", decoder_layers=1))  # half the export time
+        tiny = configuration("tiny", decoder_layers=1)  # tracing time grows with the layers
+        patch.setitem(CONFIGURATIONS, "tiny", replace(tiny, vision=tiny.vision | {"num_hidden_layers": 2}))
         assert export_cost.main([*common(root), "--rounds", "1"]) == 0
         yield root
 
@@ -80,11 +83,11 @@ def test_exactness_finds_the_bundle_equal_to_pytorch(work: Path) -> None:
 
 def test_a_bundle_is_built_again_only_after_a_change(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    monkeypatch.setattr(Workspace, "rebuild", lambda self, name: built.append(name))
+    monkeypatch.setattr(Workspace, "rebuild", lambda _, name: built.append(name))
     workspace = Workspace(work)
     workspace.bundle("tiny")
     assert built == []
-    monkeypatch.setattr("bench.workspace.source_digest", lambda checkpoint: "other sources")
+    monkeypatch.setattr("bench.workspace.source_digest", lambda _: "other sources")
     workspace.bundle("tiny")
     assert built == ["tiny"]
 
@@ -96,10 +99,9 @@ def test_digest_follows_the_checkpoint(tmp_path: Path) -> None:
     assert source_digest(tmp_path) != first
 
 
-def test_a_failed_build_names_its_command(tmp_path: Path) -> None:
-    with pytest.raises(
-        BenchError, match="`python -m export.build --model .* ended with status 2: see its message"
-    ):
+def test_a_failed_build_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.workspace.run_measured", lambda _: ChildUsage(2, 1.0, 1, None, ""))
+    with pytest.raises(BenchError, match=r"`python -m export.build --model .*` ended with status 2: see its"):
         measure_build(tmp_path / "nothing", tmp_path / "bundle", 0.3)
 
 
