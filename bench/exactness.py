@@ -22,6 +22,7 @@ from PIL import Image
 
 from bench.configurations import CONFIGURATIONS
 from bench.environment import describe_environment
+from bench.errors import BenchError
 from bench.images import mixed_images
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.processors import PROMPT
@@ -47,6 +48,13 @@ class Sizes:
 
     images: int
     answers: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.answers <= self.images or self.images < 1:
+            raise BenchError(
+                f"images is {self.images} and answers {self.answers}: compare at least 1 picture, and "
+                "answers to at most that many"
+            )
 
 
 @dataclass
