@@ -15,7 +15,10 @@ from fopru_graph.passes import CleanPass, GatherPass, LocatePass, ScorePass, Sel
 from fopru_graph.report import PassCount, PruneReport
 from fopru_graph.weights import check_weight_files, external_tensors
 
-__all__ = ["load_graph", "prune", "prune_file"]
+__all__ = ["TENSORRT_TOPK", "load_graph", "prune", "prune_file"]
+
+TENSORRT_TOPK = 3839
+"""Most elements that TensorRT's TopK selects (its parser: "must be less than 3840")."""
 
 
 def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
@@ -66,8 +69,21 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         strategy=options.strategy,
         aggregation=options.aggregation,
         passes=tuple(PassCount(name, count) for name, count in counts.items()),
+        notes=_notes(options, found.tokens),
         nodes_added=sum(part.added for part in (score.findings, select.findings, gather.findings)),
         nodes_removed=clean.findings.removed,
+    )
+
+
+def _notes(options: PruneOptions, tokens: int) -> tuple[str, ...]:
+    if options.strategy == "row" and options.grid is not None:
+        candidates, unit = options.grid[0], "rows"
+    else:
+        candidates, unit = tokens, "tokens"
+    if candidates <= TENSORRT_TOPK:
+        return ()
+    return (
+        f"TensorRT's TopK takes at most {TENSORRT_TOPK}: keep no more {unit} of {candidates} per image there",
     )
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fopru_graph.shapes import attribute_int, constant_scalar, dims
 
-__all__ = ["AttentionCore", "CoreSearch", "NearMiss", "find_cores", "upstream_nodes"]
+__all__ = ["AttentionCore", "CoreSearch", "NearMiss", "find_cores", "upstream_nodes", "value_product"]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _FUSED = frozenset(
@@ -122,7 +122,7 @@ def _match_softmax(node: ir.Node) -> AttentionCore | NearMiss:
         return NearMiss(
             node, 2, "its input does not come from a MatMul of queries and keys through a scale and a mask"
         )
-    product = _value_product(node.outputs[0])
+    product = value_product(node.outputs[0])
     if product is None:
         users = sorted({use.node.op_type for use in node.outputs[0].uses()}) or ["nothing"]
         return NearMiss(
@@ -153,7 +153,7 @@ def _logits_product(value: ir.Value | None, left: int) -> ir.Node | None:
     return None
 
 
-def _value_product(probabilities: ir.Value) -> ir.Node | None:
+def value_product(probabilities: ir.Value) -> ir.Node | None:
     """The MatMul(P, V) that the probabilities feed."""
     pending, seen = [probabilities], {probabilities}
     while pending:

@@ -37,6 +37,7 @@ class PruneReport:
         dropped_rows: leading attention rows that never reach the features.
         special_tokens: leading attention rows that are not patches.
         passes: modification count of each pass, in order.
+        notes: limits that a runtime may meet, in words.
         nodes_added, nodes_removed: totals.
     """
 
@@ -57,6 +58,7 @@ class PruneReport:
     strategy: str
     aggregation: str
     passes: tuple[PassCount, ...]
+    notes: tuple[str, ...]
     nodes_added: int
     nodes_removed: int
 

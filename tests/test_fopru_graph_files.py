@@ -212,6 +212,37 @@ def test_weights_are_not_read(source: Path) -> None:
     assert targets[0].read_bytes() == targets[1].read_bytes()
 
 
+def test_more_than_two_gigabytes_of_weights_stay_on_disk(tmp_path: Path) -> None:
+    side = 24_000  # 2.3 GB of float32, in a sparse file that takes no room
+    model = text_encoder(tail="y1 = Slice(y, one, many, one) h = MatMul(y1, up) g = Gelu(h) t = MatMul(g, wide) image_features = MatMul(t, down)",
+                         more=f", float[8,{side}] up, float[{side},{side}] wide, float[{side},8] down",
+                         tensors={"up": np.zeros((8, side), np.float32), "down": np.zeros((side, 8), np.float32)})  # fmt: skip
+    weights, source, target = (tmp_path / name for name in ("big.data", "big.onnx", "pruned.onnx"))
+    with weights.open("wb") as file:
+        file.truncate(4 * side * side)
+    wide = next(
+        value for node in model.graph for value in node.inputs if value is not None and value.name == "wide"
+    )
+    tensor = ir.ExternalTensor(
+        "big.data",
+        0,
+        4 * side * side,
+        ir.DataType.FLOAT,
+        shape=ir.Shape([side, side]),
+        name="wide",
+        base_dir=tmp_path,
+    )
+    wide.const_value = tensor
+    model.graph.register_initializer(wide)
+    ir.save(model, source)
+    report = prune_file(source, target)
+    assert report.gather == "early"
+    assert target.stat().st_size < 2_000_000
+    kept = load_graph(target).graph.initializers["wide"].const_value
+    assert isinstance(kept, ir.ExternalTensor)
+    assert kept.nbytes > 2**31
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

@@ -370,6 +370,22 @@ def test_report_is_plain_data() -> None:
     assert plain["gathered"] == ["p", "x"]
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (DEFAULT, ("TensorRT's TopK takes at most 3839: keep no more tokens of 3840 per image there",)),
+        (
+            PruneOptions(strategy="row", grid=(3840, 1)),
+            ("TensorRT's TopK takes at most 3839: keep no more rows of 3840 per image there",),
+        ),
+        (PruneOptions(strategy="row", grid=(60, 64)), ()),
+        (PruneOptions(prefix_tokens=1), ()),
+    ],
+)
+def test_report_notes_what_tensorrt_cannot_select(options: PruneOptions, notes: tuple[str, ...]) -> None:
+    assert prune(text_encoder(rows=3841, kept=3840), options).notes == notes
+
+
 def test_names_are_fresh() -> None:
     model = text_encoder()
     builder = GraphBuilder(model.graph, "test")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes
+from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes, value_product
 from fopru_graph.errors import LocateError, UnsupportedGraphError
 from fopru_graph.hoisting import trace_rows
 from fopru_graph.layers import Numbering, number_layers
@@ -187,7 +187,8 @@ def _tapped(
     # The user vouches for it: no pattern is asked, and its layer is where it stands among the known ones.
     order = {node: position for position, node in enumerate(graph)}
     before = sum(order[core.node] < order[node] for core in search.cores)
-    return AttentionCore("softmax", node, next(iter(value.uses())).node), before, "tensor"
+    product = value_product(value) or next(iter(value.uses())).node
+    return AttentionCore("softmax", node, product), before, "tensor"
 
 
 def _attention_size(core: AttentionCore) -> tuple[int, int]:
