@@ -2,9 +2,8 @@
 LLaVA).
 
 Order: EXIF rotation, RGB, pad to square, resize by PIL (antialiased), centre crop, rescale, normalise.
-Transparent pixels are laid over white, as the processors do. Source of the arithmetic: `image_transforms.py`
-of transformers 5.23 (`convert_to_rgb`, `resize`, `center_crop`, `rescale` in float64 cast to float32,
-`normalize` in float32).
+Sources of the arithmetic, in transformers 5.23: `image_utils.load_image` (rotation, RGB) and
+`image_transforms` (`resize`, `center_crop`, `rescale` in float64 cast to float32, `normalize` in float32).
 """
 
 from __future__ import annotations
@@ -34,7 +33,9 @@ _MAX_RESIZED_PIXELS = 1 << 26
 def load_image(source: ImageSource) -> Image.Image:
     """Read an image as upright RGB.
 
-    Gray of more than 8 bits is clipped at 255 by Pillow, here as in the processors: make it 8 bits beforehand.
+    As in transformers, an alpha channel is dropped (the colours behind it show), one colour declared
+    transparent turns white, and Pillow clips gray of more than 8 bits at 255: flatten or convert such images
+    first where that matters.
 
     Args:
         source: a path, a PIL image, or uint8 [H, W], [H, W, 1|3|4].
@@ -92,11 +93,14 @@ def _read_file(path: Path, pil: Any, ops: Any) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, pil: Any, ops: Any) -> Image.Image:
     upright: Any = ops.exif_transpose(image)
-    if "A" in upright.getbands() or upright.info.get("transparency") is not None:
-        upright = upright.convert("RGBA")
-        upright = pil.alpha_composite(pil.new("RGBA", upright.size, (255, 255, 255, 255)), upright)
-    rgb: Image.Image = upright.convert("RGB")
-    return rgb
+    if isinstance(upright.info.get("transparency"), bytes):
+        upright = upright.convert("RGBA")  # the same colours, without Pillow's warning
+    rgb: Any = upright.convert("RGB")
+    if rgb.info.get("transparency") is not None:
+        white = pil.new("RGBA", rgb.size, (255, 255, 255, 255))
+        rgb = pil.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
+    plain: Image.Image = rgb
+    return plain
 
 
 def _image_from_array(array: npt.NDArray[Any], pil: Any) -> Any:

@@ -53,6 +53,19 @@ def test_render_of_turns(prompter: Prompter) -> None:
     assert prompter.render(Request("hi")) == "Q: hi A:"
 
 
+def test_past_answers_are_written_as_the_template_says(tmp_path: Path) -> None:
+    chat = prompter_with(
+        tmp_path,
+        first_turn="U: {images}{prompt} A:",
+        next_turn="</s>U: {images}{prompt} A:",
+        generation="A:",
+        past_answer="A: {answer}",
+    )
+    history = (Turn("one?", ("a.png",), "{answer}"), Turn("two?", (), "no"))
+    text = chat.render(Request("three?", history=history))
+    assert text == "U: <image>\none? A: {answer}</s>U: two? A: no</s>U: three? A:"
+
+
 def test_ids_have_a_placeholder_per_kept_token(prompter: Prompter) -> None:
     ids = prompter.ids(Request("é?", ("a.png",)), 3)
     assert ids.dtype == np.int64

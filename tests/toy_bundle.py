@@ -1,7 +1,8 @@
 """A handwritten bundle of a few kilobytes whose every number a page of numpy can predict.
 
-The vision encoder multiplies patches by a matrix, scores them by their energy and keeps the best by TopK; the decoder
-keeps a real cache (concat of past and new), and its logits are a known function of all that was ever fed: see `ToyModel`.
+The vision encoder multiplies patches by a matrix, scores them by their energy and keeps the best by TopK; the
+decoder keeps a real cache (concat of past and new); its logits are a known function of all that was ever fed,
+written out in `ToyModel`.
 `python -m tests.toy_bundle DIRECTORY` writes one; tests/data/bundle_v1 was made so and is frozen.
 """
 
@@ -53,16 +54,15 @@ class ToyModel:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
-        shapes = {
-            "patch": (3 * PATCH * PATCH, WIDTH),
-            "embed": (self.vocab, WIDTH),
-            "head": (WIDTH, self.vocab),
-        }
+        shapes = {"patch": (3 * PATCH * PATCH, WIDTH), "embed": (self.vocab, WIDTH)}
         for name, shape in shapes.items():
             # Eighths keep every sum exact in float32, so numpy and onnxruntime agree bit for bit.
             self.weights[name] = (rng.integers(-8, 9, shape) / 8).astype(np.float32)
         self.weights["patch"] /= 16
-        self.weights["head"][:, :4] = 0  # special tokens never win
+        # The head likes the successor of the last token under a fixed permutation; special tokens never win.
+        successors = np.concatenate([np.zeros(4, np.int64), 4 + rng.permutation(self.vocab - 4)])
+        self.weights["head"] = self.weights["embed"][successors].T.copy()
+        self.weights["head"][:, :4] = 0
 
     @property
     def tokens(self) -> int:
@@ -106,7 +106,7 @@ class ToyModel:
         return embeds
 
     def logits(self, embeds: np.ndarray) -> np.ndarray:
-        """[V] after all of [1, L, D]: (mean over both layers' caches + last row), weighted by position, times head."""
+        """[V] after [1, L, D]: mean over both caches plus last row, weighted by position, times head."""
         places = np.arange(embeds.shape[1], dtype=np.float32) / 8
         value = embeds[0] * (1 + places)[:, None]
         total = (value.sum(axis=0) * LAYERS) / np.float32(embeds.shape[1])
@@ -270,7 +270,7 @@ def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
 def write_toy_bundle(
     root: Path, model: ToyModel | None = None, edit: Callable[[Manifest], Manifest] | None = None
 ) -> Path:
-    """Write a bundle; `edit` changes the manifest before it is written (files and hashes are of the files written)."""
+    """Write a bundle; `edit` changes the manifest before it is written, hashes are of the real files."""
     model = ToyModel() if model is None else model
     (root / "onnx").mkdir(parents=True)
     tables = toy_manifest(model, {contract.graph_file(name): FileInfo(0, "") for name in GRAPHS})
