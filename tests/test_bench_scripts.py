@@ -113,7 +113,7 @@ def test_threads_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("sizes", [("0", "0"), ("2", "3"), ("2", "-1")])
 def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exactness.main(["--model", "tiny", "--images", sizes[0], "--answers", sizes[1]]) == 2
-    assert "compare at least 1 picture, answers to at most that many" in capsys.readouterr().err
+    assert "compare at least 1 picture, and answers to at most that many" in capsys.readouterr().err
 
 
 def test_plan_runs_each_measurement_in_turn() -> None:
