@@ -162,7 +162,7 @@ def test_alpha_is_dropped_without_a_warning(tmp_path: Path) -> None:
     hidden[0, 0] = (10, 20, 30, 128)
     assert np.asarray(load_image(hidden)).tolist() == hidden[..., :3].tolist()
     palette = Image.fromarray(hidden[..., :3]).quantize(4)
-    palette.save(tmp_path / "clear.png", transparency=bytes([0, 255, 255]))  # the form Pillow warns about
+    palette.save(tmp_path / "clear.png", transparency=bytes([0, 128, 255]))  # the form Pillow warns about
     assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == palette.convert("RGB").getpixel((0, 0))
 
 
