@@ -71,7 +71,7 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         passes=tuple(PassCount(name, count) for name, count in counts.items()),
         notes=_notes(options, found.tokens),
         nodes_added=sum(part.added for part in (score.findings, select.findings, gather.findings)),
-        nodes_removed=clean.findings.removed,
+        nodes_removed=gather.findings.removed + clean.findings.removed,
     )
 
 

@@ -53,8 +53,8 @@ def demands_of(node: ir.Node, demand: Demand) -> _Answer:
         return answer
     if not answer or any(wanted.axis < 1 for _, wanted in answer):
         return Refusal("none of its inputs has a token axis beside the images axis")
-    if any(static_product(_known(node.inputs[index])[1 : wanted.axis]) is None for index, wanted in answer):
-        return Refusal("an axis between images and tokens has no fixed size")
+    if any(not _fixed_rows(node.inputs[index], wanted.axis) for index, wanted in answer):
+        return Refusal("an axis beside images and tokens has no fixed size")
     return answer
 
 
@@ -64,6 +64,12 @@ def is_token_slice(node: ir.Node, demand: Demand) -> bool:
         return False
     axes = _slice_axes(node)
     return axes is not None and demand.axis in axes
+
+
+def _fixed_rows(value: ir.Value | None, axis: int) -> bool:
+    """Whether rows of the value have a fixed size, so that they can be taken by position."""
+    sizes = _known(value)
+    return static_product(sizes[1:axis] + sizes[axis + 1 :]) is not None
 
 
 def _known(value: ir.Value | None) -> tuple[int | str | None, ...]:

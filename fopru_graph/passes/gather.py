@@ -33,12 +33,14 @@ class Gathered:
         reason: why there and not earlier.
         tensors: names of the tensors whose rows are taken.
         added: new nodes.
+        removed: nodes that a selection made superfluous.
     """
 
     place: str
     reason: str
     tensors: tuple[str, ...]
     added: int
+    removed: int
 
 
 class GatherPass(GraphPass[Gathered]):
@@ -74,13 +76,13 @@ class GatherPass(GraphPass[Gathered]):
             _replace(model.graph, frontier, taken, builder)
         for node, demand in plan.nodes:
             _shorten(node, demand, builder)
-        for node, demand in plan.nodes:
-            if is_token_slice(node, demand):
-                _bypass(model.graph, node)
+        slices = [node for node, demand in plan.nodes if is_token_slice(node, demand)]
+        for node in slices:
+            _bypass(model.graph, node)
         model.graph.sort()
         place, reason = _verdict(plan, located)
         names = tuple(str(frontier.value.name) for frontier in plan.frontier)
-        found = Gathered(place, reason, names, builder.added)
+        found = Gathered(place, reason, names, builder.added, len(slices))
         return Rewritten(model, found, builder.added + len(plan.nodes))
 
     def ensures(self, model: ir.Model) -> None:
@@ -189,19 +191,8 @@ class _Rows:
 
     def _row_shape(self, value: ir.Value, axis: int) -> ir.Value:
         """Target of the fold: (-1, dims after the tokens)."""
-        sizes = dims(value) or ()
-        rest = sizes[axis + 1 :]
-        if static_product(rest) is not None:
-            return self._builder.ints("row_shape", [-1, *(int(size or 0) for size in rest)])
-        builder = self._builder
-        whole = builder.op("Shape", [value], Made("shape", _INT64, (len(sizes),)))
-        tail = builder.slice(whole, 0, (axis + 1, len(sizes)), Made("tail", _INT64, (len(rest),)))
-        return builder.op(
-            "Concat",
-            [builder.ints("any", [-1]), tail],
-            Made("row_shape", _INT64, (1 + len(rest),)),
-            {"axis": 0},
-        )
+        rest = (dims(value) or ())[axis + 1 :]
+        return self._builder.ints("row_shape", [-1, *(int(size or 0) for size in rest)])
 
 
 def _replace(graph: ir.Graph, frontier: Frontier, taken: ir.Value, builder: GraphBuilder) -> None:

@@ -150,9 +150,9 @@ def _features(graph: ir.Graph, name: str) -> tuple[ir.Value, int]:
     sizes = dims(features)
     if sizes is None or len(sizes) != 3:
         raise LocateError(f"output '{name}' has dims {sizes}, but features are [images, tokens, width]")
-    if not isinstance(sizes[1], int):
+    if not isinstance(sizes[1], int) or not isinstance(sizes[2], int):
         raise LocateError(
-            f"output '{name}' has dims {sizes}, but its number of tokens must be fixed: "
+            f"output '{name}' has dims {sizes}, but tokens and width must be fixed: "
             "export with a fixed image size"
         )
     return features, sizes[1]
@@ -201,6 +201,12 @@ def _attention_size(core: AttentionCore) -> tuple[int, int]:
         raise LocateError(
             f"attention '{core.node.name}' has dims {sizes}, but heads and tokens must be fixed: "
             "export with a fixed image size"
+        )
+    keys = sizes[-1] if core.form == "softmax" else (dims(core.node.inputs[1]) or ())[-2]
+    if keys != queries:
+        raise LocateError(
+            f"attention '{core.node.name}' has {queries} queries and {keys} keys, but tokens must look at "
+            "each other: name another layer"
         )
     return queries, heads
 
