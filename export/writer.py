@@ -57,8 +57,9 @@ class BundleWriter:
     ) -> None:
         if not self._committed:
             shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(error, OSError) and not self._committed and error.errno in _NO_SPACE:
-            raise self._output_error(error) from error
+        full = _no_space(error)
+        if full is not None and not self._committed:
+            raise self._output_error(full) from error
 
     def commit(self) -> None:
         """Put the finished bundle in place of the old one; on failure the old one is back.
@@ -132,6 +133,13 @@ def _check_replaceable(target: Path) -> None:
             f"{target} exists, is not empty and is not a bundle (it has no {MANIFEST}): give --output "
             "another directory, or remove this one yourself"
         )
+
+
+def _no_space(error: BaseException | None) -> OSError | None:
+    """The full disk behind an error, however many libraries have wrapped it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in _NO_SPACE):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_gone(leftover: Path) -> bool:

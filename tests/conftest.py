@@ -1,15 +1,30 @@
-"""Fixtures shared by the suites: toy checkpoints and bundles are made once per session, torch on few threads."""
+"""Fixtures shared by the suites: toy checkpoints and bundles, made once per session."""
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.toy_llava import COMBINATIONS, write_toy_llava
 
 Maker = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class ToyBuild:
+    """One run of `python -m export.build --json`."""
+
+    bundle: Path
+    report: dict[str, Any]
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +50,27 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory, torch_threads: None
 
 
 @pytest.fixture(scope="session")
-def toy_bundle_dir(toy_checkpoint: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle built from the toy CLIP + Llama checkpoint at ratio 0.3; read-only, shared by all tests."""
-    from export.build import BuildOptions, build
+def toy_build(toy_checkpoint: Maker, tmp_path_factory: pytest.TempPathFactory) -> ToyBuild:
+    """The toy CLIP + Llama checkpoint, built at ratio 0.3 by the command line."""
+    from export.build import main
 
     target = tmp_path_factory.mktemp("bundles") / "toy"
-    report = build(BuildOptions(model=str(toy_checkpoint("clip-llama")), output=target, ratio=0.3))
-    assert report.ok, report.parity
-    return target
+    command = [
+        "--model",
+        str(toy_checkpoint("clip-llama")),
+        "--output",
+        str(target),
+        "--ratio",
+        "0.3",
+        "--json",
+    ]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(command)
+    assert code == 0, (out.getvalue(), err.getvalue())
+    return ToyBuild(target, json.loads(out.getvalue()), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def toy_bundle_dir(toy_build: ToyBuild) -> Path:
+    """A bundle built from the toy CLIP + Llama checkpoint; read-only, shared by all tests."""
+    return toy_build.bundle

@@ -122,7 +122,10 @@ def test_pruned_graph_shares_the_weights(built: Built) -> None:
         built.path / contract.graph_file(contract.VISION_ENCODER_FOPRU), load_external_data=False
     )
     located = {
-        entry.value for tensor in pruned.graph.initializer for entry in tensor.external_data if entry.key == "location"
+        entry.value
+        for tensor in pruned.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
     }
     assert located == {plain.name + "_data"}
     assert {path.suffix for path in (built.path / "onnx").iterdir()} == {".onnx", ".onnx_data"}

@@ -80,14 +80,12 @@ class LlavaFamily:
                     inputs_embeds=torch.zeros(1, 1, text.hidden_size), past_key_values=cache, use_cache=True
                 )
             shapes = {tuple(part.shape) for layer in cache.layers for part in (layer.keys, layer.values)}
+            _, kv_heads, rows, head_dim = min(shapes)
         except (
             Exception
         ) as error:  # state-space and hybrid models fail in their own ways when given this cache
             raise CheckpointError(_no_cache(text)) from error
-        if len(shapes) != 1 or len(cache.layers) != text.num_hidden_layers:
-            raise CheckpointError(_no_cache(text))
-        _, kv_heads, rows, head_dim = shapes.pop()
-        if rows != 1:
+        if len(shapes) != 1 or len(cache.layers) != text.num_hidden_layers or rows != 1:
             raise CheckpointError(_no_cache(text))
         return DecoderInfo(
             layers=len(cache.layers),

@@ -1,0 +1,261 @@
+"""Each exported graph against the PyTorch module it comes from, and what must and must not be in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from export.errors import ExportError, TraceError
+from export.families import FAMILIES, Subgraph, VisionLayout
+from export.onnx_from_torch import write_onnx_from_torch
+from export.oracle import Oracle, PruningChoice
+from runtime import contract
+from runtime.contract import GraphContract, TensorSpec, past_name
+from tests.toy_llava import COMBINATIONS, ToySpec, toy_model, toy_processor
+
+LLAVA = FAMILIES["llava"]
+FLOAT = "float32"
+
+# Beyond the language models of the bundle tests: windows, soft caps, normalised keys, fused projections.
+DECODERS = {
+    "mistral-window": ToySpec(text="mistral", text_options={"sliding_window": 4}),
+    "gemma2-window": ToySpec(text="gemma2", text_layers=2, text_options={"sliding_window": 4}),
+    "qwen3": ToySpec(text="qwen3"),
+    "phi3": ToySpec(text="phi3"),
+}
+
+
+def layout_and_decoder(model: Any) -> tuple[VisionLayout, Any]:
+    return LLAVA.layout(model.config), LLAVA.decoder_info(model)
+
+
+def subgraph(model: Any, name: str) -> Subgraph:
+    return next(graph for graph in LLAVA.subgraphs(model, *layout_and_decoder(model)) if graph.name == name)
+
+
+def written(model: Any, name: str, folder: Path, opset: int = 20) -> Path:
+    graph = subgraph(model, name)
+    target = folder / f"{name}.onnx"
+    write_onnx_from_torch(graph.module, graph.args, graph.contract, target, opset)
+    return target
+
+
+def session(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def assert_close(measured: npt.NDArray[Any], reference: npt.NDArray[Any], *, of_max: float) -> None:
+    assert measured.shape == reference.shape
+    assert np.abs(measured - reference).max() <= of_max * np.abs(reference).max()
+
+
+def assert_only_names(path: Path) -> None:
+    """No axis is called s29; every tensor at the border has its contract's name and shape."""
+    model = onnx.load(path, load_external_data=False)
+    dims = {
+        dim.dim_param
+        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    assert not [dim for dim in dims if any(part[:1] in "su" and part[1:].isdigit() for part in dim.split())]
+
+
+@pytest.fixture(scope="module")
+def siglip(torch_threads: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """SigLIP whose `default` strategy drops the first patch."""
+    model = toy_model(COMBINATIONS["siglip-default"])
+    return model, written(model, contract.VISION_ENCODER, tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_vision_encoder(siglip: tuple[Any, Path], images: int) -> None:
+    model, path = siglip
+    pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(images))
+    with torch.no_grad():
+        wanted = torch.stack(list(model.get_image_features(pixels).pooler_output)).numpy()
+    (made,) = session(path).run(None, {"pixel_values": pixels.numpy()})
+    assert made.shape == (images, 15, 32)
+    # float32 sums in another order through two layers
+    assert_close(made, wanted, of_max=1e-5)
+
+
+def test_layers_after_the_feature_layer_are_not_exported(siglip: tuple[Any, Path]) -> None:
+    _, path = siglip
+    graph = onnx.load(path, load_external_data=False).graph
+    scopes = " ".join(p.value for node in graph.node for p in node.metadata_props)
+    names = " ".join(tensor.name for tensor in graph.initializer)
+    for text in (scopes, names):
+        assert "encoder.layers.1" in text
+        assert "encoder.layers.2" not in text
+        assert "head" not in text
+        assert "post_layernorm" not in text
+
+
+def test_files_keep_name_scopes_and_nothing_of_the_machine(siglip: tuple[Any, Path]) -> None:
+    _, path = siglip
+    content = path.read_bytes()
+    assert b"pkg.torch.onnx.name_scopes" in content
+    assert b"stack_trace" not in content
+    assert str(Path(torch.__file__).parent.parent).encode() not in content
+    assert str(Path(__file__).parent.parent).encode() not in content
+
+
+def test_linear_weights_are_transposed_in_the_file(siglip: tuple[Any, Path]) -> None:
+    # A Transpose of a weight left in the graph is folded by every runtime at every start, with a second copy.
+    graph = onnx.load(siglip[1], load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    assert not [node.name for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+    assert any("q_proj.weight" in name for name in weights)
+
+
+def test_axes_have_names(siglip: tuple[Any, Path]) -> None:
+    assert_only_names(siglip[1])
+
+
+def test_embed_tokens(torch_threads: None, tmp_path: Path) -> None:
+    model = toy_model(COMBINATIONS["clip-full-gemma-tied"])
+    path = written(model, contract.EMBED_TOKENS, tmp_path)
+    for shape in ((1, 1), (2, 5)):
+        ids = torch.randint(6, 200, shape, generator=torch.Generator().manual_seed(0))
+        (made,) = session(path).run(None, {"input_ids": ids.numpy()})
+        np.testing.assert_array_equal(made, model.get_input_embeddings()(ids).detach().numpy())
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_decoder(torch_threads: None, name: str, tmp_path: Path) -> None:
+    model = toy_model(DECODERS[name])
+    path = written(model, contract.DECODER, tmp_path)
+    assert_only_names(path)
+    for batch in (1, 2):
+        # a first call without a past, single tokens, several tokens on a past: longer than the window of 4
+        check_decoder(model, session(path), batch, steps=(6, 1, 1, 5, 1))
+
+
+def check_decoder(model: Any, decoder: ort.InferenceSession, batch: int, steps: tuple[int, ...]) -> None:
+    info = LLAVA.decoder_info(model)
+    total = sum(steps)
+    ids = torch.randint(6, 200, (batch, total), generator=torch.Generator().manual_seed(batch))
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+        reference = model(inputs_embeds=embeds, attention_mask=torch.ones(batch, total)).logits.numpy()
+    cache = [np.zeros((batch, info.kv_heads, 0, info.head_dim), np.float32)] * (2 * info.layers)
+    done = 0
+    for step in steps:
+        feeds = {
+            "inputs_embeds": embeds[:, done : done + step].numpy(),
+            "attention_mask": np.ones((batch, done + step), np.int64),
+            "position_ids": np.arange(done, done + step)[None].repeat(batch, 0),
+            "num_logits_to_keep": np.array(0),
+        }
+        names = [past_name(layer, part) for layer in range(info.layers) for part in ("key", "value")]
+        feeds |= dict(zip(names, cache, strict=True))
+        logits, *cache = decoder.run(None, feeds)
+        # float32 sums in another order through one or two layers
+        assert_close(logits, reference[:, done : done + step], of_max=1e-5)
+        (last,) = decoder.run(["logits"], feeds | {"num_logits_to_keep": np.array(1)})
+        assert last.shape == (batch, 1, info.vocab_size)
+        # one row instead of several may take another matrix kernel
+        assert_close(last[:, 0], logits[:, -1], of_max=1e-6)
+        done += step
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def spec(name: str, *shape: int | str, dtype: str = FLOAT) -> TensorSpec:
+    return TensorSpec(name, dtype, shape)
+
+
+X, Y = spec("x", "batch", 4), spec("y", "batch", 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "io", "message"),
+    [
+        (
+            Branching(),
+            GraphContract((X,), (Y,)),
+            r"torch cannot export Branching \(.*\): this architecture needs a wrapper",
+        ),
+        (Doubled(), GraphContract((X, Y), (Y,)), r"Doubled got 1 example inputs for 2 contract inputs"),
+        (Doubled(), GraphContract((X,), (Y, Y)), r"the traced graph has 1 outputs, but its contract has 2"),
+        (
+            Doubled(),
+            GraphContract((X,), (spec("y", "batch", 4, dtype="int64"),)),
+            r"y was traced as float32 \[.*\], but its contract is int64 \[batch, 4\]",
+        ),
+        (
+            Doubled(),
+            GraphContract((X,), (spec("y", "batch", 5),)),
+            r"y was traced with shape \[.*4\], but its contract is \[batch, 5\]: the model does something",
+        ),
+    ],
+)
+def test_graphs_that_are_not_their_contract(
+    module: nn.Module, io: GraphContract, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TraceError, match=message):
+        write_onnx_from_torch(module, (torch.ones(2, 4),), io, tmp_path / "x.onnx", 20)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_oracle_refuses_attention_that_is_no_number(torch_threads: None) -> None:
+    from export.golden import open_images
+
+    model = toy_model(ToySpec())
+    with torch.no_grad():
+        model.model.vision_tower.encoder.layers[1].self_attn.q_proj.weight.fill_(float("nan"))
+    oracle = Oracle(model, toy_processor(ToySpec()))
+    with pytest.raises(ExportError, match="the attention of the scoring layer is not finite on this image"):
+        oracle.run(open_images([]), "What?", PruningChoice(4, 1), 1)
+
+
+def test_oracle_leaves_the_model_as_it_was(torch_threads: None) -> None:
+    from export.golden import open_images
+
+    model, processor = toy_model(ToySpec()), toy_processor(ToySpec())
+    before = model.model.vision_tower.config._attn_implementation
+    first = Oracle(model, processor).run(open_images([]), "What?", PruningChoice(4, 1), 3)
+    again = Oracle(model, processor).run(open_images([]), "What?", PruningChoice(4, 1), 3)
+    assert model.model.vision_tower.config._attn_implementation == before
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def test_oracle_without_a_chat_template(torch_threads: None) -> None:
+    from export.golden import open_images
+
+    plain = ToySpec(template=None)
+    with_template, without = (
+        Oracle(toy_model(ToySpec()), toy_processor(found)).run(
+            open_images([]), "What?", PruningChoice(4, 1), 2
+        )
+        for found in (ToySpec(), plain)
+    )
+    # The default is the template of LLaVA-1.5, which the toy checkpoints have.
+    np.testing.assert_array_equal(with_template["input_ids"], without["input_ids"])
+
+
+def test_oracle_ties_go_to_the_lower_position() -> None:
+    oracle = Oracle(toy_model(ToySpec()), toy_processor(ToySpec()))
+    scores = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 3.0, 0.0, 0.0])
+    assert oracle._select(scores, PruningChoice(4, 0)).tolist() == [1, 2, 3, 6]
+    rows = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0, 0.0, 0.0, 5.0, 0.0])
+    assert oracle._select(rows, PruningChoice(6, 0, "row")).tolist() == [0, 1, 2, 6, 7, 8]
