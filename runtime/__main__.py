@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from runtime.backend import available_backends
 from runtime.bundle import load_bundle
-from runtime.chat import HELP, Chat
+from runtime.chat import HELP, Chat, visible
 from runtime.errors import FopruError, RequestError
 from runtime.generator import Generator
 from runtime.overlay import check_overlay, draw_overlay, save_png
@@ -99,7 +99,7 @@ def _ask(args: argparse.Namespace) -> int:
         check_overlay(bundle.manifest, len(request.images))
     generator = Generator(bundle, args.backend, args.threads)
     stream = generator.stream(request)
-    for piece in stream:
+    for piece in visible(stream):
         if not args.json:
             print(piece, end="", flush=True)
     if args.overlay:

@@ -13,6 +13,7 @@ from runtime.detokenize import TextPieces
 from runtime.errors import RequestError
 from runtime.kv_cache import cache_bytes
 from runtime.plan import PruningPlan, plan_pruning
+from runtime.preprocess import load_pillow
 from runtime.request import Request
 from runtime.result import Result, Stopwatch, peak_rss_bytes
 from runtime.sampling import pick
@@ -94,6 +95,7 @@ class AnswerRun:
         graph = generator.vision_graph(selection) if plan.pruned else contract.VISION_ENCODER
         with self._watch.stage("load"):
             generator.session(graph)
+            load_pillow()
         with self._watch.stage("preprocess"):
             pixel_values = generator.preprocess(request.all_images[done:])
         with self._watch.stage("vision"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from runtime.errors import FopruError
@@ -12,7 +12,7 @@ from runtime.request import Request, Turn
 from runtime.result import Result
 from runtime.vision import EncodedImages
 
-__all__ = ["HELP", "Chat"]
+__all__ = ["HELP", "Chat", "visible"]
 
 HELP = "commands: /image FILE (add an image), /ratio R (fraction of visual tokens kept), /clear, /help, /quit"
 
@@ -74,16 +74,27 @@ class Chat:
         stream = self.generator.stream(request, self._encoded)
         answer = ""
         try:
-            for piece in stream:
+            for piece in visible(stream):
                 answer += piece
                 self.write(piece)
             self.last = stream.result
         except KeyboardInterrupt:  # stops the answer; what was said stays in the history
             self.write(" [stopped]")
         self.write("\n")
-        self.history = (*self.history, Turn(prompt, request.images, answer))
+        # Templates put their own space before and after an answer.
+        self.history = (*self.history, Turn(prompt, request.images, answer.strip()))
         self.pending = []
         self._encoded = stream.encoded
+
+
+def visible(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces without the white space that models put before an answer."""
+    started = False
+    for piece in pieces:
+        shown = piece if started else piece.lstrip()
+        if shown:
+            started = True
+            yield shown
 
 
 def _is_number(text: str) -> bool:

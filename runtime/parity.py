@@ -34,8 +34,12 @@ __all__ = [
 
 EXACT, ABSOLUTE, OF_MAX, OF_MEAN = "exact", "absolute", "of max", "of mean"
 
-TIE_WINDOW = 1e-6
-"""Scores closer than this fraction of the score at the K boundary tie: float32 cannot order them."""
+TIE_WINDOW = 1e-5
+"""Scores closer than this fraction of the score at the K boundary tie: float32 cannot order them.
+
+Measured between PyTorch eager and ONNX Runtime on a 5-layer tower: a score near the boundary is off by up to
+5e-6 of it, so that two may trade places when they are twice that apart.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ STAGES = (
     Stage("pruned_features", 1e-4, OF_MAX, "as image_features"),
     Stage("input_ids", 0.0, EXACT, "integers"),
     Stage("inputs_embeds", 1e-4, OF_MAX, "embedding rows are copied; visual rows as image_features"),
-    Stage("logits", 1e-3, OF_MAX, "the differences of inputs_embeds, through every decoder layer"),
+    Stage("logits", 1e-4, OF_MAX, "the differences of inputs_embeds, through every decoder layer"),
     Stage("tokens", 0.0, EXACT, "greedy choices: equal unless two logits tie within the tolerance above"),
 )
 

@@ -22,12 +22,18 @@ from runtime.manifest import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSource", "denormalise", "load_image", "preprocess"]
+__all__ = ["ImageSource", "denormalise", "load_image", "load_pillow", "preprocess"]
 
 ImageSource: TypeAlias = "str | Path | Image.Image | npt.NDArray[np.uint8]"
 
 # A sliver of 1 x 20000 pixels, resized by its short side, becomes gigabytes of which the crop keeps a square.
 _MAX_RESIZED_PIXELS = 1 << 26
+
+
+def load_pillow() -> None:
+    """Import Pillow and its usual file formats now, so that the first image does not pay for it."""
+    require("PIL.Image", "pillow").preinit()
+    require("PIL.ImageOps", "pillow")
 
 
 def load_image(source: ImageSource) -> Image.Image:

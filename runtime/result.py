@@ -15,9 +15,9 @@ __all__ = ["Result", "Stopwatch", "Timings", "peak_rss_bytes"]
 class Timings:
     """Wall-clock seconds per stage; the time a consumer spends between two pieces of a stream is in none.
 
-    `load` is the opening of graphs this request was the first to need. `embed` is tokenizing, embedding and
-    merging; `prefill` includes the allocation of the KV cache and the choice of the first token; `decode` is
-    all later tokens.
+    `load` is the opening of graphs, and the import of Pillow, that this request was the first to need.
+    `embed` is tokenizing, embedding and merging; `prefill` includes the allocation of the KV cache and the
+    choice of the first token; `decode` is all later tokens.
     """
 
     load: float = 0.0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime.__main__ import main
 from runtime.bundle import load_bundle
-from runtime.chat import HELP, Chat
+from runtime.chat import HELP, Chat, visible
 from runtime.generator import Generator
 from runtime.request import Request, Turn
 from runtime.summary import summary_lines
@@ -49,7 +49,7 @@ def test_answer_on_stdout_and_figures_on_stderr(
     assert main([str(root), "--image", photo, "--ratio", "0.3", *BASE]) == 0
     out, err = capsys.readouterr()
     expected = generator.generate(Request("what?", (photo,), ratio=0.3, max_new_tokens=4))
-    assert out == expected.text + "\n"
+    assert out == expected.text.lstrip() + "\n"
     for line in (
         "visual tokens   16 → 5",
         "prompt          18 tokens",
@@ -226,11 +226,14 @@ def test_chat_keeps_history_and_images(generator: Generator, photo: str) -> None
     chat.run([f"/image {photo}", "what?", "more?"])
     assert [turn.images for turn in chat.history] == [(photo,), ()]
     first = generator.generate(Request("what?", (photo,), tokens=4, max_new_tokens=4, ignore_eos=True))
-    history = (Turn("what?", (photo,), first.text),)
+    history = (Turn("what?", (photo,), first.text.strip()),)
     second = generator.generate(
         Request("more?", tokens=4, max_new_tokens=4, ignore_eos=True, history=history)
     )
-    assert out.getvalue() == f"image {photo} goes with the next question\n{first.text}\n{second.text}\n"
+    assert (
+        out.getvalue()
+        == f"image {photo} goes with the next question\n{first.text.lstrip()}\n{second.text.lstrip()}\n"
+    )
     assert chat.last is not None
     assert chat.last.prompt_tokens == second.prompt_tokens
 
@@ -254,6 +257,25 @@ def test_chat_encodes_each_image_once(
     chat.run(["/ratio 0.5", "e"])
     assert counts == [1, 1, 2]  # another count for all of them
     assert chat.last.visual_tokens_after == (8, 8)
+
+
+def test_white_space_before_an_answer_is_not_shown() -> None:
+    assert list(visible(["  ", "\n one", " two", " ", "\n"])) == ["one", " two", " ", "\n"]
+    assert list(visible([" ", ""])) == []
+
+
+def test_chat_ends_at_quit(generator: Generator) -> None:
+    chat, out = chat_of(generator)
+    chat.run(["", "  ", "/quit", "never"])
+    assert (out.getvalue(), chat.history) == ("", ())
+
+
+def test_ctrl_c_in_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runtime.__main__.load_bundle", interrupt)
+    assert main([str(root), "--prompt", "?"]) == 130
 
 
 def test_chat_commands(generator: Generator, photo: str) -> None:
