@@ -155,7 +155,7 @@ LATE_TAILS = {
     "Reshape": (f"{Y1} r = Reshape(y1, flat) t = Tanh(r) image_features = Reshape(t, back)", "mixes tokens with other axes"),
     "Softmax": (f"{Y1} image_features = Softmax<axis=1>(y1)", "Softmax .* normalises over tokens"),
     "LayerNormalization": (f"{Y1} image_features = LayerNormalization<axis=1>(y1, sheet)", "normalises over axis 1"),
-    "ReduceMean": (f"{Y1} m = ReduceMean<keepdims=1>(y1, one) d = Sub(y1, m) image_features = Mul(d, half)", "needed whole by other nodes"),
+    "ReduceMean": (f"{Y1} m = ReduceMean<keepdims=1>(y1, one) d = Sub(y1, m) image_features = Mul(d, half)", "needed whole elsewhere"),
     "Transpose": (f"{Y1} t = Transpose<perm=[1,0,2]>(y1) e = Tanh(t) image_features = Transpose<perm=[1,0,2]>(e)", "moves the images axis"),
     "MatMul columns": (f"{Y1} t = Transpose<perm=[0,2,1]>(y1) e = MatMul(t, mix) image_features = Transpose<perm=[0,2,1]>(e)", "columns of its result"),
     "embedding": (f"{Y1} image_features = Add(y1, sheets)", "varies along tokens"),
@@ -303,3 +303,22 @@ def test_float16_probabilities_are_scored_in_float32() -> None:
     assert means
     assert {node.outputs[0].dtype for node in means} == {ir.DataType.FLOAT}
     assert {node.inputs[0].dtype for node in means if node.inputs[0]} == {ir.DataType.FLOAT}
+
+
+def test_one_tensor_read_at_two_offsets() -> None:
+    tail = "y1 = Slice(y, one, many, one) x0 = Slice(x, zero, six, one) image_features = Sub(y1, x0)"
+    report = check(tail=tail, more=", int64[1] six = {6}")
+    assert (report.gather, report.gathered, report.dropped_rows) == ("early", ("p", "x", "x"), 1)
+
+
+def test_a_hidden_state_that_is_an_output_stays_whole() -> None:
+    model = text_encoder()
+    hidden = next(value for node in model.graph for value in node.outputs if value.name == "y")
+    hidden.shape, hidden.type = ir.Shape(["images", 7, 8]), ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(hidden)
+    before = run(ir.from_proto(ir.to_proto(model)), {"x": X})
+    report = prune(model, PruneOptions())
+    out = run(model, {"x": X, "num_keep": np.array([2], np.int64)})
+    assert (report.gather, report.gather_reason) == ("late", "'y' is needed whole elsewhere")
+    assert out["y"].tobytes() == before["y"].tobytes()
+    assert out["image_features"].shape == (3, 2, 8)

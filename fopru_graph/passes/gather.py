@@ -242,4 +242,4 @@ def _verdict(plan: HoistPlan, located: Located) -> tuple[str, str]:
     if plan.stops:
         return "late", str(plan.stops[0])
     shared = ", ".join(f"'{frontier.value.name}'" for frontier in plan.frontier)
-    return "late", f"{shared} is needed whole by other nodes"
+    return "late", f"{shared} is needed whole elsewhere"
