@@ -53,25 +53,15 @@ class Stage:
 
 
 STAGES = (
-    Stage(
-        "pixel_values",
-        1e-6,
-        ABSOLUTE,
-        "the same integer resize; only the float32 rounding of the normalisation may differ",
-    ),
-    Stage("image_features", 1e-4, OF_MAX, "float32 sums in another order, through every encoder layer"),
-    Stage(
-        "token_scores",
-        1e-3,
-        OF_MEAN,
-        "float32 softmax in another order; the mean score is 1/Q, the scale of a decision",
-    ),
+    Stage("pixel_values", 1e-6, ABSOLUTE, "same integer resize; only the normalisation may round"),
+    Stage("image_features", 1e-4, OF_MAX, "float32 sums in another order, layer after layer"),
+    Stage("token_scores", 1e-3, OF_MEAN, "float32 softmax; the mean score 1/Q is the scale"),
     Stage("kept_indices", 0.0, EXACT, "integers; a near-tie is named, never passed over"),
     Stage("pruned_features", 1e-4, OF_MAX, "as image_features"),
     Stage("input_ids", 0.0, EXACT, "integers"),
-    Stage("inputs_embeds", 1e-4, OF_MAX, "embedding rows are copied; visual rows as image_features"),
-    Stage("logits", 1e-4, OF_MAX, "the differences of inputs_embeds, through every decoder layer"),
-    Stage("tokens", 0.0, EXACT, "greedy choices: equal unless two logits tie within the tolerance above"),
+    Stage("inputs_embeds", 1e-4, OF_MAX, "text rows are copied, visual rows as image_features"),
+    Stage("logits", 1e-4, OF_MAX, "float32 sums in another order, through the decoder"),
+    Stage("tokens", 0.0, EXACT, "greedy: equal unless two logits tie"),
 )
 
 _AFTER_INDICES = ("pruned_features", "inputs_embeds", "logits", "tokens")
@@ -194,14 +184,15 @@ def measure(
 
 
 def format_report(report: ParityReport) -> str:
-    """The report as a plain-text table."""
-    lines = [f"{'stage':16}{'difference':>12}{'tolerance':>12}  result"]
+    """The report as a plain-text table, one line per stage; details of a stage follow below its line."""
+    lines = [f"{'stage':16}{'difference':>11}{'tolerance':>11}  {'result':9}why this tolerance"]
     for stage in report.stages:
-        difference = "-" if stage.max_abs_diff is None else f"{stage.max_abs_diff:.2e}"
+        difference = "-" if stage.max_abs_diff is None else f"{stage.max_abs_diff:.1e}"
+        tolerance = "exact" if stage.tolerance == 0.0 else f"{stage.tolerance:.1e}"
         verdict = "skipped" if stage.skipped else "ok" if stage.ok else "DIFFERS"
-        note = f": {stage.detail}" if stage.detail else ""
-        lines.append(f"{stage.name:16}{difference:>12}{stage.tolerance:>12.2e}  {verdict}{note}")
-        lines.append(f"{'':16}{'':>24}  {stage.reason}")
+        lines.append(f"{stage.name:16}{difference:>11}{tolerance:>11}  {verdict:9}{stage.reason}")
+        if stage.detail:
+            lines.append(f"{'':16}{stage.detail}")
     if report.ok:
         lines.append("every stage agrees with the reference")
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -34,6 +36,11 @@ def test_golden_tensors_of_pytorch_are_replayed(bundle: Bundle) -> None:
     report = check_bundle(bundle, threads=1)
     assert report.ok, format_report(report)
     assert not any(stage.skipped for stage in report.stages)
+
+
+def test_exported_manifest_follows_the_schema(bundle: Bundle) -> None:
+    schema = json.loads((Path(__file__).parent.parent / "docs" / "bundle.schema.json").read_text())
+    jsonschema.validate(json.loads((bundle.path / "bundle.json").read_text()), schema)
 
 
 def test_ratio_one_is_bit_identical_to_the_unpruned_graph(bundle: Bundle, generator: Generator) -> None:
