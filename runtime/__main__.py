@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -28,7 +29,7 @@ was really kept is always printed.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C."""
+    """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C, 141 the reader of stdout left."""
     args = _parser().parse_args(argv)
     try:
         if args.interactive:
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again and print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -215,6 +215,20 @@ def test_ctrl_c_is_exit_130(root: Path, photo: str) -> None:
     assert b"Traceback" not in err
 
 
+def test_reader_that_leaves_early(root: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime", str(root), *BASE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert b"Traceback" not in errors.read()
+    assert process.wait(timeout=30) == 141
+
+
 def chat_of(generator: Generator, **settings: object) -> tuple[Chat, io.StringIO]:
     out = io.StringIO()
     options = {"max_new_tokens": 4, "tokens": 4, "ignore_eos": True, **settings}
