@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"bundle": str(bundle.path), "reference": reference_name(), **report}, indent=2))
     else:
-        Console().print(parity_table(report))
+        Console().print(parity_table(report, reasons=True))
     return 0 if report["ok"] else 1
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.golden import DEFAULT_PROMPT, SAMPLE_IMAGE
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -42,6 +40,7 @@ class BuildReport:
         peak_rss_bytes: highest resident memory of this process so far.
         weight_bytes: size of the checkpoint's weights in float32.
         notes: what was skipped, or chosen for the user.
+        images, prompt: the request of the golden tensors.
     """
 
     bundle: Path
@@ -59,6 +58,8 @@ class BuildReport:
     peak_rss_bytes: int
     weight_bytes: int
     notes: tuple[str, ...]
+    images: tuple[Path, ...]
+    prompt: str
 
     @property
     def ok(self) -> bool:
@@ -67,9 +68,10 @@ class BuildReport:
 
     @property
     def next_command(self) -> str:
-        """A command that asks the bundle about the sample picture."""
-        image, prompt = shlex.quote(_short(SAMPLE_IMAGE)), shlex.quote(DEFAULT_PROMPT)
-        return f"python -m runtime {shlex.quote(_short(self.bundle))} --image {image} --prompt {prompt}"
+        """A command that asks the bundle what the golden tensors were made with."""
+        images = "".join(f" --image {shlex.quote(_short(image))}" for image in self.images)
+        bundle, prompt = shlex.quote(_short(self.bundle)), shlex.quote(self.prompt)
+        return f"python -m runtime {bundle}{images} --prompt {prompt}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
@@ -77,6 +79,7 @@ class BuildReport:
         return {
             **plain,
             "bundle": str(self.bundle),
+            "images": [str(image) for image in self.images],
             "ok": self.ok,
             "steps": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in self.steps],
             "seconds": round(sum(seconds for _, seconds in self.steps), 3),
@@ -95,7 +98,7 @@ def print_report(report: BuildReport, console: Console) -> None:
         weights = f"{row.data_bytes / 1e6:.2f}" if row.data_bytes else "shared"
         graphs.add_row(row.name, str(row.nodes), weights, f"{row.graph_bytes / 1e6:.2f}", str(row.opset))
     console.print(graphs)
-    console.print(parity_table(report.parity))
+    console.print(parity_table(report.parity, reasons=False))
     facts = Table.grid(padding=(0, 2))
     seconds = sum(seconds for _, seconds in report.steps)
     for name, value in (
@@ -111,8 +114,8 @@ def print_report(report: BuildReport, console: Console) -> None:
     console.print(facts, soft_wrap=True)
 
 
-def parity_table(parity: dict[str, Any]) -> Table:
-    """Stage, difference, tolerance with its reason, verdict."""
+def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
+    """Stage, difference, tolerance, verdict; with `reasons`, why each tolerance is what it is."""
     from rich.table import Table
 
     table = Table(title="parity with PyTorch", title_justify="left")
@@ -120,12 +123,14 @@ def parity_table(parity: dict[str, Any]) -> Table:
     table.add_column("difference", justify="right")
     table.add_column("tolerance", justify="right")
     table.add_column("result")
-    table.add_column("why this tolerance")
+    if reasons:
+        table.add_column("why this tolerance")
     for stage in parity["stages"]:
         difference = "-" if stage["max_abs_diff"] is None else f"{stage['max_abs_diff']:.1e}"
         verdict = "skipped" if stage["skipped"] else "[green]ok[/]" if stage["ok"] else "[red]DIFFERS[/]"
-        why = stage["detail"] or stage["reason"]
-        table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, why)
+        verdict += f" {stage['detail']}" if stage["detail"] else ""
+        why = [stage["reason"]] if reasons else []
+        table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, *why)
     if parity["first_divergence"] is not None:
         table.caption = f"[red]first stage that diverges: {parity['first_divergence']}[/]"
     return table

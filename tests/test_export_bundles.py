@@ -114,6 +114,19 @@ def test_manifest_describes_the_build(built: Built) -> None:
     assert golden["num_keep"] == kept
 
 
+def test_opset_decides_the_form_of_attention(built: Built) -> None:
+    import onnx
+
+    opset = BUILDS[built.name][0].get("opset", 20)
+    for row in built.report.graphs:
+        model = onnx.load(built.path / row.file, load_external_data=False)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+        assert model.ir_version == 10
+        kinds = {node.op_type for node in model.graph.node}
+        if row.name in (contract.VISION_ENCODER, contract.DECODER):
+            assert ("Attention" in kinds) == (opset == 23)
+
+
 def test_pruned_graph_shares_the_weights(built: Built) -> None:
     import onnx
 

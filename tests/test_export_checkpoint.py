@@ -184,6 +184,14 @@ def test_weights_incomplete_or_of_another_shape(copied: Path) -> None:
         loaded(copied)
 
 
+def test_half_precision_weights_are_widened(copied: Path) -> None:
+    import torch
+
+    weights = load_file(copied / "model.safetensors")
+    save_file({name: value.half() for name, value in weights.items()}, copied / "model.safetensors")
+    assert {value.dtype for value in loaded(copied).parameters()} == {torch.float32}
+
+
 def test_weights_that_transformers_refuses(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlavaForConditionalGeneration
 
@@ -199,7 +207,10 @@ def test_processor_missing(copied: Path) -> None:
     (copied / "processor_config.json").unlink()
     (copied / "tokenizer_config.json").unlink()
     (copied / "tokenizer.json").unlink()
-    with quiet_libraries(False), pytest.raises(CheckpointError, match=r"the processor of .* cannot be loaded"):
+    with (
+        quiet_libraries(False),
+        pytest.raises(CheckpointError, match=r"the processor of .* cannot be loaded"),
+    ):
         load_processor(open_checkpoint(str(copied)))
 
 

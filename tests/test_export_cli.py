@@ -51,6 +51,8 @@ REPORT = BuildReport(
     peak_rss_bytes=700_000_000,
     weight_bytes=2_000_000,
     notes=("no chat template",),
+    images=(ROOT / "export" / "sample.png",),
+    prompt="What?",
 )
 
 
@@ -100,7 +102,7 @@ def test_tables_for_people() -> None:
     ):
         assert part in text
     assert "first stage that diverges: logits" in text
-    assert "python -m runtime" in text
+    assert "--image export/sample.png --prompt 'What?'" in text.replace(f"{ROOT}/", "")
 
 
 def test_divergence_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,130 @@
+"""`bundle.json` of a finished build, and the small files that travel with it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from export.onnx_from_torch import GraphStats
+from export.options import BuildOptions
+from export.plan import Plan
+from export.writer import file_infos
+from fopru_graph import PruneReport
+from runtime import contract
+from runtime.manifest import (
+    FORMAT_VERSION,
+    DecoderInfo,
+    GraphInfo,
+    Manifest,
+    ModelInfo,
+    PruningInfo,
+    SpecialTokens,
+    VisionInfo,
+)
+from runtime.version import __version__
+
+__all__ = ["Exported", "copy_files", "manifest_of", "special_tokens"]
+
+_TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+# Everything of a checkpoint that is neither weights nor documentation.
+_COPIED = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.jinja"),
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What needed the model, after it is gone."""
+
+    decoder: DecoderInfo
+    tokens: SpecialTokens
+    graphs: dict[str, GraphStats]
+    prune: PruneReport
+    weight_bytes: int
+
+
+def special_tokens(plan: Plan, model: Any) -> SpecialTokens:
+    """Ids with a meaning; what ends an answer: generation config, else model config, else tokenizer."""
+    tokenizer = plan.processor.tokenizer
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        eos = plan.config.text_config.eos_token_id
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    return SpecialTokens(
+        plan.config.image_token_id, tuple(ids), tokenizer.pad_token_id, tokenizer.bos_token_id
+    )
+
+
+def copy_files(plan: Plan, root: Path) -> None:
+    """Tokenizer, processor, template and configuration files of the checkpoint."""
+    for pattern in _COPIED:
+        for path in sorted(plan.checkpoint.path.glob(pattern)):
+            shutil.copyfile(path, root / path.name)
+    # As loaded, not as found: transformers corrects some tokenizers on loading, and some come without this
+    # file.
+    text = plan.processor.tokenizer.backend_tokenizer.to_str()
+    (root / "tokenizer.json").write_text(text, encoding="utf-8")
+
+
+def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
+    """The manifest of a bundle directory that has all its files; parity is still to come."""
+    layout, options, decoder = plan.layout, plan.options, exported.decoder
+    rows = layout.prefix_tokens + layout.tokens
+    contracts = contract.static_contracts(layout.image_size, rows, decoder.hidden_size)
+    contracts[contract.DECODER] = contract.decoder_contract(
+        decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.vocab_size, decoder.hidden_size
+    )
+    created: dict[str, str | int] = {"fopru-edge": __version__}
+    created |= {tool: metadata.version(tool) for tool in _TOOLS}
+    created |= {"opset": options.opset, "command": _command(options)}
+    checkpoint = plan.checkpoint
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        created_by=created,
+        model=ModelInfo(
+            checkpoint.name, checkpoint.source, checkpoint.family.model_type, checkpoint.family.architecture
+        ),
+        prompt=plan.prompt.template,
+        tokens=exported.tokens,
+        preprocess=plan.preprocess,
+        vision=VisionInfo(layout.image_size, layout.grid, layout.tokens, layout.prefix_tokens),
+        pruning=PruningInfo(
+            strategy=options.strategy,
+            aggregation=options.aggregation,
+            layer=exported.prune.layer,
+            score_path=exported.prune.score_path,
+            gather=exported.prune.gather,
+            position_ids="renumber",
+            default_ratio=options.keep_ratio,
+            default_tokens=options.tokens,
+        ),
+        decoder=decoder,
+        graphs={
+            name: GraphInfo(contract.graph_file(name), found.inputs, found.outputs)
+            for name, found in contracts.items()
+        },
+        files=file_infos(root),
+    )
+
+
+def _command(options: BuildOptions) -> str:
+    """The command line that makes this bundle again."""
+    words = ["python -m export.build", f"--model {options.model}"]
+    words.append(
+        f"--tokens {options.tokens}" if options.tokens is not None else f"--ratio {options.keep_ratio}"
+    )
+    words += [
+        f"--strategy {options.strategy}",
+        f"--aggregation {options.aggregation}",
+        f"--opset {options.opset}",
+    ]
+    if options.layer is not None:
+        words.append(f"--layer {options.layer}")
+    return " ".join(words)
