@@ -350,3 +350,11 @@ def test_times_and_bytes_of_the_result(generator: Generator) -> None:
     again = generator.generate(Request("what?", (PHOTO,), ratio=0.5, max_new_tokens=1))
     assert again.timings.load < times.load  # the graphs are open
     assert again.tokens_per_second is None
+
+
+def test_baseline_without_scores_needs_the_unpruned_graph_only(generator: Generator) -> None:
+    request = Request("what?", (PHOTO,), tokens=4, selector="random", seed=5, max_new_tokens=3)
+    result = generator.generate(request)
+    assert result.pruned
+    assert result.kept_indices != generator.generate(replace(request, seed=6)).kept_indices
+    assert contract.VISION_ENCODER_FOPRU not in generator.loaded_graphs
