@@ -23,12 +23,12 @@ __all__ = ["MEASUREMENTS", "Step", "main", "plan"]
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement: the module that makes it, and its arguments at full size and on tiny models."""
+    """One measurement: its module, its arguments at full size, and those on tiny models (None: left out)."""
 
     name: str
     module: str
     full: tuple[str, ...]
-    quick: tuple[str, ...]
+    quick: tuple[str, ...] | None
 
 
 TINY = ("--model", "tiny", "--rounds", "2")
@@ -38,16 +38,20 @@ MEASUREMENTS = (
     Step("encoder", "bench.encoder", (), TINY),
     Step("ttft", "bench.ttft", (), TINY),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
+    Step(
+        "exactness-clip-l",
+        "bench.exactness",
+        ("--model", "clip-l-336", "--images", "6", "--answers", "0"),
+        None,
+    ),
 )
 
 
 def plan(only: Sequence[str], quick: bool) -> list[tuple[str, list[str]]]:
     """(name, `-m` arguments) of the measurements to run; an empty `only` means all."""
-    return [
-        (step.name, [step.module, *(step.quick if quick else step.full)])
-        for step in MEASUREMENTS
-        if not only or step.name in only
-    ]
+    chosen = [step for step in MEASUREMENTS if not only or step.name in only]
+    sized = ((step, step.quick if quick else step.full) for step in chosen)
+    return [(step.name, [step.module, *arguments]) for step, arguments in sized if arguments is not None]
 
 
 def main(arguments: list[str] | None = None) -> int:
