@@ -40,7 +40,7 @@ def describe_environment(threads: int) -> Environment:
         cores=usable_cores(),
         threads=threads,
         memory_gb=_memory_gb(),
-        system=platform.platform(),
+        system=_system(),
         python=platform.python_version(),
         versions=_versions(),
         commit=_commit(),
@@ -75,6 +75,15 @@ def running_command() -> str:
     else:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     return " ".join([*program, *(argument.replace(f"{ROOT}/", "") for argument in sys.argv[1:])])
+
+
+def _system() -> str:
+    """Distribution and architecture: `Debian GNU/Linux 12 (bookworm), x86_64`."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):  # not Linux, or a distribution that does not say
+        name = f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
 
 
 def _memory_gb() -> float | None:
