@@ -24,7 +24,7 @@ class Options:
     seed: int = 7
     batch_size: int = 32
     pretrain_steps: int = 3600
-    tune_steps: int = 5000
+    tune_steps: int = 2200
     store_every: int = 200  # steps
 
     def __post_init__(self) -> None:
