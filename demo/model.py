@@ -160,7 +160,7 @@ def _prepare_tower(model: LlavaForConditionalGeneration) -> None:
 def _prepare_decoder(model: LlavaForConditionalGeneration) -> None:
     """Starts projector and decoder at scales that fit their width.
 
-    The library's 0.02 is meant for widths of thousands; at 128 it leaves the attention logits near 0.05, a saddle
+    The library's 0.02 is meant for widths of thousands; at 128 it leaves attention logits near 0.05, a saddle
     from which matching one token against another ("is there a 7?") hardly starts.
     """
     scales = {"q_proj": 0.08, "k_proj": 0.08, "v_proj": 0.06, "gate_proj": 0.06, "up_proj": 0.06}

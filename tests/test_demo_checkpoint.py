@@ -1,4 +1,4 @@
-"""The bundled checkpoint is a checkpoint like any other, small, and answers; pruned by significance it still does."""
+"""The bundled checkpoint: small, complete, answering; pruned by significance it still does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from demo.batches import batch_from_scenes
-from demo.measure import Point, held_out, measure
+from demo.curve import Point, held_out
+from demo.measure import measure
 from demo.model import CHECKPOINT
 from demo.oracle import encode, kept_count, select
 
@@ -39,7 +40,12 @@ def test_it_is_small_and_complete() -> None:
     assert sum(path.stat().st_size for path in Path(CHECKPOINT).iterdir()) <= 8_000_000
     names = {path.name for path in Path(CHECKPOINT).iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json"} <= names
-    assert {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"} <= names
+    assert {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+    } <= names
 
 
 def test_configuration(model: LlavaForConditionalGeneration) -> None:
@@ -68,9 +74,11 @@ def test_chat_template_takes_parts_strings_and_several_turns(processor: LlavaPro
 
 def test_processor_equals_the_training_pixels(processor: LlavaProcessor) -> None:
     scenes = held_out(4, seed=3)
-    pixels = processor.image_processor([Image.fromarray(s.image) for s in scenes], return_tensors="np").pixel_values
+    pixels = processor.image_processor(
+        [Image.fromarray(s.image) for s in scenes], return_tensors="np"
+    ).pixel_values
     ours = batch_from_scenes(scenes).pixel_values.numpy()
-    np.testing.assert_allclose(np.asarray(pixels), ours, rtol=0, atol=1e-5)  # float32 rounding of values up to 2.6
+    np.testing.assert_allclose(np.asarray(pixels), ours, rtol=0, atol=1e-5)  # float32 rounding near 2.6
 
 
 def test_generate_answers_from_image_and_chat(
@@ -84,7 +92,9 @@ def test_generate_answers_from_image_and_chat(
         text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
         inputs = processor(text=text, images=Image.fromarray(scene.image), return_tensors="pt")
         generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        answer = processor.tokenizer.decode(generated[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        answer = processor.tokenizer.decode(
+            generated[0, inputs.input_ids.shape[1] :], skip_special_tokens=True
+        )
         right += answer.strip() == str(len(scene.digits))
     assert right >= 10
 
@@ -112,7 +122,8 @@ def test_selectors_have_the_contracted_shape(model: LlavaForConditionalGeneratio
         kept = select(scores, 0.3, selector, (0, 1))  # type: ignore[arg-type]
         assert kept.shape == (2, 56 if selector == "row" else 59)
         assert bool((kept[:, 1:] > kept[:, :-1]).all())
-        assert 0 <= int(kept.min()) and int(kept.max()) < 196
+        assert int(kept.min()) >= 0
+        assert int(kept.max()) < 196
     with pytest.raises(ValueError, match="the selectors are rank, row, random, uniform"):
         select(scores, 0.3, "best", (0, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"ratio in \(0, 1\]"):

@@ -15,7 +15,9 @@ def test_a_scene_depends_on_its_seed_only() -> None:
     assert first.digits == again.digits
     assert np.array_equal(first.image, again.image)
     assert not np.array_equal(first.image, other.image)
-    assert np.array_equal(draw_scenes("test", Layout(), 5, 3)[2].image, draw_scene("test", Layout(), (5, 2)).image)
+    assert np.array_equal(
+        draw_scenes("test", Layout(), 5, 3)[2].image, draw_scene("test", Layout(), (5, 2)).image
+    )
 
 
 def test_digits_and_photographs_of_the_splits_are_apart() -> None:
@@ -75,7 +77,9 @@ def test_digits_are_named_from_left_to_right(monkeypatch: pytest.MonkeyPatch) ->
             assert centres == sorted(centres)
 
 
-@pytest.mark.parametrize("arguments", [{"min_digits": 0}, {"max_digits": 5}, {"min_digits": 3, "max_digits": 2}])
+@pytest.mark.parametrize(
+    "arguments", [{"min_digits": 0}, {"max_digits": 5}, {"min_digits": 3, "max_digits": 2}]
+)
 def test_a_layout_out_of_range_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="digits must satisfy 1 <= min <= max <= 4"):
         Layout(**arguments)
@@ -88,7 +92,9 @@ def test_answers_are_exact() -> None:
     digits = (7, 3, 1)
     assert ask("count", digits, rng).answer == "3"
     assert ask("read", digits, rng).answer == "7 3 1"
-    edges = {(q.prompt.split()[-1].rstrip("?"), q.answer) for q in (ask("edge", digits, rng) for _ in range(50))}
+    edges = {
+        (q.prompt.split()[-1].rstrip("?"), q.answer) for q in (ask("edge", digits, rng) for _ in range(50))
+    }
     assert {answer for _, answer in edges} == {"7", "1"}
     for _ in range(50):
         question = ask("presence", digits, rng)
