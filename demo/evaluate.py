@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FopruError as error:
         errors.print(f"error: {error}", style="red", highlight=False)
         return 2
-    title = f"exact match on {parsed.samples} held-out scenes, {parsed.bundle}"
+    title = f"exact match on {parsed.samples} held-out scenes, {parsed.bundle.resolve().name}"
     if parsed.json:
         record = {"bundle": str(parsed.bundle), "samples": parsed.samples, "seed": parsed.seed}
         print(json.dumps(record | {"points": [asdict(p) | {"mean": p.mean} for p in points]}, indent=2))
