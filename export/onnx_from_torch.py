@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -62,10 +63,7 @@ def write_onnx_from_torch(
         TraceError: torch cannot trace the module, or what comes out is not the contract.
     """
     leaves, structure = pytree.tree_flatten(args)
-    axes = [
-        {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
-        for spec in contract.inputs
-    ]
+    axes = _dynamic_axes(contract)
     if len(leaves) != len(axes):
         raise TraceError(
             f"{type(module).__name__} got {len(leaves)} example inputs for {len(axes)} contract inputs"
@@ -94,6 +92,20 @@ def write_onnx_from_torch(
     ir.save(model, target, external_data=data.name)
     weights = data.stat().st_size if data.exists() else 0
     return GraphStats(sum(1 for _ in model.graph.all_nodes()), model.opset_imports[""], weights)
+
+
+def _dynamic_axes(contract: GraphContract) -> list[dict[int, Any]]:
+    """Per input: axis → torch dimension; axes of one name are one dimension, so no graph compares them."""
+    names = Counter(dim for spec in contract.inputs for dim in spec.shape if isinstance(dim, str))
+    # A name used once may still depend on others (total = past + seq), which torch must find out by itself.
+    dims = {
+        name: torch.export.Dim(name) if count > 1 else torch.export.Dim.DYNAMIC
+        for name, count in names.items()
+    }
+    return [
+        {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        for spec in contract.inputs
+    ]
 
 
 def transpose_weights_lazily(model: ir.Model) -> int:

@@ -123,6 +123,10 @@ class Generator:
             self._sessions[graph] = self.backend.open(self.bundle.graph(graph))
         return self._sessions[graph]
 
+    def release(self, graph: str) -> None:
+        """Close the session of a graph, if it is open; it is opened again when needed."""
+        self._sessions.pop(graph, None)
+
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self._prompter.decode(ids)

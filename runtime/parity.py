@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime import contract
 from runtime.backend import Array
 from runtime.generator import Generator
 from runtime.preprocess import ImageSource
@@ -164,6 +165,9 @@ def measure(
     """Run every stage of a bundle: arrays by the names of `STAGES`."""
     request = Request(prompt, tuple(images), max_new_tokens=new_tokens, ignore_eos=True)
     pixel_values = generator.preprocess(images)
+    unpruned = generator.encode_unpruned(pixel_values)
+    # Two encoders and a decoder at once would set the peak memory of a build.
+    generator.release(contract.VISION_ENCODER)
     encoded = generator.encode_images(pixel_values, Selection(num_keep))
     assert encoded.token_scores is not None  # the pruned graph always gives them
     ids = generator.prompt_ids(request, encoded.features.shape[1])
@@ -172,7 +176,7 @@ def measure(
     tokens = generator.generate(request, encoded).token_ids
     return {
         "pixel_values": pixel_values,
-        "image_features": generator.encode_unpruned(pixel_values),
+        "image_features": unpruned,
         "token_scores": encoded.token_scores,
         "kept_indices": encoded.kept_indices,
         "pruned_features": encoded.features,

@@ -147,6 +147,16 @@ def test_pruned_graph_shares_the_weights(built: Built) -> None:
     assert len(list((built.path / "onnx").glob("*.onnx_data"))) == 3
 
 
+def test_measuring_never_holds_both_encoders(toy_bundle_dir: Path) -> None:
+    # they would set the peak memory of a build
+    from runtime.parity import measure
+
+    generator = Generator(load_bundle(toy_bundle_dir))
+    measure(generator, [SAMPLE_IMAGE], "What?", 5, 1)
+    assert contract.VISION_ENCODER not in generator.loaded_graphs
+    assert contract.VISION_ENCODER_FOPRU in generator.loaded_graphs
+
+
 def test_parity_command_on_a_bundle(toy_bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert parity_main([str(toy_bundle_dir), "--tokens", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
