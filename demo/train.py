@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from demo.curve import EVALUATION_SEED, held_out, points_table
 from demo.measure import measure
@@ -70,7 +71,9 @@ def _run(options: Options, output: Path, scenes: int, console: Console) -> None:
     tokenizer = build_processor().tokenizer
     started = time.monotonic()
     with _progress(console) as progress:
-        pretrain(model, options, _Reporter(progress, console, "vision tower", options.pretrain_steps))
+        tower = _Reporter(progress, console, "vision tower", options.pretrain_steps)
+        pretrain(model, options, tower)
+        tower.finish()
         significance = measure_significance(model, options)
         console.print(
             f"col_mean against the ink of held-out digits: AUC {significance.auc:.3f}, "
@@ -108,6 +111,10 @@ class _Reporter:
             self.console.print(f"{self.name} {step}/{self.steps}  {line}", highlight=False)
             self.sums.clear()
 
+    def finish(self) -> None:
+        """Fills the bar, also where a finished stage was only loaded."""
+        self.progress.update(self.task, completed=self.steps)
+
 
 def _progress(console: Console) -> Progress:
     columns = (
@@ -116,9 +123,10 @@ def _progress(console: Console) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        # Only the figures give way in a narrow terminal.
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    return Progress(*columns, console=console, refresh_per_second=2)
+    return Progress(*columns, console=console, refresh_per_second=2, expand=True)
 
 
 def _megabytes(directory: Path) -> float:

@@ -29,7 +29,8 @@ MIXED_STEPS = 0.3  # fraction after which small digits are in
 CHAIN_SHARE = 0.2  # batches that are conversations
 FULL_SHARE = 0.25  # batches with every token kept
 MIN_RATIO = 0.12
-ASKED: tuple[Kind, ...] = ("count", "read", *["presence"] * 5, "edge")
+_PRESENCE: tuple[Kind, ...] = ("presence",) * 5  # the slowest to be learned
+ASKED: tuple[Kind, ...] = ("count", "read", *_PRESENCE, "edge")
 Report = Callable[[int, dict[str, float]], None]
 
 
