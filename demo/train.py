@@ -30,7 +30,7 @@ from demo.measure import measure
 from demo.model import CHECKPOINT, build_model, build_processor, save_checkpoint
 from demo.pretrain import measure_significance, pretrain
 from demo.training import Options
-from demo.tune import tune
+from demo.tune import JOINT, TUNE, tune
 
 __all__ = ["main"]
 
@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_size=parsed.batch_size,
         pretrain_steps=parsed.pretrain_steps,
         tune_steps=parsed.tune_steps,
+        joint_steps=parsed.joint_steps,
     )
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     if parsed.restart:
-        for stage in ("pretrain", "tune"):
+        for stage in ("pretrain", "tune", "joint"):
             (options.work / f"{stage}.pt").unlink(missing_ok=True)
     try:
         _run(options, parsed.output, parsed.scenes, console)
@@ -79,7 +80,9 @@ def _run(options: Options, output: Path, scenes: int, console: Console) -> None:
             f"col_mean against the ink of held-out digits: AUC {significance.auc:.3f}, "
             f"{significance.ink_recall:.1%} of the ink in the best 30 % of the patches"
         )
-        tune(model, tokenizer, options, _Reporter(progress, console, "language model", options.tune_steps))
+        for course, name in ((TUNE, "language model"), (JOINT, "all together")):
+            reporter = _Reporter(progress, console, name, options.steps_of(course.name))
+            tune(model, tokenizer, options, course, reporter)
     save_checkpoint(model, output)
     console.print(
         f"{output}: {_megabytes(output):.2f} MB after {(time.monotonic() - started) / 60:.1f} minutes"
@@ -161,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"(default: {Options.pretrain_steps})",
     )
     add("--tune-steps", type=int, default=Options.tune_steps, help=f"(default: {Options.tune_steps})")
+    add("--joint-steps", type=int, default=Options.joint_steps, help=f"(default: {Options.joint_steps})")
     add("--scenes", type=int, default=1000, help="held-out scenes of the final table (default: 1000)")
     return parser
 

@@ -25,13 +25,18 @@ class Options:
     batch_size: int = 32
     pretrain_steps: int = 3600
     tune_steps: int = 2200
+    joint_steps: int = 1500
     store_every: int = 200  # steps
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}")
-        if min(self.batch_size, self.pretrain_steps, self.tune_steps, self.store_every) < 1:
+        if min(self.batch_size, self.pretrain_steps, self.tune_steps, self.joint_steps, self.store_every) < 1:
             raise ValueError("batch size, steps and store interval must be >= 1")
+
+    def steps_of(self, stage: str) -> int:
+        """Steps of a stage by the name of its state."""
+        return {"pretrain": self.pretrain_steps, "tune": self.tune_steps, "joint": self.joint_steps}[stage]
 
 
 @dataclass
@@ -96,5 +101,4 @@ def restore(state: State, options: Options) -> bool:
 
 def _fingerprint(name: str, options: Options) -> dict[str, int]:
     """What must not change between two runs of one stage: schedule and batches depend on it."""
-    steps = {"pretrain": options.pretrain_steps, "tune": options.tune_steps}[name]
-    return {"seed": options.seed, "batch size": options.batch_size, "steps": steps}
+    return {"seed": options.seed, "batch size": options.batch_size, "steps": options.steps_of(name)}

@@ -1,12 +1,14 @@
-"""Stage two: projector and language model on the frozen tower, with a random kept fraction in every batch.
+"""Stages two and three: projector and language model on the frozen tower, then all of it at smaller rates.
 
-The language model sees pruned images from the start, because one that never saw fewer tokens reads them
-badly.
+Both draw a kept fraction for every batch: a language model that never saw fewer tokens reads them badly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,45 +23,64 @@ from demo.scenes import Layout
 from demo.sequences import Sequences, build_sequences
 from demo.training import Options, State, autocast, learning_rate, restore, store
 
-__all__ = ["answer_logits", "exact_answers", "tune"]
+__all__ = ["JOINT", "TUNE", "Course", "answer_logits", "exact_answers", "tune"]
 
-PEAK_RATE = 1e-3
 EASY_STEPS = 0.1  # fraction of the steps on few, large digits
 MIXED_STEPS = 0.3  # fraction after which small digits are in
 CHAIN_SHARE = 0.2  # batches that are conversations
 FULL_SHARE = 0.25  # batches with every token kept
 MIN_RATIO = 0.12
-_PRESENCE: tuple[Kind, ...] = ("presence",) * 5  # the slowest to be learned
-ASKED: tuple[Kind, ...] = ("count", "read", *_PRESENCE, "edge")
 Report = Callable[[int, dict[str, float]], None]
 
 
+@dataclass(frozen=True)
+class Course:
+    """What distinguishes the two stages."""
+
+    name: Literal["tune", "joint"]  # of the stored state
+    rate: float  # peak learning rate of projector and language model
+    tower_rate: float  # peak learning rate of the tower; 0 leaves it frozen
+    growing: bool  # few large digits first; otherwise scenes as the task has them from the first step
+    asked: tuple[Kind, ...]  # questions about each scene
+
+
+_PRESENCE: tuple[Kind, ...] = ("presence",) * 5  # the slowest to be learned
+TUNE = Course("tune", 1e-3, 0.0, True, ("count", "read", *_PRESENCE, "edge"))
+JOINT = Course("joint", 5e-4, 3e-4, False, ("count", "read", "read", "presence", "presence", "edge", "edge"))
+
+
 def tune(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, options: Options, report: Report
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+    course: Course,
+    report: Report,
 ) -> None:
-    """Trains projector and language model in place; continues from the stored state where there is one."""
+    """Trains in place; continues from the stored state where there is one."""
+    steps = options.steps_of(course.name)
     model.requires_grad_(False)
-    trained = nn.ModuleDict(
-        {"projector": model.model.multi_modal_projector, "decoder": model.model.language_model}
-    ).requires_grad_(True)
-    parameters = list(trained.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    state = State("tune", {"trained": trained}, optimizer)
+    rates: dict[str, float] = {"multi_modal_projector": course.rate, "language_model": course.rate}
+    if course.tower_rate:
+        rates["vision_tower"] = course.tower_rate
+    trained = nn.ModuleDict({name: getattr(model.model, name) for name in rates}).requires_grad_(True)
+    groups = [{"params": list(trained[name].parameters()), "peak": rate} for name, rate in rates.items()]
+    optimizer = torch.optim.AdamW(groups, lr=course.rate, betas=(0.9, 0.98), weight_decay=0.05)
+    state = State(course.name, {"trained": trained}, optimizer)
     restore(state, options)
 
     def make(step: int) -> Batch:
-        seed = options.seed * 2_000_003 + step
-        return draw_batch("train", _layout(step, options), seed, options.batch_size)
+        layout = _layout(step, steps) if course.growing else Layout()
+        return draw_batch("train", layout, _seed(options, course) * 2_000_003 + step, options.batch_size)
 
-    for step, batch in one_ahead(make, range(state.step, options.tune_steps)):
+    for step, batch in one_ahead(make, range(state.step, steps)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.tune_steps, PEAK_RATE)
-        rng = np.random.default_rng([options.seed, step])
+            group["lr"] = learning_rate(step, steps, group["peak"])
+        rng = np.random.default_rng([_seed(options, course), step])
         chained = bool(rng.random() < CHAIN_SHARE)
         ratio = 1.0 if rng.random() < FULL_SHARE else float(rng.uniform(MIN_RATIO, 1.0))
-        questions = [_questions(scene.digits, rng) for scene in batch.scenes]
+        questions = [_questions(course.asked, scene.digits, rng) for scene in batch.scenes]
         with autocast(options):
-            with torch.no_grad():
+            with nullcontext() if course.tower_rate else torch.no_grad():
                 vision = encode(model, batch.pixel_values.to(options.device))
                 kept = select(vision.scores, ratio, "rank", ())
                 features = gather_tokens(vision.features, kept)
@@ -69,10 +90,10 @@ def tune(
         loss = functional.cross_entropy(logits.float(), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         state.step = step + 1
-        if state.step % options.store_every == 0 or state.step == options.tune_steps:
+        if state.step % options.store_every == 0 or state.step == steps:
             store(state, options)
         report(state.step, {"loss": float(loss.detach()), **_by_kind(logits, sequences, questions)})
 
@@ -112,14 +133,19 @@ def _by_kind(logits: Tensor, sequences: Sequences, questions: list[list[Question
     return {kind: float(np.mean(values)) for kind, values in results.items()}
 
 
-def _questions(digits: tuple[int, ...], rng: np.random.Generator) -> list[Question]:
-    return [ask(ASKED[index], digits, rng) for index in rng.permutation(len(ASKED))]
+def _questions(asked: tuple[Kind, ...], digits: tuple[int, ...], rng: np.random.Generator) -> list[Question]:
+    return [ask(asked[index], digits, rng) for index in rng.permutation(len(asked))]
 
 
-def _layout(step: int, options: Options) -> Layout:
+def _seed(options: Options, course: Course) -> int:
+    """Another one per stage, so that no scene comes back."""
+    return options.seed + (1000 if course is JOINT else 0)
+
+
+def _layout(step: int, steps: int) -> Layout:
     """Few large digits first, then more, then small ones."""
-    if step < EASY_STEPS * options.tune_steps:
+    if step < EASY_STEPS * steps:
         return Layout(1, 2, 22, 28)
-    if step < MIXED_STEPS * options.tune_steps:
+    if step < MIXED_STEPS * steps:
         return Layout(1, 4, 20, 28)
     return Layout(1, 4, 16, 28)
