@@ -12,8 +12,11 @@ import importlib.util
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
@@ -75,29 +78,56 @@ def check_environment() -> None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command; every deliberate error becomes one line on stderr and exit code 2, Ctrl-C 130."""
-    try:
-        check_environment()
-        from fopru_graph import GraphError
-        from runtime.errors import FopruError
-
+    """Run a command: a deliberate error becomes one line on stderr and exit code 2, a signal 130."""
+    with _signals() as received:
         try:
+            check_environment()
             return run()
-        except (ExportError, GraphError, FopruError) as error:
-            return _fail(str(error))
-        except OSError as error:
-            place = f" ({error.filename})" if error.filename else ""
-            return _fail(f"{error.strerror or error}{place}: check the path and its permissions")
-    except ExportError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        except BaseException as error:
+            # A signal that arrives inside torch comes out as whatever error torch makes of it.
+            if received or isinstance(error, KeyboardInterrupt):
+                print("interrupted", file=sys.stderr)
+                return 130
+            message = _message(error)
+            if message is None:
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 2
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """While open, SIGINT and SIGTERM raise KeyboardInterrupt and are noted, so that both clean up alike."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _message(error: BaseException) -> str | None:
+    """The sentence of a deliberate error, None for a bug."""
+    if isinstance(error, ExportError):
+        return str(error)
+    from fopru_graph import GraphError
+    from runtime.errors import FopruError
+
+    if isinstance(error, GraphError | FopruError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{place}: check the path and its permissions"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,6 +241,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # A stop by a service manager cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,11 +20,13 @@ from rich.console import Console
 
 import export
 from export.build import BuildOptions, build, main
-from export.errors import CheckpointError
+from export.errors import CheckpointError, TraceError
 from export.golden import open_images
 from export.report import BuildReport, GraphRow, print_report
 from export.steps import Steps
+from fopru_graph import LocateError
 from runtime.check import main as check_main
+from runtime.errors import ImageError
 from tests.conftest import Maker, ToyBuild
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,6 +232,44 @@ def test_full_disk_in_the_middle(
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("export.build.build", raising(KeyboardInterrupt()))
     assert ends(capsys) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_a_library_turns_into_an_error(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> NoReturn:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except KeyboardInterrupt as error:
+            raise TraceError("torch cannot export Decoder") from error
+        raise AssertionError("no signal came")
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("export.build.build", interrupted)
+    assert ends(capsys) == (130, "", "interrupted\n")
+    assert signal.getsignal(number) == before
+
+
+def test_commands_run_outside_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.build.build", raising(CheckpointError("no")))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, []).result() == 2
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.build.build", raising(ZeroDivisionError("bug")))
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        main([])
+
+
+@pytest.mark.parametrize("error", [LocateError("no attention"), ImageError("no picture")])
+def test_errors_of_the_other_packages(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.build.build", raising(error))
+    assert ends(capsys) == (2, "", f"error: {error}\n")
 
 
 def test_other_system_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
