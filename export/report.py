@@ -108,10 +108,11 @@ def print_report(report: BuildReport, console: Console) -> None:
         ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),
         *(("note", note) for note in report.notes),
         ("bundle", _short(report.bundle)),
-        ("ask it", report.next_command),
     ):
         facts.add_row(name, value)
-    console.print(facts, soft_wrap=True)
+    console.print(facts)
+    # Not wrapped, so that it can be copied.
+    console.print(f"ask it:\n  {report.next_command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
