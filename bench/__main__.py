@@ -23,18 +23,22 @@ __all__ = ["MEASUREMENTS", "Step", "main", "plan"]
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement: its module, its arguments at full size, and those on tiny models (None: left out)."""
+    """One measurement: its module, its arguments at full size, and those on tiny models (None: left out).
+
+    `threads` says whether it takes `--threads`.
+    """
 
     name: str
     module: str
     full: tuple[str, ...]
     quick: tuple[str, ...] | None
+    threads: bool = True
 
 
 TINY = ("--model", "tiny", "--rounds", "2")
 # Building comes first: it makes the bundle that `ttft` then measures.
 MEASUREMENTS = (
-    Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1")),
+    Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1"), threads=False),
     Step("encoder", "bench.encoder", (), TINY),
     Step("ttft", "bench.ttft", (), TINY),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
@@ -47,11 +51,15 @@ MEASUREMENTS = (
 )
 
 
-def plan(only: Sequence[str], quick: bool) -> list[tuple[str, list[str]]]:
+def plan(only: Sequence[str], quick: bool, threads: int) -> list[tuple[str, list[str]]]:
     """(name, `-m` arguments) of the measurements to run; an empty `only` means all."""
     chosen = [step for step in MEASUREMENTS if not only or step.name in only]
     sized = ((step, step.quick if quick else step.full) for step in chosen)
-    return [(step.name, [step.module, *arguments]) for step, arguments in sized if arguments is not None]
+    return [
+        (step.name, [step.module, *arguments, *(("--threads", str(threads)) if step.threads else ())])
+        for step, arguments in sized
+        if arguments is not None
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,16 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: every usable core")
     options = parser.parse_args(arguments)
     results = options.results or (options.work / "results" if options.quick else RESULTS)
-    common = [
-        "--work",
-        options.work.resolve(),
-        "--results",
-        results.resolve(),
-        "--threads",
-        options.threads,
-    ]
+    common = ["--work", options.work.resolve(), "--results", results.resolve()]
     failed = []
-    for name, command in plan(options.only, options.quick):
+    for name, command in plan(options.only, options.quick, options.threads):
         print(f"\n== {name}", flush=True)
         done = subprocess.run([sys.executable, "-m", *command, *map(str, common)], cwd=ROOT, check=False)
         if done.returncode == 130:  # Ctrl-C went to the child as well

@@ -11,6 +11,7 @@ the whole model.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -51,9 +52,9 @@ class Recipe:
 
 
 def ensure_checkpoint(recipe: Recipe, directory: Path) -> Path:
-    """The checkpoint of `recipe` at `directory`: the one there if its recipe is the same, else a new one."""
+    """The checkpoint of `recipe` at `directory`: the one there if its record is the same, else a new one."""
     stamp = directory / RECIPE_FILE
-    if stamp.is_file() and json.loads(stamp.read_text()) == asdict(recipe):
+    if stamp.is_file() and json.loads(stamp.read_text()) == _record(recipe):
         return directory
     return write_checkpoint(recipe, directory)
 
@@ -76,11 +77,18 @@ def write_checkpoint(recipe: Recipe, directory: Path) -> Path:
     build_processor(found).save_pretrained(partial)
     _write_generation_config(partial)
     _write_weights(config, recipe, partial)
-    (partial / RECIPE_FILE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    (partial / RECIPE_FILE).write_text(json.dumps(_record(recipe), indent=2) + "\n")
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)
     return directory
+
+
+def _record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe, and a digest of the published configuration that it names."""
+    found = asdict(configuration(recipe.name, recipe.decoder_layers))
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return asdict(recipe) | {"configuration": digest}
 
 
 def weight_bytes(directory: Path) -> int:
@@ -174,9 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = Recipe(options.name, options.decoder_layers, options.seed, options.dtype)
         written = write_checkpoint(recipe, options.output)
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print(f"{written}: {weight_bytes(written) / 1e9:.2f} GB of {options.dtype} weights")
     return 0
 

@@ -1,4 +1,4 @@
-"""Multiply-adds of a request, counted from the configuration: the floor that times are compared with.
+"""Multiply-adds of a request, counted from the configuration: what times are predicted from, stage by stage.
 
 Counted: every matrix product (linear layers, QK^T, PV, the patch convolution, the LM head for the last
 position). Left out: norms, softmax, activations, rotary embeddings and the gathers, which are memory-bound
@@ -103,10 +103,6 @@ class ModelShape:
         """Multiply-adds of the prefill of `text_tokens` and the kept visual tokens of one image."""
         rows = (self.vision.patches if keep is None else keep) + self.vision.prefix
         return self.decoder.prefill(text_tokens + rows)
-
-    def first_token(self, text_tokens: int, keep: int | None = None) -> int:
-        """Multiply-adds up to the logits of the first new token."""
-        return self.vision_stage(keep) + self.prefill_stage(text_tokens, keep)
 
 
 def model_shape(config: Any) -> ModelShape:

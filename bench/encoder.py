@@ -46,8 +46,8 @@ class EncoderRun:
     measured: Measurement
     profile: NodeTimes
 
-    def floor(self, keep: int) -> float:
-        """Multiply-adds of the pruned vision graph ÷ of the unpruned one: the best early gather can reach."""
+    def predicted(self, keep: int) -> float:
+        """Multiply-adds of the pruned vision graph ÷ of the unpruned one."""
         return self.shape.vision_stage(keep) / self.shape.vision_stage()
 
 
@@ -102,21 +102,26 @@ def _result(name: str, run: EncoderRun, threads: int) -> Result:
         "unpruned_seconds": run.measured.summary(BASELINE).median,
         "pruned_seconds": summary.median,
         "pruned_to_unpruned": summary.ratio,
-        "pruned_to_unpruned_floor": run.floor(keep),
+        "pruned_to_unpruned_quartiles": summary.ratio_quartiles,
+        "pruned_to_unpruned_predicted": run.predicted(keep),
         "score_and_select_share_of_pruned": score_and_select,
         "profile_seconds_by_pass": run.profile.seconds,
         "stamped_nodes": run.profile.stamped,
         "stamped_nodes_profiled": run.profile.seen,
         "by_keep": {
-            str(kept): {"ratio": run.measured.summary(_variant(kept)).ratio, "floor": run.floor(kept)}
+            str(kept): {
+                "ratio": run.measured.summary(_variant(kept)).ratio,
+                "ratio_quartiles": run.measured.summary(_variant(kept)).ratio_quartiles,
+                "predicted": run.predicted(kept),
+            }
             for kept in run.keeps.values()
         },
     }
     notes = (
         f"Score path {pruning.score_path}, gather {pruning.gather}, layer {pruning.layer}. "
-        "Ratios are medians of the ratios within a round.",
+        "÷ unpruned: median and quartiles of the ratios within a round.",
         "`keep` of all tokens scores and selects but saves nothing: an upper bound of a late gather.",
-        "Floor: multiply-adds of the pruned vision graph ÷ unpruned, scoring by one pass.",
+        "predicted: multiply-adds of the pruned vision graph ÷ unpruned, scoring by one pass.",
         f"Scoring and selection: {100 * score_and_select:.2f} % of the pruned graph's kernel time at {keep} "
         "tokens, by ONNX Runtime's profiler in a separate run; nodes found by their fopru.pass stamp "
         f"({run.profile.seen} of {run.profile.stamped} stamped nodes ran as nodes of their own).",
@@ -135,9 +140,9 @@ def _result(name: str, run: EncoderRun, threads: int) -> Result:
 def _timing_table(name: str, run: EncoderRun) -> Table:
     tokens = run.bundle.manifest.vision.tokens
     rows = []
-    for variant, macs, floor in (
+    for variant, macs, predicted in (
         (BASELINE, run.shape.vision_stage(), 1.0),
-        *((_variant(keep), run.shape.vision_stage(keep), run.floor(keep)) for keep in run.keeps.values()),
+        *((_variant(keep), run.shape.vision_stage(keep), run.predicted(keep)) for keep in run.keeps.values()),
     ):
         found = run.measured.summary(variant)
         rows.append(
@@ -146,12 +151,18 @@ def _timing_table(name: str, run: EncoderRun) -> Table:
                 f"{1e3 * found.median:.1f}",
                 f"{1e3 * found.minimum:.1f} to {1e3 * found.maximum:.1f}",
                 f"{found.ratio:.4f}",
-                f"{floor:.4f}",
+                _range(found.ratio_quartiles),
+                f"{predicted:.4f}",
                 f"{gmac(macs):.1f}",
             )
         )
     title = f"Vision encoder of {name}, {tokens} tokens, {run.measured.rounds} interleaved rounds"
-    return Table(title, ("variant", "median ms", "range ms", "÷ unpruned", "floor", "GMAC"), tuple(rows))
+    columns = ("variant", "median ms", "range ms", "÷ unpruned", "quartiles", "predicted", "GMAC")
+    return Table(title, columns, tuple(rows))
+
+
+def _range(quartiles: tuple[float, float] | None) -> str:
+    return "" if quartiles is None else f"{quartiles[0]:.4f} to {quartiles[1]:.4f}"
 
 
 def _profile_table(profile: NodeTimes, keep: int) -> Table:

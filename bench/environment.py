@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["ROOT", "Environment", "cpu_name", "describe_environment", "running_command", "usable_cores"]
+__all__ = [
+    "ROOT",
+    "Environment",
+    "cpu_name",
+    "describe_environment",
+    "package_versions",
+    "running_command",
+    "usable_cores",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -19,11 +27,13 @@ PACKAGES = ("numpy", "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", 
 
 @dataclass(frozen=True)
 class Environment:
-    """`versions` has what is installed; `commit` ends in `-dirty` when the work tree had changes."""
+    """`threads` is None where the measurement does not set them; `versions` has what is installed; `commit`
+    ends in `-dirty` when the work tree had changes.
+    """
 
     cpu: str
     cores: int
-    threads: int
+    threads: int | None
     memory_gb: float | None
     system: str
     python: str
@@ -33,8 +43,8 @@ class Environment:
     date: str
 
 
-def describe_environment(threads: int) -> Environment:
-    """The machine and the process at hand; `threads` is what the measurement uses."""
+def describe_environment(threads: int | None) -> Environment:
+    """The machine and the process at hand; `threads` is what the measurement sets, if it does."""
     return Environment(
         cpu=cpu_name(),
         cores=usable_cores(),
@@ -42,7 +52,7 @@ def describe_environment(threads: int) -> Environment:
         memory_gb=_memory_gb(),
         system=_system(),
         python=platform.python_version(),
-        versions=_versions(),
+        versions=package_versions(),
         commit=_commit(),
         command=running_command(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -94,7 +104,8 @@ def _memory_gb() -> float | None:
     return round(kilobytes / 1e6, 1)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, those of them that are installed."""
     found = {}
     for package in PACKAGES:
         try:

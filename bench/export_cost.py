@@ -3,7 +3,8 @@
     python -m bench.export_cost                   LLaVA-OneVision-0.5B shapes
     python -m bench.export_cost --model tiny
 
-The build runs in a process of its own, whose memory counters are read until it ends.
+The build runs in a process of its own, whose memory counters are read until it ends; it uses
+as many threads as it likes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def measure_export(name: str, settings: Settings) -> Result:
     for number in range(settings.rounds):
         status(f"build {number + 1} of {settings.rounds}")
         costs.append(settings.workspace.rebuild(name))
-    return _result(name, costs, settings.threads)
+    return _result(name, costs)
 
 
-def _result(name: str, costs: list[BuildCost], threads: int) -> Result:
+def _result(name: str, costs: list[BuildCost]) -> Result:
     weights = costs[0].weight_bytes
     seconds = [cost.usage.seconds for cost in costs]
     peaks = [cost.usage.peak_rss_bytes for cost in costs]
@@ -61,7 +62,7 @@ def _result(name: str, costs: list[BuildCost], threads: int) -> Result:
     samples = {"seconds": seconds, "peak_rss_bytes": peaks, "peak_anonymous_bytes": anonymous, "steps": steps}
     parts = tuple((step, f"{taken:.1f}") for step, taken in steps[0].items())
     tables = (Table(title, columns, rows), Table("Steps of the first build", ("step", "seconds"), parts))
-    return Result(f"export-{name}", describe_environment(threads), figures, samples, tables, notes)
+    return Result(f"export-{name}", describe_environment(None), figures, samples, tables, notes)
 
 
 def _row(number: int, usage: ChildUsage, weights: int) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.export_cost", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--model", choices=sorted(CONFIGURATIONS), default="llava-onevision-0.5b")
-    add_common_options(parser, rounds=1)
+    add_common_options(parser, rounds=1, timed=False)
 
     def body(options: argparse.Namespace) -> None:
         settings = settings_from(options)

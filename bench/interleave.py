@@ -1,7 +1,8 @@
-"""Interleaved timing: A B C A B C …, so that drift of the machine falls on every variant alike.
+"""Interleaved timing: A B C, B C A, C A B …, so that drift of the machine falls on every variant alike.
 
-The ratio of a variant to the baseline is the median over rounds of the ratio within the round. Medians of
-separate runs differ by 10 to 30 % on a shared machine; ratios of neighbours in one round do not.
+The order rotates, so that no variant always runs first in its round. The ratio of a variant to the baseline
+is the median over rounds of the ratio within the round, given with its quartiles. Medians of separate runs
+differ by 10 to 30 % on a shared machine; ratios of neighbours in one round do not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 from bench.errors import BenchError
 
@@ -28,12 +29,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one variant over all rounds; `ratio` to the baseline is None where that lacks it."""
+    """One figure of one variant over all rounds.
+
+    `ratio` is the median of the paired ratios to the baseline and `ratio_quartiles` their lower and upper
+    quartile; both are None where the baseline lacks the figure.
+    """
 
     median: float
     minimum: float
     maximum: float
     ratio: float | None
+    ratio_quartiles: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -51,19 +57,35 @@ class Measurement:
         Raises:
             BenchError: no such variant, or no such figure of it.
         """
-        values = self._values(variant, figure)
-        against = self.samples[self.baseline].get(figure)
-        ratio = None
-        if against is not None:
-            ratio = median(one / other for one, other in zip(values, against, strict=True))
-        return Summary(median(values), min(values), max(values), ratio)
+        values = self.values(variant, figure)
+        ratio, spread = None, None
+        if figure in self.samples[self.baseline]:
+            ratio = self.paired_ratio(variant, self.baseline, figure)
+            spread = self.paired_quartiles(variant, self.baseline, figure)
+        return Summary(median(values), min(values), max(values), ratio, spread)
 
     def paired_ratio(self, variant: str, other: str, figure: str = SECONDS) -> float:
         """Median over rounds of `variant` ÷ `other` within the round."""
-        pairs = zip(self._values(variant, figure), self._values(other, figure), strict=True)
-        return median(one / two for one, two in pairs)
+        return median(self._paired(variant, other, figure))
 
-    def _values(self, variant: str, figure: str) -> list[float]:
+    def paired_quartiles(self, variant: str, other: str, figure: str = SECONDS) -> tuple[float, float]:
+        """Lower and upper quartile over rounds of `variant` ÷ `other` within the round."""
+        ratios = self._paired(variant, other, figure)
+        if len(ratios) == 1:
+            return ratios[0], ratios[0]
+        lower, _, upper = quantiles(ratios, n=4, method="inclusive")
+        return lower, upper
+
+    def _paired(self, variant: str, other: str, figure: str) -> list[float]:
+        pairs = zip(self.values(variant, figure), self.values(other, figure), strict=True)
+        return [one / two for one, two in pairs]
+
+    def values(self, variant: str, figure: str = SECONDS) -> list[float]:
+        """One value per round.
+
+        Raises:
+            BenchError: no such variant, or no such figure of it.
+        """
         if variant not in self.samples or figure not in self.samples[variant]:
             known = {name: sorted(figures) for name, figures in self.samples.items()}
             raise BenchError(f"no figure {figure!r} of {variant!r} was measured: there are {known}")
@@ -88,7 +110,9 @@ def interleave(
     warmup: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Measurement:
-    """Run every variant once per round, in the given order; the first variant is the baseline.
+    """Run every variant once per round; the first variant is the baseline.
+
+    The first round has the given order, and each later one starts with the next variant.
 
     Args:
         rounds: measured rounds.
@@ -107,7 +131,8 @@ def interleave(
     for number in range(-warmup, rounds):
         if progress is not None:
             progress("warm-up" if number < 0 else f"round {number + 1} of {rounds}")
-        for variant in variants:
+        first = number % len(variants)
+        for variant in (*variants[first:], *variants[:first]):
             figures = variant.run()
             if number >= 0:
                 for figure, value in figures.items():

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.backends.onnxruntime import session_options
+
 __all__ = ["PASS_KEY", "NodeTimes", "group_events", "pass_of_nodes", "profile_graph"]
 
 PASS_KEY = "fopru.pass"
@@ -88,9 +90,7 @@ def _profiled_session(path: Path, threads: int, prefix: Path) -> Any:
     """A session with the options of `runtime.backends.onnxruntime`, and the profiler on."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options = session_options(onnxruntime, threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

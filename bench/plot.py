@@ -1,4 +1,4 @@
-"""The picture of a time-to-first-token run: measured against the floor, and where transformers stands."""
+"""The picture of a time-to-first-token run: measured against predicted, and where transformers stands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_ttft"]
 
-VISION_COLOUR, PREFILL_COLOUR, FLOOR_COLOUR, REFERENCE_COLOUR = "#2b6ca3", "#7fb2dd", "#222222", "#c0504d"
+VISION_COLOUR, PREFILL_COLOUR, PREDICTED_COLOUR, REFERENCE_COLOUR = "#2b6ca3", "#7fb2dd", "#222222", "#c0504d"
 BAR_WIDTH = 0.62
 
 
 def draw_ttft(run: TtftRun, target: Path) -> Path:
-    """Draw stacked bars per ratio, the floor marked on each; writes a PNG and returns its path."""
+    """Draw stacked bars per ratio, the predicted time marked on each; writes a PNG and returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display on a server
@@ -57,13 +57,11 @@ def _draw_bars(axes: Any, run: TtftRun) -> list[str]:
             color=colours[1],
             label="embed + prefill" if first else None,
         )
-        floor = run.floor_seconds(list(run.keeps)[place]) if place < len(run.keeps) else 0.0
+        predicted = run.predicted_seconds(list(run.keeps)[place]) if place < len(run.keeps) else 0.0
         above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-        axes.annotate(f"{total:.2f}", (place, max(total, floor)), **above)
+        axes.annotate(f"{total:.2f}", (place, max(total, predicted)), **above)
     for place, ratio in enumerate(run.keeps):
-        half, label = BAR_WIDTH / 2 + 0.06, "floor (multiply-adds)" if place == 0 else None
-        height = run.floor_seconds(ratio)
-        axes.hlines(
-            height, place - half, place + half, color=FLOOR_COLOUR, linestyle="--", linewidth=1.6, label=label
-        )
+        half, label = BAR_WIDTH / 2 + 0.06, "predicted from multiply-adds" if place == 0 else None
+        line = {"color": PREDICTED_COLOUR, "linestyle": "--", "linewidth": 1.6, "label": label}
+        axes.hlines(run.predicted_seconds(ratio), place - half, place + half, **line)
     return [label for _, label in variants]

@@ -77,7 +77,7 @@ def read_result(path: Path) -> Result:
     return Result(**content)
 
 
-def print_result(result: Result, written: Path | None = None) -> None:
+def print_result(result: Result) -> None:
     """Tables, notes, then the machine and the command."""
     from rich.console import Console
 
@@ -89,11 +89,9 @@ def print_result(result: Result, written: Path | None = None) -> None:
         console.print(f"- {note}", markup=False)
     about = result.environment
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    console.print(
-        f"{about.cpu}, {about.threads} of {about.cores} cores; {versions}", style="dim", markup=False
-    )
-    where = f" -> {_relative(written)}" if written is not None else ""
-    console.print(f"{about.command}{where}", style="dim", markup=False)
+    cores = f"{about.cores} cores" if about.threads is None else f"{about.threads} of {about.cores} cores"
+    console.print(f"{about.cpu}, {cores}; {versions}", style="dim", markup=False)
+    console.print(about.command, style="dim", markup=False)
 
 
 def _rich_table(table: Table) -> Any:
@@ -109,8 +107,3 @@ def _rich_table(table: Table) -> Any:
 def _add_rows(drawn: Any, rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         drawn.add_row(*row)
-
-
-def _relative(path: Path) -> str:
-    resolved = path.resolve()
-    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else str(path)

@@ -1,4 +1,4 @@
-"""Time to first token by ratio, against the floor of multiply-adds and transformers in the same run.
+"""Time to first token by ratio, against what multiply-adds predict, and transformers in the same run.
 
     python -m bench.ttft                          LLaVA-OneVision-0.5B shapes, ratios 1, .5, .3, .1
     python -m bench.ttft --model tiny --rounds 3
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.configurations import CONFIGURATIONS
@@ -40,29 +41,56 @@ REFERENCE = "transformers"
 
 @dataclass(frozen=True)
 class TtftRun:
-    """What was measured. `keeps`: ratio → visual tokens kept; `text`: the number of other prompt tokens."""
+    """What was measured. `keeps`: ratio → visual tokens kept; `text`: the number of other prompt tokens.
+
+    `kv_bytes` are those of one copy of the KV cache, `kv_allocated` what the runtime really allocated.
+    """
 
     shape: ModelShape
     keeps: dict[float, int]
     text: int
     kv_bytes: dict[float, int]
+    kv_allocated: dict[float, int]
     measured: Measurement
 
-    def multiply_adds(self, ratio: float) -> int:
-        """Multiply-adds up to the first token; at ratio 1 the runtime runs the unpruned encoder."""
-        return self.shape.first_token(self.text, self.keeps[ratio] if ratio < 1.0 else None)
+    def vision_macs(self, ratio: float) -> int:
+        """Multiply-adds of the vision stage; at ratio 1 the runtime runs the unpruned encoder."""
+        return self.shape.vision_stage(self._keep(ratio))
+
+    def prefill_macs(self, ratio: float) -> int:
+        """Multiply-adds of the prefill."""
+        return self.shape.prefill_stage(self.text, self._keep(ratio))
+
+    def predicted_seconds(self, ratio: float) -> float:
+        """Time at `ratio` if each stage took as long per multiply-add as at ratio 1: median over rounds."""
+        return median(self._predicted(ratio))
 
     def predicted_speedup(self, ratio: float) -> float:
-        """Multiply-adds up to the first token at ratio 1 ÷ those at `ratio`."""
-        return self.multiply_adds(1.0) / self.multiply_adds(ratio)
+        """Measured time at ratio 1 ÷ the predicted time at `ratio`: the median over rounds."""
+        whole = self.measured.values(_variant(1.0), TTFT)
+        return median(one / two for one, two in zip(whole, self._predicted(ratio), strict=True))
+
+    def achieved(self, ratio: float) -> float:
+        """Measured speed-up ÷ predicted speed-up."""
+        return self.speedup(ratio) / self.predicted_speedup(ratio)
 
     def speedup(self, ratio: float) -> float:
         """Measured time at ratio 1 ÷ time at `ratio`: the median over rounds."""
         return self.measured.paired_ratio(_variant(1.0), _variant(ratio), TTFT)
 
-    def floor_seconds(self, ratio: float) -> float:
-        """Time at `ratio` if it fell in proportion to the multiply-adds from the median at ratio 1."""
-        return self.measured.summary(_variant(1.0), TTFT).median / self.predicted_speedup(ratio)
+    def speedup_quartiles(self, ratio: float) -> tuple[float, float]:
+        """Lower and upper quartile of the same over rounds."""
+        return self.measured.paired_quartiles(_variant(1.0), _variant(ratio), TTFT)
+
+    def _keep(self, ratio: float) -> int | None:
+        return self.keeps[ratio] if ratio < 1.0 else None
+
+    def _predicted(self, ratio: float) -> list[float]:
+        """Per round: each stage at ratio 1 in proportion to its own multiply-adds, embedding as it is."""
+        vision = self.vision_macs(ratio) / self.vision_macs(1.0)
+        prefill = self.prefill_macs(ratio) / self.prefill_macs(1.0)
+        stages = (self.measured.values(_variant(1.0), figure) for figure in (VISION, EMBED, PREFILL))
+        return [one * vision + two + three * prefill for one, two, three in zip(*stages, strict=True)]
 
 
 def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Result, TtftRun]:
@@ -88,7 +116,8 @@ def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Res
     shape = model_shape(AutoConfig.from_pretrained(checkpoint))
     text = probes[1.0].prompt_tokens - tokens - bundle.manifest.vision.prefix_tokens
     kv_bytes = {ratio: probe.kv_bytes for ratio, probe in probes.items()}
-    run = TtftRun(shape, keeps, text, kv_bytes, measured)
+    kv_allocated = {ratio: probe.kv_bytes_allocated for ratio, probe in probes.items()}
+    run = TtftRun(shape, keeps, text, kv_bytes, kv_allocated, measured)
     return _result(name, run, settings.threads), run
 
 
@@ -152,11 +181,16 @@ def _result(name: str, run: TtftRun, threads: int) -> Result:
             "vision_seconds": found[VISION].median,
             "prefill_seconds": found[PREFILL].median,
             "speedup": run.speedup(ratio),
+            "speedup_quartiles": run.speedup_quartiles(ratio),
             "speedup_predicted": run.predicted_speedup(ratio),
-            "floor_seconds": run.floor_seconds(ratio),
-            "gmac": gmac(run.multiply_adds(ratio)),
+            "predicted_seconds": run.predicted_seconds(ratio),
+            "achieved": run.achieved(ratio),
+            "vision_gmac": gmac(run.vision_macs(ratio)),
+            "prefill_gmac": gmac(run.prefill_macs(ratio)),
             "kv_bytes": run.kv_bytes[ratio],
+            "kv_bytes_allocated": run.kv_allocated[ratio],
         }
+        lower, upper = run.speedup_quartiles(ratio)
         rows.append(
             (
                 _variant(ratio),
@@ -166,9 +200,9 @@ def _result(name: str, run: TtftRun, threads: int) -> Result:
                 f"{found[VISION].median:.3f}",
                 f"{found[PREFILL].median:.3f}",
                 f"{run.speedup(ratio):.2f}",
+                f"{lower:.2f} to {upper:.2f}",
                 f"{run.predicted_speedup(ratio):.2f}",
-                f"{run.floor_seconds(ratio):.3f}",
-                f"{run.kv_bytes[ratio] / 2**20:.1f}",
+                f"{run.achieved(ratio):.2f}",
             )
         )
     figures: dict[str, Any] = {"model": name, "text_tokens": run.text, "by_ratio": by_ratio}
@@ -183,16 +217,27 @@ def _result(name: str, run: TtftRun, threads: int) -> Result:
         "vision s",
         "prefill s",
         "speed-up",
+        "quartiles",
         "predicted",
-        "floor s",
+        "achieved",
     )
     table = Table(
         f"Time to first token, {name}, {run.text} text tokens, {run.measured.rounds} interleaved rounds",
-        (*columns, "KV MiB"),
+        columns,
         tuple(rows),
     )
     environment = describe_environment(threads)
-    return Result(f"ttft-{name}", environment, figures, run.measured.samples, (table,), _notes(run))
+    return Result(
+        f"ttft-{name}", environment, figures, run.measured.samples, (table, _kv_table(run)), _notes(run)
+    )
+
+
+def _kv_table(run: TtftRun) -> Table:
+    rows = tuple(
+        (_variant(ratio), *(f"{found[ratio] / 2**20:.1f}" for found in (run.kv_bytes, run.kv_allocated)))
+        for ratio in run.keeps
+    )
+    return Table("KV cache", ("variant", "cache holds MiB", "allocated MiB"), rows)
 
 
 def _reference_figures(run: TtftRun) -> dict[str, float]:
@@ -206,6 +251,7 @@ def _reference_figures(run: TtftRun) -> dict[str, float]:
 
 def _reference_row(run: TtftRun) -> tuple[str, ...]:
     found = {figure: run.measured.summary(REFERENCE, figure) for figure in (TTFT, VISION, PREFILL)}
+    lower, upper = run.measured.paired_quartiles(_variant(1.0), REFERENCE, TTFT)
     return (
         f"{REFERENCE} (sdpa)",
         str(run.keeps[1.0]),
@@ -214,7 +260,7 @@ def _reference_row(run: TtftRun) -> tuple[str, ...]:
         f"{found[VISION].median:.3f}",
         f"{found[PREFILL].median:.3f}",
         f"{run.measured.paired_ratio(_variant(1.0), REFERENCE, TTFT):.2f}",
-        "",
+        f"{lower:.2f} to {upper:.2f}",
         "",
         "",
     )
@@ -223,9 +269,12 @@ def _reference_row(run: TtftRun) -> tuple[str, ...]:
 def _notes(run: TtftRun) -> tuple[str, ...]:
     preprocess = run.measured.summary(_variant(1.0), PREPROCESS).median
     notes = [
-        "TTFT = vision + embedding + prefill + choice of token; speed-ups: medians of ratios within a round.",
+        "TTFT = vision + embedding + prefill + choice of token. "
+        "Speed-ups: median and quartiles of the ratios within a round.",
         f"Preprocessing the image, the same for every ratio and left out: {1e3 * preprocess:.1f} ms.",
-        "predicted: multiply-adds at ratio 1 ÷ those at this ratio; floor: median at ratio 1 ÷ predicted.",
+        "predicted from multiply-adds: vision and prefill at ratio 1, each scaled by its own.",
+        "achieved: measured speed-up ÷ predicted speed-up.",
+        "KV cache: `holds` is one copy at full length, `allocated` what the runtime really allocated.",
     ]
     if REFERENCE in run.measured.samples:
         ratios = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoints import Recipe, ensure_checkpoint, weight_bytes
-from bench.environment import ROOT
+from bench.environment import ROOT, package_versions
 from bench.errors import BenchError
 from bench.memory import ChildUsage, run_measured
 
@@ -61,7 +61,7 @@ class Workspace:
         return ensure_checkpoint(Recipe(name), self.root / "checkpoints" / name)
 
     def bundle(self, name: str) -> Path:
-        """The bundle of that checkpoint, built again when the checkpoint or the exporter has changed."""
+        """The bundle of that checkpoint, built again when the checkpoint or what exports it has changed."""
         bundle, stamp = self._bundle_paths(name)
         if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(self.checkpoint(name)):
             return bundle
@@ -72,8 +72,10 @@ class Workspace:
         """Build the bundle whether or not it is there."""
         bundle, stamp = self._bundle_paths(name)
         stamp.unlink(missing_ok=True)
-        cost = measure_build(self.checkpoint(name), bundle, self.ratio)
-        stamp.write_text(source_digest(self.checkpoint(name)))
+        checkpoint = self.checkpoint(name)
+        digest = source_digest(checkpoint)  # before the build: an edit during it makes the bundle stale
+        cost = measure_build(checkpoint, bundle, self.ratio)
+        stamp.write_text(digest)
         return cost
 
     def _bundle_paths(self, name: str) -> tuple[Path, Path]:
@@ -82,8 +84,11 @@ class Workspace:
 
 
 def source_digest(checkpoint: Path) -> str:
-    """SHA-256 over what decides a bundle: the exporter, and size and date of the checkpoint's files."""
+    """SHA-256 over what decides a bundle: the exporter, the versions of torch, onnx, transformers and the
+    like, and size and date of the checkpoint's files.
+    """
     digest = hashlib.sha256()
+    digest.update(json.dumps(package_versions(), sort_keys=True).encode())
     for package in BUILT_FROM:
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,25 @@ def test_same_recipe_is_not_written_again(tmp_path: Path) -> None:
     assert (path / "config.json").stat().st_mtime_ns == written
     ensure_checkpoint(Recipe("tiny", decoder_layers=2), path)
     assert json.loads((path / "bench.recipe").read_text())["decoder_layers"] == 2
+
+
+def test_a_changed_configuration_is_another_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ensure_checkpoint(Recipe("tiny", decoder_layers=1), tmp_path / "c")
+    tiny = CONFIGURATIONS["tiny"]
+    wider = replace(tiny, vision=tiny.vision | {"intermediate_size": 192})
+    monkeypatch.setitem(CONFIGURATIONS, "tiny", wider)
+    ensure_checkpoint(Recipe("tiny", decoder_layers=1), path)
+    assert json.loads((path / "config.json").read_text())["vision_config"]["intermediate_size"] == 192
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["tiny", str(tmp_path / "file" / "c")]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
 
 
 def test_a_directory_of_somebody_else_is_left_alone(

@@ -70,11 +70,11 @@ def test_kv_cache_of_llava_1_5_7b() -> None:
     assert decoder.kv_bytes(576, item_bytes=2) == 288 * 2**20
 
 
-def test_first_token_adds_the_stages_and_projects_kept_rows_only() -> None:
+def test_stages_project_and_prefill_kept_rows_only() -> None:
     model = shape_of("llava-onevision-0.5b")
     per_row = 1152 * 896 + 896 * 896
     assert model.vision_stage(219) == model.vision.encoder(219) + 219 * per_row
     assert model.prefill_stage(20, 219) == model.decoder.prefill(239)
-    assert model.first_token(20, 219) == model.vision_stage(219) + model.prefill_stage(20, 219)
     # without CLS, keeping every token saves nothing
-    assert model.first_token(20) == model.first_token(20, 729)
+    assert model.vision_stage() == model.vision_stage(729)
+    assert model.prefill_stage(20) == model.prefill_stage(20, 729)

@@ -42,11 +42,11 @@ def recorder(log: list[str], name: str, values: list[float]) -> Variant:
     return Variant(name, run)
 
 
-def test_variants_run_in_turn_and_warm_up_is_thrown_away() -> None:
+def test_the_order_rotates_and_warm_up_is_thrown_away() -> None:
     log: list[str] = []
     variants = [recorder(log, "a", [9.0, 1.0, 2.0]), recorder(log, "b", [9.0, 3.0, 8.0])]
     measured = interleave(variants, rounds=2, warmup=1)
-    assert log == ["a", "b"] * 3
+    assert log == ["b", "a", "a", "b", "b", "a"]
     assert measured.samples == {"a": {"seconds": [1.0, 2.0]}, "b": {"seconds": [3.0, 8.0]}}
 
 
@@ -56,13 +56,20 @@ def test_ratio_is_the_median_of_paired_ratios() -> None:
     measured = Measurement(samples, "base", rounds=3, warmup=0)
     summary = measured.summary("other")
     assert (summary.ratio, summary.median, summary.minimum, summary.maximum) == (3.0, 30.0, 2.0, 400.0)
+    assert summary.ratio_quartiles == (2.5, 3.5)
     assert measured.summary("base").ratio == 1.0
     assert measured.paired_ratio("base", "other") == pytest.approx(1 / 3, abs=1e-12)  # a division in float64
+
+
+def test_quartiles_of_one_round_are_its_ratio() -> None:
+    measured = Measurement({"a": {"x": [2.0]}, "b": {"x": [3.0]}}, "a", rounds=1, warmup=0)
+    assert measured.paired_quartiles("b", "a", "x") == (1.5, 1.5)
 
 
 def test_a_figure_the_baseline_lacks_has_no_ratio() -> None:
     measured = Measurement({"a": {"x": [1.0]}, "b": {"y": [2.0]}}, "a", rounds=1, warmup=0)
     assert measured.summary("b", "y").ratio is None
+    assert measured.summary("b", "y").ratio_quartiles is None
 
 
 def test_unknown_figures_are_named() -> None:
@@ -126,7 +133,7 @@ def test_result_survives_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = write_result(result, tmp_path)
     assert read_result(path) == result
     assert [entry.name for entry in tmp_path.iterdir()] == ["encoder-x.json"]
-    print_result(result, path)
+    print_result(result)
     printed = capsys.readouterr().out
     for expected in ("keep 173", "read this", "a cpu", "python -m bench"):
         assert expected in printed

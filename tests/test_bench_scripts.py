@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from bench.errors import BenchError
 from bench.exactness import Tally, differing_elements
 from bench.interleave import Measurement
 from bench.memory import ChildUsage
+from bench.options import run_script
 from bench.plot import draw_ttft
 from bench.processors import special_token_ids
 from bench.results import read_result
 from bench.ttft import TtftRun
 from bench.workspace import Workspace, measure_build, source_digest
+from runtime.errors import BundleError
 from runtime.parity import ParityReport, StageResult
 
 
@@ -32,12 +35,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         tiny = configuration("tiny", decoder_layers=1)  # tracing time grows with the layers
         patch.setitem(CONFIGURATIONS, "tiny", replace(tiny, vision=tiny.vision | {"num_hidden_layers": 2}))
-        assert export_cost.main([*common(root), "--rounds", "1"]) == 0
+        assert export_cost.main([*places(root), "--rounds", "1"]) == 0
         yield root
 
 
+def places(work: Path) -> list[str]:
+    return ["--model", "tiny", "--work", str(work), "--results", str(work / "results")]
+
+
 def common(work: Path) -> list[str]:
-    return ["--model", "tiny", "--work", str(work), "--results", str(work / "results"), "--threads", "1"]
+    return [*places(work), "--threads", "1"]
 
 
 def figures(work: Path, name: str) -> dict[str, Any]:
@@ -49,6 +56,8 @@ def test_export_cost_compares_memory_with_weights(work: Path) -> None:
     assert found["build_command"].startswith("python -m export.build --model ")
     assert found["peak_rss_to_weights"] == found["peak_rss_bytes"] / found["weight_bytes"]
     assert found["seconds"] > 0
+    # the build chooses its threads
+    assert read_result(work / "results" / "export-tiny.json").environment.threads is None
 
 
 def test_encoder_measures_both_graphs(work: Path) -> None:
@@ -56,6 +65,9 @@ def test_encoder_measures_both_graphs(work: Path) -> None:
     found = figures(work, "encoder-tiny")
     assert (found["tokens"], found["kept"]) == (64, 19)
     assert set(found["by_keep"]) == {"64", "32", "19", "6"}
+    assert found["by_keep"]["19"]["predicted"] < found["by_keep"]["64"]["predicted"] <= 1.0
+    lower, upper = found["pruned_to_unpruned_quartiles"]
+    assert lower <= found["pruned_to_unpruned"] <= upper
     assert found["stamped_nodes_profiled"] > 0
     assert {"score", "select", "gather", "encoder"} <= set(found["profile_seconds_by_pass"])
     assert 0 < found["score_and_select_share_of_pruned"] < 1
@@ -67,6 +79,9 @@ def test_first_token_is_measured_beside_transformers(work: Path) -> None:
     assert [row["visual_tokens"] for row in found["by_ratio"].values()] == [64, 32, 19, 6]
     assert found["by_ratio"]["1"]["prompt_tokens"] == found["text_tokens"] + 64
     assert found["by_ratio"]["0.3"]["speedup_predicted"] > 1
+    for row in found["by_ratio"].values():
+        assert row["achieved"] == row["speedup"] / row["speedup_predicted"]
+        assert row["kv_bytes_allocated"] >= row["kv_bytes"]
     assert found["by_ratio"]["0.3"]["kv_bytes"] < found["by_ratio"]["1"]["kv_bytes"]
     assert found["transformers"]["ttft_seconds"] > 0
     assert (work / "results" / "ttft-tiny.png").read_bytes().startswith(b"\x89PNG")
@@ -99,6 +114,12 @@ def test_digest_follows_the_checkpoint(tmp_path: Path) -> None:
     assert source_digest(tmp_path) != first
 
 
+def test_digest_follows_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = source_digest(tmp_path)
+    monkeypatch.setattr("bench.workspace.package_versions", lambda: {"torch": "0"})
+    assert source_digest(tmp_path) != first
+
+
 def test_a_failed_build_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.workspace.run_measured", lambda _: ChildUsage(2, 1.0, 1, None, ""))
     with pytest.raises(BenchError, match=r"`python -m export.build --model .*` ended with status 2: see its"):
@@ -110,6 +131,52 @@ def test_threads_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: threads is 0: give at least 1\n"
 
 
+@pytest.mark.parametrize("repeats", [("--rounds", "0"), ("--warmup", "-1")])
+def test_rounds_are_checked_before_a_bundle_is_built(
+    repeats: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encoder.main([*common(tmp_path / "work"), *repeats]) == 2
+    assert "measure at least 1 round after 0 or more" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_places_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere, results = str(tmp_path / "file" / "x"), str(tmp_path / "results")
+    assert encoder.main(["--model", "tiny", "--results", results, "--work", nowhere]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
+    assert encoder.main(["--model", "tiny", "--results", nowhere]) == 2
+    assert "error: results cannot be written: [Errno 20]" in capsys.readouterr().err
+    (tmp_path / "locked").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.options.os.access", lambda *_: False)
+        assert encoder.main(["--model", "tiny", "--results", str(tmp_path / "locked")]) == 2
+    assert "locked: give another --results" in capsys.readouterr().err
+
+
+def test_errors_of_the_runtime_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def body(_: argparse.Namespace) -> None:
+        raise BundleError("the bundle is damaged: build it again")
+
+    assert run_script(argparse.ArgumentParser(), body, []) == 2
+    assert capsys.readouterr().err == "error: the bundle is damaged: build it again\n"
+
+
+def test_tables_are_printed_before_the_file_is_written(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("bench.options.write_result", full)
+    assert encoder.main([*common(work), "--rounds", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "unpruned" in printed.out
+    assert "error: no space left" in printed.err
+
+
 @pytest.mark.parametrize("sizes", [("0", "0"), ("2", "3"), ("2", "-1")])
 def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert exactness.main(["--model", "tiny", "--images", sizes[0], "--answers", sizes[1]]) == 2
@@ -118,10 +185,11 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 
 def test_plan_runs_each_measurement_in_turn() -> None:
     names = ["export", "encoder", "ttft", "exactness"]
-    assert [name for name, _ in everything.plan([], quick=True)] == names
-    assert [name for name, _ in everything.plan([], quick=False)] == [*names, "exactness-clip-l"]
-    assert everything.plan(["ttft"], quick=True) == [
-        ("ttft", ["bench.ttft", "--model", "tiny", "--rounds", "2"])
+    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == names
+    assert [name for name, _ in everything.plan([], quick=False, threads=3)] == [*names, "exactness-clip-l"]
+    assert everything.plan(["ttft", "export"], quick=True, threads=3) == [
+        ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),
+        ("ttft", ["bench.ttft", "--model", "tiny", "--rounds", "2", "--threads", "3"]),
     ]
 
 
@@ -165,20 +233,26 @@ def test_tally_tells_near_ties_from_equal_and_different() -> None:
 def first_token_run() -> TtftRun:
     shape = model_shape(hf_config(configuration("llava-onevision-0.5b"), special_token_ids()))
     samples = {
-        "ratio 1": {"ttft": [6.0, 6.0], "vision": [3.0, 3.0]},
+        "ratio 1": {"ttft": [6.0, 6.0], "vision": [3.0, 4.0], "embed": [0.5, 0.5], "prefill": [2.5, 1.5]},
         "ratio 0.3": {"ttft": [4.0, 3.0], "vision": [3.0, 2.0]},
         "transformers": {"ttft": [9.0, 9.0], "vision": [5.0, 5.0]},
     }
-    return TtftRun(shape, {1.0: 729, 0.3: 219}, 20, {1.0: 9, 0.3: 3}, Measurement(samples, "ratio 1", 2, 0))
+    measured = Measurement(samples, "ratio 1", 2, 0)
+    return TtftRun(shape, {1.0: 729, 0.3: 219}, 20, {1.0: 9, 0.3: 3}, {1.0: 18, 0.3: 6}, measured)
 
 
-def test_floor_is_the_time_at_ratio_one_scaled_by_multiply_adds() -> None:
+def test_each_stage_is_predicted_from_its_own_multiply_adds() -> None:
     run = first_token_run()
-    predicted = run.shape.first_token(20) / run.shape.first_token(20, 219)
-    assert run.predicted_speedup(0.3) == predicted
-    assert run.floor_seconds(0.3) == 6.0 / predicted
-    assert run.floor_seconds(1.0) == 6.0
+    vision = run.shape.vision_stage(219) / run.shape.vision_stage()
+    prefill = run.shape.prefill_stage(20, 219) / run.shape.prefill_stage(20)
+    rounds = [3.0 * vision + 0.5 + 2.5 * prefill, 4.0 * vision + 0.5 + 1.5 * prefill]
+    assert run.predicted_seconds(0.3) == sum(rounds) / 2
+    assert run.predicted_speedup(0.3) == (6.0 / rounds[0] + 6.0 / rounds[1]) / 2
+    assert run.predicted_seconds(1.0) == 6.0
+    assert run.predicted_speedup(1.0) == 1.0
     assert run.speedup(0.3) == 1.75  # median of 1.5 and 2
+    assert run.speedup_quartiles(0.3) == (1.625, 1.875)
+    assert run.achieved(0.3) == 1.75 / run.predicted_speedup(0.3)
 
 
 def test_plot_is_written(tmp_path: Path) -> None:

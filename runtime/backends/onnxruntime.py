@@ -17,7 +17,7 @@ from runtime.backend import Array, Backend, BackendOptions, Session, View
 from runtime.errors import BackendError
 from runtime.lazy import require
 
-__all__ = ["OrtBackend", "OrtSession", "create"]
+__all__ = ["OrtBackend", "OrtSession", "create", "session_options"]
 
 _LOG_ERRORS = 3
 
@@ -25,6 +25,15 @@ _LOG_ERRORS = 3
 def create(options: BackendOptions) -> Backend:
     """Make the backend; raises BackendError when onnxruntime is not installed."""
     return OrtBackend(require("onnxruntime", "onnxruntime"), options)
+
+
+def session_options(ort: Any, threads: int | None) -> Any:
+    """The `SessionOptions` of every session; `threads` None leaves the choice to ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 class OrtBackend:
@@ -39,10 +48,7 @@ class OrtBackend:
 
     def open(self, graph: Path) -> Session:
         """Load an ONNX file with its weight file beside it."""
-        settings = self._ort.SessionOptions()
-        settings.log_severity_level = _LOG_ERRORS
-        if self._options.threads is not None:
-            settings.intra_op_num_threads = self._options.threads
+        settings = session_options(self._ort, self._options.threads)
         try:
             session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime has a dozen exception classes with no common base of its own.
