@@ -69,7 +69,7 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         strategy=options.strategy,
         aggregation=options.aggregation,
         passes=tuple(PassCount(name, count) for name, count in counts.items()),
-        notes=_notes(options, found.tokens),
+        notes=tuple(note for note in (score.findings.note, *_notes(options, found.tokens)) if note),
         nodes_added=sum(part.added for part in (score.findings, select.findings, gather.findings)),
         nodes_removed=gather.findings.removed + clean.findings.removed,
     )
@@ -145,7 +145,7 @@ def _write(model: ir.Model, target: Path) -> None:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".onnx", dir=target.parent)
     except OSError as error:
-        raise GraphFileError(f"cannot write '{target}': {error.strerror}") from error
+        raise GraphFileError(f"cannot write '{target}': {_reason(error)}") from error
     os.close(handle)
     partial = Path(name)
     try:
@@ -153,7 +153,15 @@ def _write(model: ir.Model, target: Path) -> None:
         partial.chmod(0o644)
         partial.replace(target)
     except OSError as error:
-        raise GraphFileError(f"cannot write '{target}': {error.strerror}") from error
+        raise GraphFileError(f"cannot write '{target}': {_reason(error)}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+def _reason(error: OSError) -> str:
+    """What the system said; numpy says "N requested and M written" without an error number on a full disk."""
+    if error.strerror:
+        return error.strerror
+    text = str(error) or type(error).__name__
+    return f"no space left on device ({text})" if "requested and" in text else text

@@ -9,7 +9,15 @@ import onnx_ir as ir
 
 from fopru_graph.shapes import attribute_int, constant_scalar, dims
 
-__all__ = ["AttentionCore", "CoreSearch", "NearMiss", "find_cores", "upstream_nodes", "value_product"]
+__all__ = [
+    "AttentionCore",
+    "CoreSearch",
+    "NearMiss",
+    "find_cores",
+    "logits_product",
+    "upstream_nodes",
+    "value_product",
+]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 _FUSED = frozenset(
@@ -118,7 +126,7 @@ def _match_softmax(node: ir.Node) -> AttentionCore | NearMiss:
         )
     if attribute_int(node, "axis", -1) not in (-1, 3):
         return NearMiss(node, 1, f"it normalises axis {attribute_int(node, 'axis', -1)}, not the last one")
-    if _logits_product(node.inputs[0], _MAX_CHAIN) is None:
+    if logits_product(node.inputs[0]) is None:
         return NearMiss(
             node, 2, "its input does not come from a MatMul of queries and keys through a scale and a mask"
         )
@@ -131,8 +139,8 @@ def _match_softmax(node: ir.Node) -> AttentionCore | NearMiss:
     return AttentionCore("softmax", node, product)
 
 
-def _logits_product(value: ir.Value | None, left: int) -> ir.Node | None:
-    """The MatMul(Q, K^T) behind a chain of scale, mask and cast."""
+def logits_product(value: ir.Value | None, left: int = _MAX_CHAIN) -> ir.Node | None:
+    """The MatMul(Q, K^T) behind a chain of scale, mask and cast, of at most `left` nodes."""
     node = value.producer() if value is not None else None
     if node is None or left == 0 or node.domain not in ONNX_DOMAINS:
         return None
@@ -140,15 +148,15 @@ def _logits_product(value: ir.Value | None, left: int) -> ir.Node | None:
         both_vary = all(source is not None and not source.is_initializer() for source in node.inputs)
         return node if both_vary else None
     if node.op_type in ("Cast", "Identity"):
-        return _logits_product(node.inputs[0], left - 1)
+        return logits_product(node.inputs[0], left - 1)
     if node.op_type in ("Mul", "Div"):
         if constant_scalar(node.inputs[1]) is not None:
-            return _logits_product(node.inputs[0], left - 1)
+            return logits_product(node.inputs[0], left - 1)
         return (
-            _logits_product(node.inputs[1], left - 1) if constant_scalar(node.inputs[0]) is not None else None
+            logits_product(node.inputs[1], left - 1) if constant_scalar(node.inputs[0]) is not None else None
         )
     if node.op_type in ("Add", "Where"):
-        found = [_logits_product(source, left - 1) for source in node.inputs]
+        found = [logits_product(source, left - 1) for source in node.inputs]
         return next((product for product in found if product is not None), None)
     return None
 

@@ -30,7 +30,8 @@ class PruneOptions:
     """How to prune one vision encoder.
 
     Attributes:
-        strategy: `rank` keeps the highest scores; `row` keeps whole grid rows with the highest mean score.
+        strategy: `rank` keeps the highest scores; `row` keeps whole grid rows with the highest mean score. A
+            `num_keep` that is no multiple of the grid's columns is cut down to one at run time.
         aggregation: how attention becomes one score per token. `col_mean`: mean over heads and all queries;
             `col_mean_patch`: the same over patch queries only; `cls`: mean over heads of the first query, the
             CLS token.
@@ -46,6 +47,9 @@ class PruneOptions:
         grid: (R, C) of the scored tokens, row-major; `row` needs it.
         features: name of the output to prune, [images, p + N, D].
         scores_output: whether `token_scores` [images, N] float32 becomes an output.
+        dropped_rows: o, leading attention rows that never become features: row i of the features is row i + o
+            of the attention. None: the rows are followed through the graph, and where a node in between hides
+            them, pruning is refused. State it only for features in the order of the attention rows.
     """
 
     strategy: str = "rank"
@@ -57,6 +61,7 @@ class PruneOptions:
     grid: tuple[int, int] | None = None
     features: str = IMAGE_FEATURES
     scores_output: bool = True
+    dropped_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -80,6 +85,11 @@ class PruneOptions:
         if self.special_tokens is not None and self.special_tokens < 0:
             raise OptionError(
                 f"special_tokens is {self.special_tokens}: give the number of leading rows, >= 0"
+            )
+        if self.dropped_rows is not None and self.dropped_rows < 0:
+            raise OptionError(
+                f"dropped_rows is {self.dropped_rows}: give the number of leading attention rows that never "
+                "become features, >= 0, or None"
             )
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise OptionError(f"grid is {self.grid}, but it is (rows, columns), both >= 1")

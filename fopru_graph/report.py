@@ -37,7 +37,7 @@ class PruneReport:
         dropped_rows: leading attention rows that never reach the features.
         special_tokens: leading attention rows that are not patches.
         passes: modification count of each pass, in order.
-        notes: limits that a runtime may meet, in words.
+        notes: limits that a runtime may meet, and scores of lower precision, in words.
         nodes_added, nodes_removed: totals.
     """
 

@@ -95,6 +95,11 @@ def _broadcast(node: ir.Node, demand: Demand) -> _Answer:
             return Refusal(
                 f"its operand '{value.name if value else ''}' varies along tokens, not along images or heads"
             )
+        if not same(sizes[axis], out[demand.axis]):
+            return Refusal(
+                f"its operand '{value.name if value else ''}' has {sizes[axis]} tokens and its result "
+                f"{out[demand.axis]}, so that one may stand for all"
+            )
         wanted.append((index, demand))
     return tuple(wanted)
 
@@ -117,6 +122,11 @@ def _normalization(node: ir.Node, demand: Demand) -> _Answer:
         return Refusal(
             f"it normalises over axis {axis} and later ones, tokens (axis {demand.axis}) among them"
         )
+    for value in node.inputs[1:]:
+        sizes = _known(value)
+        position = demand.axis - (rank - len(sizes))
+        if position >= 0 and sizes[position] != 1:
+            return Refusal(f"its weight '{value.name if value else ''}' varies along tokens")
     return ((0, demand),)
 
 
@@ -131,15 +141,18 @@ def _reduce(node: ir.Node, demand: Demand) -> _Answer:
         axes = constant_ints(node.inputs[1])
     else:
         attribute = node.attributes.get("axes")
-        axes = list(attribute.as_ints()) if attribute is not None else list(range(rank))
+        axes = list(attribute.as_ints()) if attribute is not None else []
     if axes is None:
         return Refusal("the axes it reduces are not constant")
+    if not axes and not attribute_int(node, "noop_with_empty_axes", 0):
+        axes = list(range(rank))
     reduced = {axis % rank for axis in axes}
     kept = list(range(rank))
     if not attribute_int(node, "keepdims", 1):
         kept = [axis for axis in kept if axis not in reduced]
-    source = kept[demand.axis]
-    return Refusal("it reduces over tokens") if source in reduced else ((0, Demand(source, demand.offset)),)
+    if demand.axis >= len(kept) or kept[demand.axis] in reduced:
+        return Refusal("it reduces over tokens")
+    return ((0, Demand(kept[demand.axis], demand.offset)),)
 
 
 def _transpose(node: ir.Node, demand: Demand) -> _Answer:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import RewriteError
@@ -33,7 +34,7 @@ class Gathered:
         reason: why there and not earlier.
         tensors: names of the tensors whose rows are taken.
         added: new nodes.
-        removed: nodes that a selection made superfluous.
+        removed: nodes that were dead, and nodes that a selection made superfluous.
     """
 
     place: str
@@ -47,6 +48,7 @@ class GatherPass(GraphPass[Gathered]):
     """Selects rows of the features as early as the result stays exact.
 
     Rules:
+        0. Dead nodes go first: they would count as somebody who needs all rows.
         1. A node moves behind the selection if it works row by row (`tokenwise.py`) and nobody needs its
            other rows (`hoisting.py`). In the scoring layer this stops at the probabilities, which the score
            needs whole, or at Q; the residual and other layers' features are gathered beside.
@@ -67,7 +69,9 @@ class GatherPass(GraphPass[Gathered]):
         self._selected = selected
 
     def call(self, model: ir.Model) -> Rewritten[Gathered]:
-        located = self._located
+        located, before = self._located, len(model.graph)
+        RemoveUnusedNodesPass()(model)
+        dead = before - len(model.graph)
         plan = plan_hoist(model.graph, located.features)
         builder = GraphBuilder(model.graph, self.name)
         rows = _Rows(builder, self._selected.indices, self._options.prefix_tokens)
@@ -82,8 +86,8 @@ class GatherPass(GraphPass[Gathered]):
         model.graph.sort()
         place, reason = _verdict(plan, located)
         names = tuple(str(frontier.value.name) for frontier in plan.frontier)
-        found = Gathered(place, reason, names, builder.added, len(slices))
-        return Rewritten(model, found, builder.added + len(plan.nodes))
+        found = Gathered(place, reason, names, builder.added, dead + len(slices))
+        return Rewritten(model, found, builder.added + len(plan.nodes) + dead)
 
     def ensures(self, model: ir.Model) -> None:
         features = next(

@@ -10,11 +10,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes, value_product
 from fopru_graph.errors import LocateError, UnsupportedGraphError
-from fopru_graph.hoisting import trace_rows
+from fopru_graph.hoisting import Stop, trace_rows
 from fopru_graph.layers import Numbering, number_layers
 from fopru_graph.options import KEPT_INDICES, NUM_KEEP, TOKEN_SCORES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
-from fopru_graph.shapes import attribute_int, constant_ints, dims
+from fopru_graph.shapes import attribute_int, dims
 from fopru_graph.weights import without_external_weights
 
 __all__ = ["LocatePass", "Located"]
@@ -59,8 +59,8 @@ class LocatePass(GraphPass[Located]):
            out of reach.
         3. `tap` names the probabilities; else layers are numbered by torch scopes, node names or order (first
            that fits), and `layer` picks one; without it the deepest is taken.
-        4. Rows are followed from the features back to the attention; where a node in between hides them, the
-           only Slice along tokens tells, and without it equal row counts do.
+        4. Rows are followed from the features back to the attention. Where a node in between hides them,
+           `dropped_rows` has to be stated: a guess could take a reordering for none.
     """
 
     name: ClassVar[str] = "locate"
@@ -105,7 +105,7 @@ class LocatePass(GraphPass[Located]):
         numbering = number_layers(search.cores)
         core, layer, locator = self._choose(model.graph, search, numbering)
         queries, heads = _attention_size(core)
-        dropped = _dropped_rows(features, core, (queries, rows), upstream)
+        dropped = _dropped_rows(features, core, (queries, rows), self._options.dropped_rows)
         special = self._options.special_tokens
         found = Located(
             features=features,
@@ -212,35 +212,36 @@ def _attention_size(core: AttentionCore) -> tuple[int, int]:
 
 
 def _dropped_rows(
-    features: ir.Value, core: AttentionCore, counts: tuple[int, int], upstream: set[ir.Node]
+    features: ir.Value, core: AttentionCore, counts: tuple[int, int], stated: int | None
 ) -> int:
-    """o: attention row of the first row of the features."""
+    """o: attention row of the first row of the features; followed through the graph, or as stated."""
     queries, rows = counts
     reached, stops = trace_rows(features, core.anchor)
     offsets = {demand.offset for demand in reached if demand.axis == core.query_axis}
-    if not reached:
-        offsets = _slice_starts(upstream, counts) or ({0} if queries == rows else set())
-    if len(offsets) == 1 and min(offsets) + rows <= queries:
-        return min(offsets)
+    if stated is None:
+        if len(offsets) == 1 and min(offsets) + rows <= queries:
+            return min(offsets)
+        raise LocateError(_unknown_rows(features, core, counts, stops))
+    if stated + rows > queries:
+        raise LocateError(
+            f"dropped_rows is {stated}, but attention '{core.node.name}' has {queries} rows and "
+            f"'{features.name}' {rows}: give at most {queries - rows}"
+        )
+    if offsets and offsets != {stated}:
+        raise LocateError(
+            f"dropped_rows is {stated}, but row 0 of '{features.name}' is row {min(offsets)} of attention "
+            f"'{core.node.name}': leave dropped_rows at None"
+        )
+    return stated
+
+
+def _unknown_rows(
+    features: ir.Value, core: AttentionCore, counts: tuple[int, int], stops: tuple[Stop, ...]
+) -> str:
+    queries, rows = counts
     where = f"; following them stopped at {stops[0]}" if stops else ""
-    raise LocateError(
+    return (
         f"cannot tell which of the {queries} rows of attention '{core.node.name}' are the {rows} rows of "
-        f"'{features.name}'{where}"
+        f"'{features.name}'{where}: if no node between them reorders tokens, state dropped_rows, the leading "
+        "attention rows that never become features"
     )
-
-
-def _slice_starts(upstream: set[ir.Node], counts: tuple[int, int]) -> set[int]:
-    """Starts of the slices that cut Q rows down to those of the features."""
-    found: set[int] = set()
-    for node in upstream:
-        if node.op_type != "Slice":
-            continue
-        source, out = dims(node.inputs[0]) or (), dims(node.outputs[0]) or ()
-        starts = constant_ints(node.inputs[1])
-        if starts is not None and len(starts) == 1 and starts[0] >= 0:
-            found.update(
-                starts[0]
-                for pair in zip(source, out, strict=True)
-                if pair == counts and counts[0] != counts[1]
-            )
-    return found
