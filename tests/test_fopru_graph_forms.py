@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -47,9 +48,12 @@ def attention_of(x: np.ndarray, scale: float, bias: np.ndarray | float = 0.0) ->
     u = x - x.mean(axis=2, keepdims=True)
     u = u / np.sqrt((u**2).mean(axis=2, keepdims=True) + 1e-5)
     q, k = ((u @ w).reshape(len(x), 7, 2, 4).transpose(0, 2, 1, 3) for w in (wq, wk))
-    logits = q @ k.transpose(0, 1, 3, 2) * scale + bias
+    return softmax(q @ k.transpose(0, 1, 3, 2) * scale + bias)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
     exponents = np.exp(logits - logits.max(axis=3, keepdims=True))
-    return exponents / exponents.sum(axis=3, keepdims=True)
+    return np.asarray(exponents / exponents.sum(axis=3, keepdims=True))
 
 
 MASK_ROW = ", float[1,1,1,7] mask = {0, 0, 0, -2, 0, 0, 1}"
@@ -176,7 +180,7 @@ SHEETS = {
 def test_tails_that_mix_tokens_are_gathered_late_and_say_why(name: str) -> None:
     tail, reason = LATE_TAILS[name]
     named = {key: array for key, array in SHEETS.items() if f" {key})" in tail}
-    report = check(tail=tail, more=LATE_MORE, tensors=named)
+    report = check(PruneOptions(dropped_rows=1), tail=tail, more=LATE_MORE, tensors=named)
     assert report.gather == "late"
     assert re.search(reason, report.gather_reason)
     assert report.dropped_rows == 1
@@ -195,18 +199,52 @@ def test_rows_that_cannot_be_followed_are_refused_not_guessed(reason: str) -> No
         prune(text_encoder(tail=HIDDEN_ROWS[reason], more=LATE_MORE))
 
 
-def test_a_slice_behind_a_node_that_mixes_tokens_still_tells_the_rows() -> None:
-    report = check(
-        tail="y1 = Slice(y, one, five, one) image_features = CumSum(y1, at)",
-        kept=4,
-        more=LATE_MORE + ", int64[1] five = {5}",
-    )
-    assert (report.gather, report.dropped_rows, report.tokens) == ("late", 1, 4)
+REORDERED = {
+    "Gather": ("image_features = Gather<axis=1>(y, perm)", 7),
+    "Slice, then Gather": ("y1 = Slice(y, one, many, one) image_features = Gather<axis=1>(y1, perm6)", 6),
+    "Gather, then Slice": ("g = Gather<axis=1>(y, perm) image_features = Slice(g, one, many, one)", 6),
+    "equal counts": ("image_features = CumSum(y, at)", 7),
+}
 
 
-def test_equal_counts_tell_the_rows_where_nothing_else_does() -> None:
-    report = check(tail="image_features = CumSum(y, at)", kept=7, more=LATE_MORE)
-    assert (report.gather, report.dropped_rows, report.tokens) == ("late", 0, 7)
+@pytest.mark.parametrize("name", REORDERED)
+def test_rows_behind_a_node_that_may_reorder_tokens_are_refused(name: str) -> None:
+    tail, kept = REORDERED[name]
+    more = LATE_MORE + ", int64[7] perm = {6,5,4,3,2,1,0}, int64[6] perm6 = {5,4,3,2,1,0}"
+    with pytest.raises(
+        LocateError,
+        match=rf"are the {kept} rows of 'image_features'; following them stopped at (Gather|CumSum) '.*': this "
+        r"operator is not known to work row by row: if no node between them reorders tokens, state dropped_rows",
+    ):
+        prune(text_encoder(tail=tail, kept=kept, more=more))
+
+
+@pytest.mark.parametrize(("dropped", "kept"), [(0, 7), (1, 6), (3, 4)])
+def test_stated_rows_are_taken_at_the_output(dropped: int, kept: int) -> None:
+    tail = "y1 = Slice(y, first, many, one) image_features = CumSum(y1, at)"
+    more = f"{LATE_MORE}, int64[1] first = {{{dropped}}}"
+    report = check(PruneOptions(dropped_rows=dropped), tail=tail, kept=kept, more=more)
+    assert (report.gather, report.dropped_rows, report.tokens) == ("late", dropped, kept)
+    model = text_encoder(tail=tail, kept=kept, more=more)
+    prune(model, PruneOptions(dropped_rows=dropped))
+    scores = run(model, {"x": X, "num_keep": np.array([1], np.int64)})["token_scores"]
+    expected = attention_of(X, 0.5).mean(axis=(1, 2))[:, dropped : dropped + kept]
+    # float32 softmax against float64; logits reach 30 here, where one rounding is 2e-6 of the probability
+    assert np.abs(scores - expected).max() <= 2e-5
+
+
+@pytest.mark.parametrize(("dropped", "message"), [
+    (2, r"dropped_rows is 2, but attention 'Softmax_\d+' has 7 rows and 'image_features' 6: give at most 1"),
+    (0, r"dropped_rows is 0, but row 0 of 'image_features' is row 1 of attention 'Softmax_\d+': leave .* None"),
+])  # fmt: skip
+def test_stated_rows_that_cannot_be(dropped: int, message: str) -> None:
+    with pytest.raises(LocateError, match=message):
+        prune(text_encoder(), PruneOptions(dropped_rows=dropped))
+
+
+def test_dead_nodes_do_not_hold_back_the_gather() -> None:
+    report = check(tail=f"{Y1} dead = CumSum(y1, at) image_features = MatMul(y1, wo)", more=LATE_MORE)
+    assert (report.gather, report.gathered, report.nodes_removed) == ("early", ("p", "x"), 2)
 
 
 def test_features_that_somebody_else_reads_are_gathered_behind_it() -> None:
@@ -235,7 +273,10 @@ def test_prefix_rows_come_first_and_are_not_scored(prefix: int) -> None:
     )
     assert (report.tokens, report.prefix_tokens) == (7 - prefix, prefix)
     late = check(
-        PruneOptions(prefix_tokens=prefix), tail="image_features = CumSum(y, at)", kept=7, more=LATE_MORE
+        PruneOptions(prefix_tokens=prefix, dropped_rows=0),
+        tail="image_features = CumSum(y, at)",
+        kept=7,
+        more=LATE_MORE,
     )
     assert late.gather == "late"
 
@@ -292,17 +333,113 @@ def test_a_planted_patch_is_kept_first() -> None:
         assert out["kept_indices"].tolist() == [[hot]]
 
 
-def test_float16_probabilities_are_scored_in_float32() -> None:
-    form = {
-        "attention": "s = MatMul(q, k) h = Cast<to=10>(s) p = Softmax<axis=-1>(h) vh = Cast<to=10>(v) b = MatMul(p, vh) a = Cast<to=1>(b)"
-    }
-    model = text_encoder(**form)  # type: ignore[arg-type]
-    assert prune(model, PruneOptions()).gather == "early"
-    assert run(model, {"x": X, "num_keep": np.array([2], np.int64)})["token_scores"].dtype == np.float32
+VALUES16 = "vh = Cast<to=10>(v) b = MatMul(p, vh) a = Cast<to=1>(b)"
+QK16 = "q16 = Cast<to=10>(q) k16 = Cast<to=10>(k) s = MatMul(q16, k16)"
+MASK16 = np.random.default_rng(9).standard_normal((1, 1, 7, 7)).astype(np.float16)
+TENSORS16 = {"mask16": MASK16} | {
+    name: np.array(number, np.float16)
+    for name, number in (("half16", 0.5), ("never16", -np.inf), ("least16", -1))
+}
+# attention, scale, mask
+FLOAT16 = {
+    "probabilities only": (f"s = MatMul(q, k) h = Cast<to=10>(s) p = Softmax<axis=-1>(h) {VALUES16}", 1.0, 0.0),
+    "scale": (f"{QK16} l = Mul(half16, s) i = Identity(l) p = Softmax<axis=3>(i) {VALUES16}", 0.5, 0.0),
+    "scale and mask": (f"{QK16} l = Div(s, half16) m = Add(l, mask16) p = Softmax<axis=-1>(m) {VALUES16}", 2.0, MASK16),
+    "condition": (
+        f"{QK16} c = Greater(mask16, least16) m = Where(c, s, never16) p = Softmax<axis=-1>(m) {VALUES16}",
+        *(1.0, np.where(MASK16 > -1, 0, -np.inf)),
+    ),
+    "softmax in float32": (f"{QK16} c = Cast<to=1>(s) p = Softmax<axis=-1>(c) a = MatMul(p, v)", 1.0, 0.0),
+}  # fmt: skip
+
+
+def float16_form(attention: str) -> dict[str, Any]:
+    tensors = {key: array for key, array in TENSORS16.items() if key in attention}
+    shapes = {key: list(array.shape) if array.ndim else "" for key, array in tensors.items()}
+    more = "".join(f", float16{shape} {key}" for key, shape in shapes.items())
+    return {"attention": attention, "more": more, "tensors": tensors}
+
+
+@pytest.mark.parametrize("name", FLOAT16)
+def test_float16_attention_is_pruned_exactly(name: str) -> None:
+    report = check(**float16_form(FLOAT16[name][0]))
+    assert (report.gather, report.score_path) == ("early", "side_branch")
+
+
+@pytest.mark.parametrize("aggregation", ["col_mean", "col_mean_patch", "cls"])
+@pytest.mark.parametrize("name", FLOAT16)
+def test_float16_attention_is_scored_in_float32(name: str, aggregation: str) -> None:
+    attention, scale, bias = FLOAT16[name]
+    model = text_encoder(**float16_form(attention))
+    seen = ("q16", "k16") if "q16" in attention else ("q", "k")
+    for value in [value for node in model.graph for value in node.outputs if value.name in seen]:
+        value.shape = ir.Shape(["images", 2, 7, 4] if value.name == seen[0] else ["images", 2, 4, 7])
+        value.type = ir.TensorType(ir.DataType.FLOAT16 if "16" in seen[0] else ir.DataType.FLOAT)
+        model.graph.outputs.append(value)
+    report = prune(model, PruneOptions(aggregation=aggregation))
+    assert (report.score_path, report.gather, report.notes) == ("side_branch", "early", ())
+    out = run(model, {"x": X, "num_keep": np.array([2], np.int64)})
+    q, k = (out[name].astype(np.float64) for name in seen)
+    rows = {"col_mean": slice(0, 7), "col_mean_patch": slice(1, 7), "cls": slice(0, 1)}[aggregation]
+    expected = softmax(q @ k * scale + bias)[:, :, rows].mean(axis=(1, 2))[:, 1:]
+    # float32 softmax against float64, from the same Q and K; float16 logits of size 30 would be off by 1e-2
+    assert np.abs(out["token_scores"] - expected).max() <= 2e-5
+
+
+def test_float16_probabilities_that_a_tap_vouches_for_are_noted() -> None:
+    attention = "s = MatMul(q, k) e = Softplus(s) t = ReduceSum<keepdims=1>(e, minus) d = Div(e, t) p = Cast<to=10>(d)"
+    model = text_encoder(attention=f"{attention} {VALUES16}")
+    report = prune(model, PruneOptions(tap="p"))
+    assert report.notes == ("scores are made from FLOAT16 probabilities: 'p' is tapped",)
+    assert report.score_path == "one_pass"
     means = [node for node in model.graph if node.op_type == "ReduceMean"]
-    assert means
-    assert {node.outputs[0].dtype for node in means} == {ir.DataType.FLOAT}
     assert {node.inputs[0].dtype for node in means if node.inputs[0]} == {ir.DataType.FLOAT}
+
+
+BOTH_FORMS = {"softmax": {}, "attention_op": {"attention": OPERATOR, "opset": 23}}
+with_both_forms = pytest.mark.parametrize("form", BOTH_FORMS.values(), ids=BOTH_FORMS.keys())
+
+
+@with_both_forms
+@pytest.mark.parametrize("aggregation", ["col_mean", "col_mean_patch", "cls"])
+def test_permuting_heads_leaves_the_indices_unchanged(form: dict[str, object], aggregation: str) -> None:
+    values = text_encoder().graph.initializers
+    weights = {name: values[name].const_value.numpy() for name in ("wq", "wk", "wv", "wo")}  # type: ignore[union-attr]
+    swapped = np.roll(np.arange(8), 4)  # two heads of width 4
+    permuted = {name: weights[name][:, swapped] for name in ("wq", "wk", "wv")}
+    permuted["wo"] = weights["wo"][swapped]
+    models = [text_encoder(tensors=tensors, **form) for tensors in (weights, permuted)]  # type: ignore[arg-type]
+    for model in models:
+        prune(model, PruneOptions(aggregation=aggregation))
+    for keep in range(1, 7):
+        one, other = (run(model, {"x": X, "num_keep": np.array([keep], np.int64)}) for model in models)
+        assert np.array_equal(one["kept_indices"], other["kept_indices"])
+
+
+@with_both_forms
+def test_column_means_of_cls_and_patches_sum_to_one(form: dict[str, object]) -> None:
+    model = text_encoder(tail="image_features = MatMul(y, wo)", kept=7, **form)  # type: ignore[arg-type]
+    prune(model, PruneOptions(special_tokens=1))
+    scores = run(model, {"x": X, "num_keep": np.array([1], np.int64)})["token_scores"]
+    # each of the 7 rows of a softmax sums to 1 within some units of float32 rounding (6e-8)
+    assert np.abs(scores.sum(axis=1, dtype=np.float64) - 1).max() <= 5e-7
+
+
+@with_both_forms
+@pytest.mark.parametrize("method", ["hiprune", "fastervlm"])
+def test_selection_is_that_of_published_methods(form: dict[str, object], method: str) -> None:
+    # P [images, heads, queries, keys] of fixed tensors, row 0 is CLS.
+    attention = attention_of(X, 0.5)
+    if method == "hiprune":  # alpha = 0: no anchors, all of the budget by the attention a token receives
+        received = attention.mean(axis=1).sum(axis=1)[:, 1:]
+    else:  # what the CLS query looks at
+        received = attention[:, :, 0, 1:].mean(axis=1)
+    model = text_encoder(**form)  # type: ignore[arg-type]
+    prune(model, PruneOptions(aggregation={"hiprune": "col_mean", "fastervlm": "cls"}[method]))
+    for keep in range(1, 7):
+        out = run(model, {"x": X, "num_keep": np.array([keep], np.int64)})
+        best = received.argsort(axis=1)[:, -keep:]
+        assert np.array_equal(out["kept_indices"], np.sort(best, axis=1))
 
 
 def test_one_tensor_read_at_two_offsets() -> None:

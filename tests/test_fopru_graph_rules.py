@@ -23,6 +23,8 @@ ANSWERS = {
     "tokens are a batch axis of the left side": ("(float[B,7,2,4] x, float[4,4] w) => (float[B,7,2,4] y) { y = MatMul(x, w) }", Demand(1, 0), ((0, Demand(1, 0)),)),
     "operator with one mask row": ("(float[B,2,7,4] q, float[B,2,7,4] k, float[B,1,1,7] m) => (float[B,2,7,4] y) { y = Attention(q, k, k, m) }", Demand(2, 0), ((0, Demand(2, 0)),)),
     "operator with a mask row per query": ("(float[B,2,7,4] q, float[B,2,7,4] k, float[B,1,7,7] m) => (float[B,2,7,4] y) { y = Attention(q, k, k, m) }", Demand(2, 1), ((0, Demand(2, 1)), (3, Demand(2, 1)))),
+    "no axes and no reduction": (f"({X}) => (float[B,7,8] y) {{ y = ReduceMean<noop_with_empty_axes=1>(x, n) }}", Demand(1, 2), ((0, Demand(1, 2)),)),
+    "norm with a scale per feature": (f"({X}, float[1,8] w, float[8] b) => (float[B,7,8] y) {{ y = LayerNormalization(x, w, b) }}", Demand(1, 0), ((0, Demand(1, 0)),)),
     "softmax over keys": ("(float[B,2,7,7] x) => (float[B,2,7,7] y) { y = Softmax(x) }", Demand(2, 0), ((0, Demand(2, 0)),)),
 }  # fmt: skip
 
@@ -40,6 +42,12 @@ REFUSALS = {
     "it normalises over tokens": (f"({X}) => (float[B,7,8] y) {{ y = Softmax<axis=1>(x) }}", Demand(1, 0)),
     "the axes it reduces are not constant": (f"({X}, int64[1] axes) => (float[B,7,1] y) {{ y = ReduceMean(x, axes) }}", Demand(1, 0)),
     "it reduces over tokens": (f"({X}) => (float[B,1,8] y) {{ y = ReduceMean<axes=[1]>(x) }}", Demand(1, 0)),
+    "it reduces over": (f"({X}) => (float[1,1,1] y) {{ y = ReduceMean(x, n) }}", Demand(1, 0)),
+    "it reduces": (f"({X}) => (float[1,1,1] y) {{ y = ReduceMean<noop_with_empty_axes=0>(x) }}", Demand(1, 0)),
+    "its operand 'w' has N tokens and its result 7, so that one may stand for all": (f"({X}, float[B,N,8] w) => (float[B,7,8] y) {{ y = Mul(x, w) }}", Demand(1, 0)),
+    "its operand 'w' has None tokens and its result 7, so that one may stand for all": (f"({X}, float[B,?,8] w) => (float[B,7,8] y) {{ y = Mul(x, w) }}", Demand(1, 0)),
+    "its weight 'w' varies along tokens": (f"({X}, float[7,8] w) => (float[B,7,8] y) {{ y = LayerNormalization(x, w) }}", Demand(1, 0)),
+    "its weight 'b' varies along tokens": (f"({X}, float[8] w, float[7,8] b) => (float[B,7,8] y) {{ y = LayerNormalization(x, w, b) }}", Demand(1, 0)),
     "it moves the images axis": ("(float[7,B,8] x) => (float[B,7,8] y) { y = Transpose<perm=[1,0,2]>(x) }", Demand(1, 0)),
     "it moves the images axis (perm [2, 1, 0])": ("(float[8,7,B] x) => (float[B,7,8] y) { y = Transpose(x) }", Demand(1, 0)),
     "which mixes tokens with other axes": ("(float[B,14,4] x, int64[3] shape) => (float[B,7,8] y) { y = Reshape(x, shape) }", Demand(1, 0)),
@@ -54,11 +62,11 @@ REFUSALS = {
 }  # fmt: skip
 
 
-CONSTANTS = "<int64[1] s = {2}, int64[1] e = {1000}, int64[1] a = {1}, int64[1] t = {2}>"
+CONSTANTS = "<int64[1] s = {2}, int64[1] e = {1000}, int64[1] a = {1}, int64[1] t = {2}, int64[0] n = {}>"
 
 
 def last_node(text: str) -> ir.Node:
-    """The last node of `(inputs) => (outputs) { … }`; s, e, a, t are a start, an end, axis 1 and step 2."""
+    """The last node of `(inputs) => (outputs) { … }`; s, e, a, t, n are a start, an end, axis 1, step 2, no axes."""
     signature, body = text.split("{ ", 1)
     model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["" : 23]> g {signature}{CONSTANTS} {{ {body}')
     return list(model.graph)[-1]
