@@ -77,16 +77,23 @@ def check_environment() -> None:
         )
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Run a command: a deliberate error becomes one line on stderr and exit code 2, a signal 130."""
+def guarded(run: Callable[[Sequence[int]], int]) -> int:
+    """Run a command: a deliberate error becomes one line on stderr and exit code 2, a signal 130.
+
+    `run` gets the list of signals received so far.
+    """
     with _signals() as received:
         try:
             check_environment()
-            return run()
+            return run(received)
         except BaseException as error:
             # A signal that arrives inside torch comes out as whatever error torch makes of it.
             if received or isinstance(error, KeyboardInterrupt):
                 print("interrupted", file=sys.stderr)
+                # An interrupt that left an exec(), as in the making of a dataclass, would make CPython end
+                # the process
+                # by SIGINT whatever is returned here; an exec() that ends well makes it forget.
+                exec("")
                 return 130
             message = _message(error)
             if message is None:
@@ -133,10 +140,10 @@ def _message(error: BaseException) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     args = _parser().parse_args(argv)
-    return guarded(lambda: _run(args))
+    return guarded(lambda received: _run(args, received))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, received: Sequence[int]) -> int:
     options = BuildOptions(
         model=args.model,
         output=args.output,
@@ -157,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
     # The stream is named once: exporters are silenced by replacing sys.stderr, which must not reach the
     # spinner.
     progress: Console = Console(file=sys.stderr)
-    report = build(options, Steps(progress), verbose=args.verbose)
+    report = build(options, Steps(progress, lambda: bool(received)), verbose=args.verbose)
     if args.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

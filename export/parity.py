@@ -84,7 +84,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     args = _parser().parse_args(argv)
-    return guarded(lambda: _run(args))
+    return guarded(lambda _: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,12 @@ __all__ = ["Steps", "quiet_libraries"]
 class Steps:
     """Times steps in order; with a console, a spinner for the current one and a line for each one done."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(
+        self, console: Console | None = None, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`interrupted` is asked around every step: libraries may swallow a KeyboardInterrupt."""
         self._console = console
+        self._interrupted = interrupted
         self._done: list[tuple[str, float]] = []
 
     @property
@@ -27,17 +31,27 @@ class Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """One step; a step that raises is not counted."""
+        """One step; a step that raises is not counted.
+
+        Raises:
+            KeyboardInterrupt: an interruption was noted before the step or during it.
+        """
+        self._check()
         start = time.perf_counter()
         if self._console is None:
             yield
         else:
             with self._console.status(f"{name} …"):
                 yield
+        self._check()
         seconds = time.perf_counter() - start
         self._done.append((name, seconds))
         if self._console is not None:
             self._console.print(f"[green]✓[/] {name:44} [dim]{seconds:6.1f} s[/]", highlight=False)
+
+    def _check(self) -> None:
+        if self._interrupted():
+            raise KeyboardInterrupt
 
 
 @contextmanager

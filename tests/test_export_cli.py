@@ -7,10 +7,12 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -250,6 +252,34 @@ def test_signal_that_a_library_turns_into_an_error(
     monkeypatch.setattr("export.build.build", interrupted)
     assert ends(capsys) == (130, "", "interrupted\n")
     assert signal.getsignal(number) == before
+
+
+def test_signal_that_a_library_swallows(
+    toy_checkpoint: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallows(*_: Any, **__: Any) -> list[Any]:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return []
+
+    monkeypatch.setattr("export.pipeline.open_images", swallows)
+    model = str(toy_checkpoint("clip-llama"))
+    code, out, err = ends(capsys, "--model", model, "--output", str(tmp_path / "x"))
+    assert (code, out, err) == (130, "", "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_inside_exec_ends_with_130_too() -> None:
+    # CPython would die of SIGINT instead (seen when the signal arrived in the making of a dataclass)
+    code = (
+        "import sys, export.build as b\n"
+        "def fails(*a, **k): exec('raise KeyboardInterrupt')\n"
+        "b.build = fails\n"
+        "sys.exit(b.main([]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_commands_run_outside_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ def test_ctrl_c_in_the_middle_of_a_real_build(toy_checkpoint: Maker, tmp_path: P
             time.sleep(0.05)
         build.send_signal(signal.SIGINT)
         out, err = build.communicate(timeout=60)
-    assert build.returncode == 130
+    assert build.returncode == 130, err
     assert out == ""
     assert err.strip().endswith("interrupted")
     assert (tmp_path / "x" / "bundle.json").read_text() == "old"
