@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 
 from runtime.backend import available_backends
 from runtime.bundle import load_bundle
-from runtime.chat import HELP, Chat, visible
+from runtime.chat import HELP, Chat
 from runtime.errors import FopruError, RequestError
 from runtime.generator import Generator
-from runtime.overlay import check_overlay, draw_overlay, save_png
+from runtime.output import output_failed
+from runtime.overlay import check_overlay, check_place, draw_overlay, save_png
 from runtime.request import Request
-from runtime.result import Result
 from runtime.selectors import allowed_selectors
+from runtime.stream import Stream
 from runtime.summary import summary_lines
 
 __all__ = ["main"]
@@ -29,7 +29,10 @@ was really kept is always printed.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C, 141 the reader of stdout left."""
+    """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C, 141 the reader of stdout left.
+
+    A chat from a pipe answers on after an error, and exits 2 in the end.
+    """
     args = _parser().parse_args(argv)
     try:
         if args.interactive:
@@ -41,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would fail again and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        return output_failed(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,39 +100,42 @@ def _ask(args: argparse.Namespace) -> int:
     if args.prompt is None:
         raise RequestError("there is no --prompt: give one, or use --interactive")
     request = _request(args, args.prompt)
+    if args.overlay is not None:
+        check_place(args.overlay)
     bundle = load_bundle(args.bundle, verify=not args.no_verify)
-    if args.overlay:
+    if args.overlay is not None:
         check_overlay(bundle.manifest, len(request.images))
     generator = Generator(bundle, args.backend, args.threads)
     stream = generator.stream(request)
-    for piece in visible(stream):
+    for piece in stream:
         if not args.json:
             print(piece, end="", flush=True)
-    if args.overlay:
-        _write_overlay(generator, request, stream.result, args.overlay)
+    # The answer first: a picture that cannot be drawn does not take it back.
     if args.json:
         record = {"bundle": str(bundle.path), "overlay": args.overlay, **stream.result.to_dict()}
-        print(json.dumps(record, indent=2, ensure_ascii=False))
-        return 0
-    print(flush=True)
-    lines = summary_lines(stream.result)
-    if args.overlay:
-        lines.append(f"overlay         {args.overlay}")
-    print("\n".join(["", *lines]), file=sys.stderr)
+        print(json.dumps(record, indent=2, ensure_ascii=False), flush=True)
+    else:
+        print(flush=True)
+        print("\n".join(["", *summary_lines(stream.result)]), file=sys.stderr)
+    if args.overlay is not None:
+        _write_overlay(generator, stream, args.overlay)
+        if not args.json:
+            print(f"overlay         {args.overlay}", file=sys.stderr)
     return 0
 
 
-def _write_overlay(generator: Generator, request: Request, result: Result, path: str) -> None:
+def _write_overlay(generator: Generator, stream: Stream, path: str) -> None:
+    """Draw over the pixels that the encoder saw."""
     import numpy as np
 
-    pixel_values = generator.preprocess(request.images)
-    kept = np.asarray(result.kept_indices, np.int64)
-    save_png(draw_overlay(pixel_values, kept, generator.manifest), path)
+    assert stream.pixel_values is not None  # `check_overlay` wanted an image
+    kept = np.asarray(stream.result.kept_indices, np.int64)
+    save_png(draw_overlay(stream.pixel_values, kept, generator.manifest), path)
 
 
 def _chat(args: argparse.Namespace) -> int:
     for name in ("overlay", "json", "prompt"):
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise RequestError(f"--{name} does not go with --interactive: leave one of the two out")
     settings = _request(args, "")
     bundle = load_bundle(args.bundle, verify=not args.no_verify)
@@ -139,12 +143,14 @@ def _chat(args: argparse.Namespace) -> int:
         Generator(bundle, args.backend, args.threads),
         settings,
         write=lambda text: print(text, end="", flush=True),
-        pending=list(args.image),
+        warn=lambda text: print(text, end="", file=sys.stderr, flush=True),
     )
+    for path in args.image:
+        chat.add_image(path)
     if sys.stdin.isatty():
         print(HELP, file=sys.stderr)
     chat.run(_lines(chat))
-    return 0
+    return 2 if chat.failures and not sys.stdin.isatty() else 0
 
 
 def _lines(chat: Chat) -> Iterator[str]:

@@ -39,6 +39,7 @@ class AnswerRun:
         self._text: list[str] = []
         self._finish_reason = "cancelled"
         self._kv_allocated = 0
+        self.pixel_values: npt.NDArray[np.float32] | None = None
 
     def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
         """Yield pieces of text, return the result; `cancelled` is asked before each stage and each token."""
@@ -97,7 +98,7 @@ class AnswerRun:
             generator.session(graph)
             load_pillow()
         with self._watch.stage("preprocess"):
-            pixel_values = generator.preprocess(request.all_images[done:])
+            pixel_values = self.pixel_values = generator.preprocess(request.all_images[done:])
         with self._watch.stage("vision"):
             if plan.pruned:
                 return generator.encode_images(pixel_values, selection)
@@ -116,7 +117,7 @@ class AnswerRun:
         with watch.stage("embed"):
             embeds = generator.embed(ids, None if self.encoded is None else self.encoded.features)
         with watch.stage("prefill"):
-            run = generator.decoder_run(ids.shape[1] + request.max_new_tokens)
+            run = generator.decoder_run(self._positions(ids.shape[1]))
             self._kv_allocated = run.cache.allocated_bytes
             token = pick(run.prefill(embeds), request.temperature, request.top_p, rng)
         while True:
@@ -124,8 +125,7 @@ class AnswerRun:
             if token in self._manifest.tokens.eos and not request.ignore_eos:
                 self._finish_reason = "eos"
                 break
-            if piece := text.push(token):
-                self._text.append(piece)
+            if piece := self._shown(text.push(token)):
                 yield piece
             if len(self._tokens) == request.max_new_tokens:
                 self._finish_reason = "length"
@@ -134,13 +134,23 @@ class AnswerRun:
                 break
             with watch.stage("decode"):
                 token = pick(run.step(token), request.temperature, request.top_p, rng)
-        if rest := text.flush():
-            self._text.append(rest)
+        if rest := self._shown(text.flush()):
             yield rest
+
+    def _shown(self, piece: str) -> str:
+        """The piece as shown and kept: the white space that models put before an answer is not part of it."""
+        piece = piece if self._text else piece.lstrip()
+        if piece:
+            self._text.append(piece)
+        return piece
+
+    def _positions(self, prompt_tokens: int) -> int:
+        """Positions that the decoder sees: the last token of an answer is never fed back."""
+        return prompt_tokens + self._request.max_new_tokens - 1
 
     def _result(self, plan: PruningPlan, prompt_tokens: int) -> Result:
         images, total = len(self._request.all_images), self._manifest.vision.tokens
-        positions = prompt_tokens + self._request.max_new_tokens
+        positions = self._positions(prompt_tokens)
         kept = () if self.encoded is None else self.encoded.kept_indices.tolist()
         return Result(
             text="".join(self._text),

@@ -21,6 +21,9 @@ __all__ = ["Array", "Backend", "BackendOptions", "Session", "View", "available_b
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# Far more threads than cores only wait for each other; an engine asked for 10^5 of them never returns.
+_MAX_THREADS = 1024
+
 _MODULES = {"onnxruntime": "runtime.backends.onnxruntime"}
 
 
@@ -31,8 +34,11 @@ class BackendOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise BackendError(f"threads is {self.threads}, expected at least 1, or none for all cores")
+        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        if self.threads is not None and not (whole and 1 <= self.threads <= _MAX_THREADS):
+            raise BackendError(
+                f"threads is {self.threads!r}, expected 1..{_MAX_THREADS}, or none for all cores"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,16 @@ class View:
 
 
 class Session(Protocol):
-    """One loaded graph. Not to be run from two threads at once."""
+    """One loaded graph. Not to be run from two threads at once.
+
+    `inputs` and `outputs` are the graph's own tensors: name to shape, with None where a dimension varies.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | None, ...]]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[int | None, ...]]: ...
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run with host arrays; returns every output as a new host array."""

@@ -6,9 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import contract
-from runtime.contract import GraphContract
 from runtime.errors import BundleError
+from runtime.graph_check import check_tables
 from runtime.manifest import Manifest
 
 __all__ = ["MANIFEST_FILE", "Bundle", "load_bundle", "sha256_of"]
@@ -51,7 +50,7 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         BundleError: nothing there, not a bundle, half-written, damaged, or from a newer format.
     """
     root = Path(path)
-    if not root.exists():
+    if not _exists(root):
         raise BundleError(
             f"there is no bundle at {root}: build one with `python -m export.build --output {root}`"
         )
@@ -71,7 +70,7 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             f"{root / MANIFEST_FILE} cannot be read ({error}): copy the bundle again"
         ) from error
     manifest = Manifest.from_json(text)
-    _check_graphs(manifest)
+    check_tables(manifest)
     for name, info in manifest.files.items():
         file = root / name
         if not file.is_file():
@@ -89,6 +88,16 @@ def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     return Bundle(root, manifest)
 
 
+def _exists(root: Path) -> bool:
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # a name too long, no permission, a null byte
+        raise BundleError(f"the bundle {root} cannot be opened ({error}): check the path") from error
+    return True
+
+
 def sha256_of(file: Path) -> str:
     """Lower-case hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
@@ -96,28 +105,3 @@ def sha256_of(file: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _check_graphs(manifest: Manifest) -> None:
-    """Every graph offers the tensors of the contract, with their dtypes; more than these is fine."""
-    vision, decoder = manifest.vision, manifest.decoder
-    expected: dict[str, GraphContract] = contract.static_contracts(
-        vision.image_size, vision.prefix_tokens + vision.tokens, decoder.hidden_size
-    )
-    expected[contract.DECODER] = contract.decoder_contract(
-        decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.vocab_size, decoder.hidden_size
-    )
-    for graph, wanted in expected.items():
-        info = manifest.graphs[graph]
-        for role, wants, has in (
-            ("input", wanted.inputs, info.inputs),
-            ("output", wanted.outputs, info.outputs),
-        ):
-            dtypes = {tensor.name: tensor.dtype for tensor in has}
-            for tensor in wants:
-                found = dtypes.get(tensor.name, "absent")
-                if found != tensor.dtype:
-                    raise BundleError(
-                        f"graph {graph}: {role} {tensor.name} is {found}, expected {tensor.dtype}: "
-                        "rebuild the bundle with `python -m export.build`"
-                    )

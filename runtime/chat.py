@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from runtime.errors import FopruError
 from runtime.generator import Generator
-from runtime.preprocess import ImageSource
+from runtime.preprocess import ImageSource, load_image
 from runtime.request import Request, Turn
 from runtime.result import Result
 from runtime.vision import EncodedImages
 
-__all__ = ["HELP", "Chat", "visible"]
+__all__ = ["HELP", "Chat"]
 
-HELP = "commands: /image FILE (add an image), /ratio R (fraction of visual tokens kept), /clear, /help, /quit"
+HELP = "commands: /image FILE, /ratio R (fraction of visual tokens kept), /clear (history, images), /help, /quit"
 
 
 @dataclass
@@ -22,16 +23,18 @@ class Chat:
     """One conversation.
 
     `settings` holds what every turn has in common (its prompt, images and history are not used); `write`
-    takes text as it comes. Images are encoded once and their visual tokens kept as long as the number of
-    them stays the same.
+    takes text as it comes, `warn` errors and why nothing was pruned, `failures` counts the errors. Images are
+    encoded once and their visual tokens kept as long as the number of them stays the same.
     """
 
     generator: Generator
     settings: Request
     write: Callable[[str], object]
+    warn: Callable[[str], object]
     pending: list[ImageSource] = field(default_factory=list)
     history: tuple[Turn, ...] = ()
     last: Result | None = None
+    failures: int = 0
     _encoded: EncodedImages | None = None
 
     def run(self, lines: Iterable[str]) -> None:
@@ -48,53 +51,69 @@ class Chat:
                 else:
                     self._turn(text)
             except FopruError as error:
-                self.write(f"error: {error}\n")
+                self.failures += 1
+                self.warn(f"error: {error}{self._way_out(text)}\n")
+
+    def add_image(self, path: str) -> None:
+        """Let an image go with the next question.
+
+        Raises:
+            ImageError: it cannot be read, or used; it is not added then.
+        """
+        image = load_image(path)
+        self.generator.preprocess([image])
+        # What is no plain file (a pipe) can be read only once.
+        self.pending.append(path if Path(path).is_file() else image)
+
+    def _way_out(self, text: str) -> str:
+        """What to do about a failed question that images or history would make fail again."""
+        if text.startswith("/") or not (self.pending or self.history):
+            return ""
+        return " (/clear forgets the history and the images that wait for the next question)"
 
     def _command(self, text: str) -> None:
         name, _, value = text.partition(" ")
         value = value.strip()
         if name == "/image" and value:
-            self.generator.preprocess(
-                [value]
-            )  # an unreadable file is refused now, not with the next question
-            self.pending.append(value)
+            self.add_image(value)  # an unreadable file is refused now, not with the next question
             self.write(f"image {value} goes with the next question\n")
         elif name == "/ratio" and _is_number(value):
             self.settings = replace(self.settings, ratio=float(value), tokens=None)
             self._encoded = None  # all images of the chat keep the same number of tokens
             self.write(f"keeping {value} of the visual tokens from now on\n")
         elif name == "/clear":
-            self.history, self._encoded = (), None
-            self.write("history forgotten\n")
+            self.history, self.pending, self._encoded = (), [], None
+            self.write("history and images forgotten\n")
         else:
             self.write(HELP + "\n")
 
     def _turn(self, prompt: str) -> None:
         request = replace(self.settings, prompt=prompt, images=tuple(self.pending), history=self.history)
         stream = self.generator.stream(request, self._encoded)
-        answer = ""
+        answer, stopped = "", False
         try:
-            for piece in visible(stream):
+            for piece in stream:
                 answer += piece
                 self.write(piece)
-            self.last = stream.result
         except KeyboardInterrupt:  # stops the answer; what was said stays in the history
+            stopped = True
             self.write(" [stopped]")
         self.write("\n")
+        if not answer and stopped:
+            return  # the question and its images are still to be asked
+        if not stopped:
+            self._finish(stream.result)
         # Templates put their own space before and after an answer.
         self.history = (*self.history, Turn(prompt, request.images, answer.strip()))
         self.pending = []
         self._encoded = stream.encoded
 
-
-def visible(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces without the white space that models put before an answer."""
-    started = False
-    for piece in pieces:
-        shown = piece if started else piece.lstrip()
-        if shown:
-            started = True
-            yield shown
+    def _finish(self, result: Result) -> None:
+        """Keep the figures, and say why nothing was pruned, unless the last answer had the same reason."""
+        before = None if self.last is None else self.last.reason
+        if result.reason is not None and result.reason != before:
+            self.warn(f"not pruned: {result.reason}\n")
+        self.last = result
 
 
 def _is_number(text: str) -> bool:

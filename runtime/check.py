@@ -15,6 +15,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.errors import FopruError
 from runtime.generator import Generator
 from runtime.golden import load_golden
+from runtime.output import output_failed
 from runtime.parity import ParityReport, compare, format_report, measure
 
 __all__ = ["check_bundle", "main"]
@@ -37,7 +38,7 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 every stage agrees, 1 a stage diverges, 2 the check could not run, 130 Ctrl-C."""
+    """Exit codes: 0 all stages agree, 1 one diverges, 2 the check could not run, 130 Ctrl-C, 141 no reader."""
     parser = argparse.ArgumentParser(prog="python -m runtime.check", description=__doc__.split("\n\n")[0])
     parser.add_argument("bundle", help="directory with bundle.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -47,17 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = load_bundle(args.bundle)
         report = check_bundle(bundle, args.backend, args.threads)
+        _print(bundle, report, args.json)
+        return 0 if report.ok else 1
     except FopruError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    if args.json:
-        print(json.dumps({"bundle": str(bundle.path), **report.to_dict()}, indent=2))
+    except OSError as error:
+        return output_failed(error)
+
+
+def _print(bundle: Bundle, report: ParityReport, as_json: bool) -> None:
+    if as_json:
+        text = json.dumps({"bundle": str(bundle.path), **report.to_dict()}, indent=2)
     else:
-        print(f"{bundle.path}: {bundle.manifest.model.name} against {load_golden(bundle)[0].reference}")
-        print(format_report(report))
-    return 0 if report.ok else 1
+        title = f"{bundle.path}: {bundle.manifest.model.name} against {load_golden(bundle)[0].reference}"
+        text = f"{title}\n{format_report(report)}"
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

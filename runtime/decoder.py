@@ -1,4 +1,4 @@
-"""One answer's run through the decoder: prefill, then token by token, all buffers made beforehand."""
+"""One answer's run through the decoder: prefill, then token by token, all tensors made beforehand."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ __all__ = ["DecoderRun"]
 class DecoderRun:
     """Prefill and decode of one sequence with positions 0, 1, 2, ... (policy `renumber`).
 
-    Owns the KV cache and the small buffers; nothing is allocated after construction but one embedding view
-    per call. The sessions must outlive it. Not to be used from two threads at once.
+    Owns the KV cache and the small buffers, all made on construction: a call allocates no tensor, only the
+    names, views and bindings that it hands to the engine. The sessions must outlive it. Not to
+    be used from two threads at once.
     """
 
     def __init__(

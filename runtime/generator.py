@@ -14,6 +14,7 @@ from runtime.backend import BackendOptions, Session, create_backend
 from runtime.bundle import Bundle
 from runtime.decoder import DecoderRun
 from runtime.errors import RequestError
+from runtime.graph_check import check_session
 from runtime.preprocess import ImageSource, load_image, preprocess
 from runtime.prompt import Prompter
 from runtime.request import Request
@@ -31,6 +32,10 @@ class Generator:
 
     Owns the sessions, each opened when first needed, and the tokenizer; keeps the bundle. Requests are
     independent: a chat is its `history`. Not to be used from two threads at once.
+
+    An opened graph stays open, so that requests may alternate between ratios: after a pruned and an unpruned
+    request, two vision encoders hold memory. Where that is too much, `release` the one that is done with;
+    `loaded_graphs` names them.
     """
 
     def __init__(self, bundle: Bundle, backend: str = "onnxruntime", threads: int | None = None) -> None:
@@ -70,7 +75,8 @@ class Generator:
 
     def preprocess(self, images: Sequence[ImageSource]) -> Pixels:
         """Images to pixel values float32 [images, 3, H, W]."""
-        return preprocess([load_image(image) for image in images], self.manifest.preprocess)
+        # One at a time: a photograph at full resolution is many times what the model looks at.
+        return preprocess((load_image(image) for image in images), self.manifest.preprocess)
 
     def encode_images(self, pixel_values: Pixels, selection: Selection) -> EncodedImages:
         """Pixel values to the visual tokens that the selection keeps."""
@@ -120,7 +126,9 @@ class Generator:
     def session(self, graph: str) -> Session:
         """The session of a graph by contract name, opened on first use."""
         if graph not in self._sessions:
-            self._sessions[graph] = self.backend.open(self.bundle.graph(graph))
+            session = self.backend.open(self.bundle.graph(graph))
+            check_session(graph, self.manifest.graphs[graph], session)
+            self._sessions[graph] = session
         return self._sessions[graph]
 
     def release(self, graph: str) -> None:
@@ -133,5 +141,5 @@ class Generator:
 
     @property
     def loaded_graphs(self) -> tuple[str, ...]:
-        """Graphs opened so far."""
+        """Graphs that are open."""
         return tuple(self._sessions)

@@ -43,7 +43,7 @@ def load_golden(bundle: Bundle) -> tuple[Golden, dict[str, Array]]:
         record: Golden = decode(Golden, json.loads(record_file.read_text(encoding="utf-8")), GOLDEN_RECORD)
         with np.load(tensor_file, allow_pickle=False) as arrays:
             tensors: dict[str, Array] = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RecursionError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"the golden tensors of {bundle.path} cannot be read ({error}): copy the bundle again"
         ) from error

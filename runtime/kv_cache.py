@@ -67,7 +67,7 @@ class KVCache:
         if self.length + new > self.capacity:
             raise RequestError(
                 f"the KV cache holds {self.capacity} positions, but {self.length + new} are needed: "
-                "make the cache for the prompt plus max_new_tokens"
+                "make the cache for the prompt plus max_new_tokens - 1"
             )
         shape = self._shape(self.length + new)
         return {

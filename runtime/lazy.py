@@ -14,12 +14,29 @@ def require(module: str, package: str, extra: str = "runtime") -> Any:
     """Import `module`, which the distribution `package` brings.
 
     Raises:
-        BackendError: it is not installed; the message names the extra of this project that installs it.
+        BackendError: it is not installed (the message names the extra of this project that installs it), or
+        it is and cannot be imported.
+        KeyboardInterrupt: Ctrl-C came during the import, which extension modules turn into an ImportError.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise BackendError(
+                f"this needs the package {package}, which is not installed: pip install 'fopru-edge[{extra}]'"
+            ) from error
         raise BackendError(
-            f"this needs the package {package}, which cannot be imported ({error}): "
-            f"pip install 'fopru-edge[{extra}]'"
+            f"the package {package} is installed, but cannot be imported ({error}): "
+            f"pip install --force-reinstall 'fopru-edge[{extra}]'"
         ) from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -78,15 +78,15 @@ class PromptTemplate:
                 f"prompt.past_answer is {self.past_answer!r}, which must hold {{answer}} exactly once: "
                 f"{_REBUILD}"
             )
-        for turn in (self.first_turn, self.next_turn or self.first_turn):
+        turns = {"first_turn": self.first_turn}
+        if self.next_turn is not None:
+            turns["next_turn"] = self.next_turn
+        for turn in turns.values():
             if not turn.endswith(self.generation):
                 raise BundleError(
                     f"prompt.generation is {self.generation!r}, which must end every turn, but one is "
                     f"{turn!r}: {_REBUILD}"
                 )
-        turns = {"first_turn": self.first_turn}
-        if self.next_turn is not None:
-            turns["next_turn"] = self.next_turn
         for name, turn in turns.items():
             for slot in ("{images}", "{prompt}"):
                 if turn.count(slot) != 1:
@@ -104,6 +104,12 @@ class SpecialTokens:
     eos: tuple[int, ...]
     pad: int | None
     bos: int | None
+
+    def __post_init__(self) -> None:
+        if self.image < 0:
+            raise BundleError(f"tokens.image is {self.image}, expected a token id: {_REBUILD}")
+        if not self.eos or min(self.eos) < 0:
+            raise BundleError(f"tokens.eos is {list(self.eos)}, expected at least one token id: {_REBUILD}")
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class Preprocess:
             )
         if 0.0 in self.std:
             raise BundleError(f"preprocess.std is {list(self.std)}, but no entry may be 0: {_REBUILD}")
+        if (factor := self.rescale_factor) <= 0.0:
+            raise BundleError(f"preprocess.rescale_factor is {factor}, expected more than 0: {_REBUILD}")
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -167,6 +175,9 @@ class VisionInfo:
     prefix_tokens: int
 
     def __post_init__(self) -> None:
+        for name, size in (("image_size", self.image_size), ("grid", self.grid)):
+            if size is not None and min(size) < 1:
+                raise BundleError(f"vision.{name} is {list(size)}, expected numbers from 1 on: {_REBUILD}")
         if self.tokens < 1 or self.prefix_tokens < 0:
             raise BundleError(
                 f"vision.tokens is {self.tokens} and vision.prefix_tokens {self.prefix_tokens}, "
@@ -202,16 +213,14 @@ class PruningInfo:
         _one_of("pruning.gather", self.gather, GATHERS)
         _one_of("pruning.position_ids", self.position_ids, ("renumber",))
         if self.default_ratio is not None and self.default_tokens is not None:
-            raise BundleError(
-                f"pruning has both default_ratio and default_tokens, expected at most one: {_REBUILD}"
-            )
+            raise BundleError(f"pruning has both default_ratio and default_tokens, drop one: {_REBUILD}")
         if self.default_ratio is not None and not 0.0 < self.default_ratio <= 1.0:
             raise BundleError(
                 f"pruning.default_ratio is {self.default_ratio}, expected a number in (0, 1]: {_REBUILD}"
             )
         if self.default_tokens is not None and self.default_tokens < 1:
             raise BundleError(
-                f"pruning.default_tokens is {self.default_tokens}, expected at least 1: {_REBUILD}"
+                f"pruning.default_tokens is {self.default_tokens}, expected 1 or more: {_REBUILD}"
             )
 
 
@@ -290,8 +299,6 @@ class Manifest:
                 f"pruning.default_tokens is {self.pruning.default_tokens}, but an image has "
                 f"{self.vision.tokens} tokens: {_REBUILD}"
             )
-        if self.tokens.image < 0:
-            raise BundleError(f"tokens.image is {self.tokens.image}, expected a token id: {_REBUILD}")
 
     @classmethod
     def from_json(cls, source: str | dict[str, Any]) -> Manifest:
@@ -325,7 +332,7 @@ class Manifest:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle.json is not JSON ({error}): {_REBUILD}") from error
 
 

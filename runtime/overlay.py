@@ -18,7 +18,7 @@ from runtime.preprocess import denormalise
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["check_overlay", "draw_overlay", "save_png"]
+__all__ = ["check_overlay", "check_place", "draw_overlay", "save_png"]
 
 _SIDE = 672  # pixels; the shorter side of the picture is at least this
 _GAP, _CAPTION, _FONT = 16, 56, 26
@@ -41,6 +41,29 @@ def check_overlay(manifest: Manifest, images: int) -> None:
         raise RequestError(
             "an overlay shows an image, but the request has none: add --image or leave --overlay out"
         )
+
+
+def check_place(path: str) -> None:
+    """Say before any work whether the picture can be written there.
+
+    Raises:
+        RequestError: no name, a directory, or a directory that is absent or cannot be written.
+    """
+    if not path:
+        raise RequestError("the path of the overlay is empty: give a path that can be written")
+    target = Path(path)
+    try:
+        reason = ""
+        if target.is_dir():
+            reason = "it is a directory"
+        elif not target.parent.is_dir():
+            reason = f"there is no directory {target.parent}"
+        elif not os.access(target.parent, os.W_OK | os.X_OK):
+            reason = f"the directory {target.parent} is not writable"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        raise RequestError(f"cannot write the overlay {path} ({reason}): give a path that can be written")
 
 
 def draw_overlay(

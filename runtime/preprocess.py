@@ -8,7 +8,11 @@ Sources of the arithmetic, in transformers 5.23: `image_utils.load_image` (rotat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import stat
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,19 +63,22 @@ def load_image(source: ImageSource) -> Image.Image:
         raise ImageError(
             f"an image is a {type(source).__name__}, expected a path, a PIL image or a uint8 array [H, W, 3]"
         )
-    return _upright_rgb(source, pil, ops)
+    return _rgb(ops.exif_transpose(source), pil)  # a copy: the caller's image stays as it is
 
 
-def preprocess(images: Sequence[Image.Image], config: Preprocess) -> npt.NDArray[np.float32]:
+def preprocess(images: Iterable[Image.Image], config: Preprocess) -> npt.NDArray[np.float32]:
     """Turn RGB images into `pixel_values` float32 [images, 3, H, W].
+
+    Images are taken one at a time and not kept, so a generator that opens them holds one at full resolution.
 
     Raises:
         ImageError: no image, or an aspect ratio whose resized form would not fit in memory.
     """
-    if not images:
-        raise ImageError("there is no image to preprocess: give at least one")
     levels = _normalised_levels(config)
-    planes = [_model_view(image, config) for image in images]
+    # `map`, because the variable of a loop would hold an image while the next one is opened.
+    planes = list(map(partial(_model_view, config=config), images))
+    if not planes:
+        raise ImageError("there is no image to preprocess: give at least one")
     return np.stack([np.stack([levels[c][plane[..., c]] for c in range(3)]) for plane in planes])
 
 
@@ -83,11 +90,23 @@ def denormalise(pixel_values: npt.NDArray[np.float32], config: Preprocess) -> np
 
 
 def _read_file(path: Path, pil: Any, ops: Any) -> Image.Image:
-    if not path.is_file():
-        raise ImageError(f"there is no image file at {path}: check the path")
     try:
-        with pil.open(path) as opened:
-            return _upright_rgb(opened, pil, ops)
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(f"{path} is a directory, expected an image file: check the path")
+        # A pipe cannot be read twice, as Pillow does to find out the format.
+        stream = path.open("rb") if stat.S_ISREG(kind) else BytesIO(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"there is no image file at {path}: check the path") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long, a null byte
+        raise ImageError(f"the image file {path} cannot be opened ({error}): check the path") from error
+    try:
+        with stream, warnings.catch_warnings():
+            warnings.simplefilter("error", pil.DecompressionBombWarning)
+            with pil.open(stream) as opened:
+                opened.load()
+                ops.exif_transpose(opened, in_place=True)  # nobody else has this image, so no copy
+                return _rgb(opened, pil)
     except pil.UnidentifiedImageError:
         raise ImageError(f"{path} is not an image that Pillow can read: convert it to PNG or JPEG") from None
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
@@ -97,11 +116,10 @@ def _read_file(path: Path, pil: Any, ops: Any) -> Image.Image:
         raise ImageError(f"{path} cannot be read as an image ({error}): the file is damaged") from error
 
 
-def _upright_rgb(image: Image.Image, pil: Any, ops: Any) -> Image.Image:
-    upright: Any = ops.exif_transpose(image)
+def _rgb(upright: Any, pil: Any) -> Image.Image:
     if isinstance(upright.info.get("transparency"), bytes):
         upright = upright.convert("RGBA")  # the same colours, without Pillow's warning
-    rgb: Any = upright.convert("RGB")
+    rgb: Any = upright if upright.mode == "RGB" else upright.convert("RGB")
     if rgb.info.get("transparency") is not None:
         white = pil.new("RGBA", rgb.size, (255, 255, 255, 255))
         rgb = pil.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")

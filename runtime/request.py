@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,21 @@ class Turn(NamedTuple):
     prompt: str
     images: tuple[ImageSource, ...]
     answer: str
+
+
+_NUMBER, _WHOLE = (int, float, numbers.Real), (int, numbers.Integral)
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "prompt": ((str,), "a string"),
+    "ratio": ((*_NUMBER, type(None)), "a number in (0, 1] or None"),
+    "tokens": ((*_WHOLE, type(None)), "a whole number or None"),
+    "selector": ((str,), f"one of {', '.join(allowed_selectors())}"),
+    "max_new_tokens": (_WHOLE, "a whole number"),
+    "temperature": (_NUMBER, "a number"),
+    "top_p": (_NUMBER, "a number in (0, 1]"),
+    "seed": (_WHOLE, "a whole number"),
+    "ignore_eos": ((bool,), "True or False"),
+    "history": ((tuple, list), "a tuple or list of turns"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,12 @@ class Request:
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, (kind, expected) in _TYPES.items():
+            _check_type(name, getattr(self, name), kind, expected)
         object.__setattr__(self, "images", _as_tuple(self.images))
-        turns = (Turn(*turn) for turn in self.history)
-        object.__setattr__(
-            self, "history", tuple(turn._replace(images=_as_tuple(turn.images)) for turn in turns)
-        )
+        object.__setattr__(self, "history", tuple(_as_turn(turn) for turn in self.history))
+        for text in (self.prompt, *(part for turn in self.history for part in (turn.prompt, turn.answer))):
+            _check_encodable(text)
         if self.ratio is not None and self.tokens is not None:
             raise RequestError(f"got both ratio {self.ratio} and tokens {self.tokens}: give one of the two")
         if self.ratio is not None:
@@ -79,6 +96,34 @@ class Request:
     def all_images(self) -> tuple[ImageSource, ...]:
         """Images of the history and of this turn, in the order in which the prompt shows them."""
         return (*(image for turn in self.history for image in turn.images), *self.images)
+
+
+def _check_type(name: str, value: object, kind: tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
+        raise RequestError(f"{name} is {_short(value)}, expected {expected}")
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt {_short(text)} is not valid Unicode at character {error.start}: write it in UTF-8"
+        ) from None
+
+
+def _as_turn(turn: object) -> Turn:
+    if not isinstance(turn, (tuple, list)) or len(turn) != len(Turn._fields):
+        raise RequestError(f"a turn of history is {_short(turn)}, expected (prompt, images, answer)")
+    prompt, images, answer = turn
+    for name, text in (("prompt", prompt), ("answer", answer)):
+        _check_type(f"the {name} of a turn of history", text, (str,), "a string")
+    return Turn(prompt, _as_tuple(images), answer)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _as_tuple(images: object) -> tuple[ImageSource, ...]:

@@ -71,8 +71,10 @@ class Result:
     and K per image, `kept_indices` the K positions per image; prefix rows (CLS) are in none of them, but in
     `prompt_tokens`. `pruned` is False exactly when every visual token went on, and `reason` then says why.
 
-    `kv_bytes` is one copy of the KV cache at full length, `kv_bytes_unpruned` the same for this request
-    without pruning, `kv_bytes_allocated` what was really allocated.
+    `text` starts with its first visible character: the white space that models put before an answer is left
+    out, here and in the pieces of a stream. `kv_bytes` is one copy of the KV cache at full length,
+    `kv_bytes_unpruned` the same for this request without pruning, `kv_bytes_allocated` what was really
+    allocated: two copies, or nothing where the answer was cancelled before it began.
     """
 
     text: str

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import BackendError
 
 __all__ = ["greedy", "nucleus", "pick", "probabilities"]
+
+_FIRST_HEAD = 256
 
 
 def pick(logits: npt.NDArray[np.float32], temperature: float, top_p: float, rng: np.random.Generator) -> int:
@@ -22,7 +26,11 @@ def pick(logits: npt.NDArray[np.float32], temperature: float, top_p: float, rng:
         )
     if temperature == 0.0:
         return greedy(logits)
-    ids, weights = nucleus(probabilities(logits, temperature), top_p)
+    weights = probabilities(logits, temperature)
+    if top_p == 1.0:  # every token, so their order does not matter
+        ids = np.arange(weights.size)
+    else:
+        ids, weights = nucleus(weights, top_p)
     # Inverse of the cumulative distribution: one uniform number per token, so a seed gives the same text
     # anywhere.
     place = int(np.searchsorted(np.cumsum(weights), rng.random(), side="right"))
@@ -36,8 +44,10 @@ def greedy(logits: npt.NDArray[np.float32]) -> int:
 
 def probabilities(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.float64]:
     """softmax(logits / temperature) of [V], temperature > 0."""
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    wide = logits.astype(np.float64)
+    # The difference first: a tiny temperature then makes -inf, whose weight is 0, and never inf - inf.
+    with np.errstate(over="ignore"):
+        weights = np.exp((wide - wide.max()) / temperature)
     result: npt.NDArray[np.float64] = weights / weights.sum()
     return result
 
@@ -50,9 +60,24 @@ def nucleus(
     Returns:
         (token ids, their probabilities made to sum to 1), most likely first, ties to the lower id.
     """
-    order = np.argsort(-weights, kind="stable")
-    before = np.cumsum(weights[order]) - weights[order]
-    inside = before < top_p
-    inside[0] = True
-    kept = weights[order][inside]
-    return order[inside].astype(np.int64), kept / kept.sum()
+    for head in _heads(weights):
+        reached = np.cumsum(weights[head])
+        if reached[-1] >= top_p:
+            break
+    size = int(np.searchsorted(reached, top_p, side="left")) + 1
+    kept = weights[head[:size]]
+    return head[:size], kept / kept.sum()
+
+
+def _heads(weights: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Token ids most likely first, ties to the lower id: ever longer beginnings of that list, then all of it.
+
+    A vocabulary has 10^5 tokens and a nucleus mostly a few, so sorting everything for each token is waste.
+    """
+    size = _FIRST_HEAD
+    while size < weights.size:
+        smallest = np.partition(weights, weights.size - size)[weights.size - size]
+        likely = np.flatnonzero(weights >= smallest)  # with every tie of the smallest, ascending ids
+        yield likely[np.argsort(-weights[likely], kind="stable")]
+        size *= 16
+    yield np.argsort(-weights, kind="stable")

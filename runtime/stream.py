@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ from runtime.errors import RequestError
 from runtime.result import Result
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from runtime.answer import AnswerRun
     from runtime.vision import EncodedImages
 
@@ -19,8 +23,9 @@ class Stream:
     """Iterable over pieces of text; `result` afterwards.
 
     Work happens in the iterating thread, inside `next`; `cancel` may be called from any thread or between
-    two pieces and takes effect before the next token. Pieces are never empty and never end inside a
-    character.
+    two pieces and takes effect before the next token. After `cancel`, the thread that iterates reads on to
+    the end, or asks for `result`, which does so; other threads may ask once the end is reached. Pieces are
+    never empty and never end inside a character.
     """
 
     def __init__(self, run: AnswerRun) -> None:
@@ -29,17 +34,23 @@ class Stream:
         self._run = run
         self._steps = run.pieces(lambda: self._cancel)
         self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None  # that works on the answer
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        self._thread = threading.current_thread()
         try:
             return next(self._steps)
         except StopIteration as stop:
             if stop.value is not None:
                 self._result = stop.value
             raise StopIteration from None
+        except BaseException as error:
+            self._error = error
+            raise
 
     def cancel(self) -> None:
         """Stop before the next token; `result` then has finish_reason "cancelled"."""
@@ -51,15 +62,30 @@ class Stream:
         return self._run.encoded
 
     @property
+    def pixel_values(self) -> npt.NDArray[np.float32] | None:
+        """What the vision encoder looked at, float32 [images, 3, H, W]; None where it was not run."""
+        return self._run.pixel_values
+
+    @property
     def result(self) -> Result:
         """The finished answer.
 
         Raises:
-            RequestError: the stream was neither read to its end nor cancelled.
+            RequestError: the stream was neither read to its end nor cancelled, it was interrupted, or another
+            thread is reading it.
+            FopruError: what the stream raised.
         """
-        if self._result is None and self._cancel:
+        if self._result is None and self._error is None and self._cancel:
+            if self._thread not in (None, threading.current_thread()) and self._thread.is_alive():
+                raise RequestError(
+                    "another thread is reading this answer: ask there for the result, or when it has the end"
+                )
             for _ in self:  # ends at the next question, without a token more
                 pass
+        if isinstance(self._error, Exception):
+            raise self._error
+        if self._error is not None:
+            raise RequestError("the answer was interrupted: ask again") from self._error
         if self._result is None:
             raise RequestError(
                 "the answer is not finished: read the stream to its end, or cancel it, then ask again"

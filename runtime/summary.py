@@ -19,7 +19,7 @@ def summary_lines(result: Result) -> list[str]:
         f"prompt          {result.prompt_tokens} tokens",
         f"first token     {times.ttft * 1e3:.0f} ms = {split}   (graphs loaded in {times.load * 1e3:.0f} ms)",
         f"answer          {_speed(result)}",
-        f"KV cache        {_size(result.kv_bytes)} ({_size(result.kv_bytes_unpruned)} without pruning)",
+        f"KV cache        {_cache(result)}",
         f"peak memory     {_size(result.peak_rss_bytes)}",
     ]
     if not result.pruned:
@@ -42,6 +42,11 @@ def _speed(result: Result) -> str:
     text = f"{len(result.token_ids)} tokens ({result.finish_reason})"
     speed = result.tokens_per_second
     return text if speed is None else f"{text}, {speed:.1f} tokens/s"
+
+
+def _cache(result: Result) -> str:
+    text = f"{_size(result.kv_bytes)} ({_size(result.kv_bytes_unpruned)} without pruning)"
+    return f"{text}, {_size(result.kv_bytes_allocated)} allocated as two copies"
 
 
 def _size(count: int) -> str:

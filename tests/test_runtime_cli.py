@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime.__main__ import main
 from runtime.bundle import load_bundle
-from runtime.chat import HELP, Chat, visible
+from runtime.chat import HELP, Chat
 from runtime.generator import Generator
 from runtime.request import Request, Turn
 from runtime.summary import summary_lines
@@ -49,7 +49,7 @@ def test_answer_on_stdout_and_figures_on_stderr(
     assert main([str(root), "--image", photo, "--ratio", "0.3", *BASE]) == 0
     out, err = capsys.readouterr()
     expected = generator.generate(Request("what?", (photo,), ratio=0.3, max_new_tokens=4))
-    assert out == expected.text.lstrip() + "\n"
+    assert out == expected.text + "\n"
     for line in (
         "visual tokens   16 → 5",
         "prompt          18 tokens",
@@ -57,7 +57,7 @@ def test_answer_on_stdout_and_figures_on_stderr(
         "answer          4 tokens",
     ):
         assert line in err
-    assert "KV cache        2.8 KiB (4.1 KiB without pruning)" in err
+    assert "KV cache        2.6 KiB (4.0 KiB without pruning), 5.2 KiB allocated as two copies" in err
 
 
 def test_one_json_object(root: Path, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +187,7 @@ def run_process(*args: str, text: str = "") -> subprocess.CompletedProcess[str]:
 def test_interactive_from_a_pipe(root: Path, photo: str) -> None:
     text = f"hello\n\n/image {photo}\nwhat?\n/quit\nnever\n"
     done = run_process(str(root), "--interactive", "--max-new-tokens", "4", "--threads", "1", text=text)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "not pruned: the prompt has no image\n")
     assert f"image {photo} goes with the next question\n" in done.stdout
     assert "never" not in done.stdout
 
@@ -229,14 +229,14 @@ def test_reader_that_leaves_early(root: Path) -> None:
     assert process.wait(timeout=30) == 141
 
 
-def chat_of(generator: Generator, **settings: object) -> tuple[Chat, io.StringIO]:
-    out = io.StringIO()
+def chat_of(generator: Generator, **settings: object) -> tuple[Chat, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
     options = {"max_new_tokens": 4, "tokens": 4, "ignore_eos": True, **settings}
-    return Chat(generator, Request("", **options), out.write), out
+    return Chat(generator, Request("", **options), out.write, err.write), out, err
 
 
 def test_chat_keeps_history_and_images(generator: Generator, photo: str) -> None:
-    chat, out = chat_of(generator)
+    chat, out, _ = chat_of(generator)
     chat.run([f"/image {photo}", "what?", "more?"])
     assert [turn.images for turn in chat.history] == [(photo,), ()]
     first = generator.generate(Request("what?", (photo,), tokens=4, max_new_tokens=4, ignore_eos=True))
@@ -246,7 +246,7 @@ def test_chat_keeps_history_and_images(generator: Generator, photo: str) -> None
     )
     assert (
         out.getvalue()
-        == f"image {photo} goes with the next question\n{first.text.lstrip()}\n{second.text.lstrip()}\n"
+        == f"image {photo} goes with the next question\n{first.text}\n{second.text}\n"
     )
     assert chat.last is not None
     assert chat.last.prompt_tokens == second.prompt_tokens
@@ -263,7 +263,7 @@ def test_chat_encodes_each_image_once(
         return real(self, pixels, selection)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Generator, "encode_images", counting)
-    chat, _ = chat_of(generator)
+    chat, _, _ = chat_of(generator)
     chat.run([f"/image {photo}", "a", "b", f"/image {photo}", "c", "d"])
     assert counts == [1, 1]
     assert chat.last is not None
@@ -273,13 +273,8 @@ def test_chat_encodes_each_image_once(
     assert chat.last.visual_tokens_after == (8, 8)
 
 
-def test_white_space_before_an_answer_is_not_shown() -> None:
-    assert list(visible(["  ", "\n one", " two", " ", "\n"])) == ["one", " two", " ", "\n"]
-    assert list(visible([" ", ""])) == []
-
-
 def test_chat_ends_at_quit(generator: Generator) -> None:
-    chat, out = chat_of(generator)
+    chat, out, _ = chat_of(generator)
     chat.run(["", "  ", "/quit", "never"])
     assert (out.getvalue(), chat.history) == ("", ())
 
@@ -293,19 +288,20 @@ def test_ctrl_c_in_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chat_commands(generator: Generator, photo: str) -> None:
-    chat, out = chat_of(generator)
+    chat, out, _ = chat_of(generator)
     chat.run([f"/image {photo}", "a", "/clear", "/help", "/ratio", "/ratio x", "/image", "/ratio 0.5"])
     assert chat.history == ()
     assert out.getvalue().count(HELP) == 4
-    assert "history forgotten" in out.getvalue()
+    assert "history and images forgotten" in out.getvalue()
     assert (chat.settings.ratio, chat.settings.tokens) == (0.5, None)
     assert "keeping 0.5 of the visual tokens from now on" in out.getvalue()
 
 
 def test_an_error_ends_the_turn_not_the_chat(generator: Generator) -> None:
-    chat, out = chat_of(generator)
+    chat, _, err = chat_of(generator)
     chat.run(["/image nowhere.png", "/ratio 7", "w" * 300, "fine"])
-    lines = out.getvalue().splitlines()
+    lines = err.getvalue().splitlines()
+    assert chat.failures == 3
     assert lines[0] == "error: there is no image file at nowhere.png: check the path"
     assert lines[1].startswith("error: ratio is 7.0, but it is the fraction")
     assert lines[2].startswith("error: the prompt has 307 tokens")
@@ -322,7 +318,7 @@ def test_ctrl_c_stops_the_answer_not_the_chat(generator: Generator) -> None:
         if next(interrupts, False):
             raise KeyboardInterrupt
 
-    chat = Chat(generator, Request("", max_new_tokens=20, ignore_eos=True), write)
+    chat = Chat(generator, Request("", max_new_tokens=20, ignore_eos=True), write, io.StringIO().write)
     chat.run(["first", "second"])
     assert " [stopped]\n" in out.getvalue()
     assert [turn.prompt for turn in chat.history] == ["first", "second"]

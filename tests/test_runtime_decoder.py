@@ -129,7 +129,7 @@ def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_out_of_range() -> None:
-    with pytest.raises(BackendError, match="threads is 0, expected at least 1, or none for all cores"):
+    with pytest.raises(BackendError, match=r"threads is 0, expected 1\.\.1024, or none for all cores"):
         BackendOptions(threads=0)
 
 

@@ -88,4 +88,4 @@ def test_several_images_and_a_second_turn(bundle: Bundle, generator: Generator) 
 
 def test_answers_stream_whole(bundle: Bundle, generator: Generator) -> None:
     stream = generator.stream(Request("hi", photos(bundle), max_new_tokens=20, ignore_eos=True))
-    assert "".join(stream) == stream.result.text == generator.decode_text(stream.result.token_ids)
+    assert "".join(stream) == stream.result.text == generator.decode_text(stream.result.token_ids).lstrip()

@@ -30,6 +30,6 @@ def test_every_error_has_one_base_and_is_in_the_tree() -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    message = r"needs the package pillow, which cannot be imported \(.*\): pip install 'fopru-edge\[gpu\]'"
+    message = r"needs the package pillow, which is not installed: pip install 'fopru-edge\[gpu\]'"
     with pytest.raises(errors.BackendError, match=message):
         require("PIL.Image", "pillow", extra="gpu")

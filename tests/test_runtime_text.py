@@ -145,7 +145,7 @@ def test_bundle_without_tokenizer(tmp_path: Path) -> None:
 
 def test_tokenizers_not_installed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(BackendError, match="this needs the package tokenizers, which cannot be imported"):
+    with pytest.raises(BackendError, match="this needs the package tokenizers, which is not installed"):
         Prompter(load_bundle(root))
 
 

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: the default backend and the reference for the others.
 
 Session options: the default graph optimisation level (all), `threads` inside an operator, one operator at a
-time, log messages from severity error on. Bound runs pass addresses of numpy buffers (IO binding), so that
-no output is allocated.
+time, no log messages (an error is raised, and its message says the same). Bound runs pass addresses of numpy
+buffers (IO binding), so that no output is allocated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from runtime.lazy import require
 
 __all__ = ["OrtBackend", "OrtSession", "create", "session_options"]
 
-_LOG_ERRORS = 3
+_LOG_FATAL = 4
+_MAX_LINES = 6
 
 
 def create(options: BackendOptions) -> Backend:
@@ -30,7 +31,7 @@ def create(options: BackendOptions) -> Backend:
 def session_options(ort: Any, threads: int | None) -> Any:
     """The `SessionOptions` of every session; `threads` None leaves the choice to ONNX Runtime."""
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = _LOG_FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
@@ -53,7 +54,7 @@ class OrtBackend:
             session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime has a dozen exception classes with no common base of its own.
         except Exception as error:
-            raise BackendError(f"onnxruntime cannot load {graph}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime cannot load {graph}: {_message(error)}") from error
         return OrtSession(session, graph.stem)
 
     def allocate(self, elements: int, dtype: str) -> Array:
@@ -78,15 +79,16 @@ class OrtSession:
         """Wrap an InferenceSession; `name` is for messages."""
         self._session = session
         self._name = name
-        self._outputs = [output.name for output in session.get_outputs()]
+        self.inputs = _shapes(session.get_inputs())
+        self.outputs = _shapes(session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run with host arrays."""
         try:
             values = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self._name}: {_first_line(error)}") from error
-        return dict(zip(self._outputs, values, strict=True))
+            raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
 
     def run_bound(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
         """Run from and into numpy buffers by address."""
@@ -98,7 +100,7 @@ class OrtSession:
                 binding.bind_output(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self._name}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
 
 
 def _span(view: View) -> Array:
@@ -116,6 +118,17 @@ def _address(view: View) -> int:
     return int(view.buffer.ctypes.data) + view.offset * int(view.buffer.itemsize)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _shapes(tensors: Any) -> dict[str, tuple[int | None, ...]]:
+    """Names and shapes of a session's inputs or outputs; None for a dimension with a name or none at all."""
+    return {
+        tensor.name: tuple(dim if isinstance(dim, int) else None for dim in tensor.shape)
+        for tensor in tensors
+    }
+
+
+def _message(error: Exception) -> str:
+    """The engine's message in one line: where it counts dimensions, the numbers stand in the later ones."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    useful = [line for line in lines if line and not line.startswith("Please fix")]
+    text = " ".join(useful[:_MAX_LINES])
+    return text or type(error).__name__
