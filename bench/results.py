@@ -16,7 +16,7 @@ __all__ = ["RESULTS", "Result", "Table", "print_result", "read_result", "write_r
 
 RESULTS = ROOT / "bench" / "results"
 FORMAT = 1
-WIDTH = 120
+WIDTH = 132
 
 
 @dataclass(frozen=True)
