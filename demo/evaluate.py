@@ -21,11 +21,12 @@ from rich.progress import track
 from demo.curve import EVALUATION_SEED, Point, draw_curve, held_out, points_table, questions_of
 from demo.questions import KINDS
 from demo.scenes import Scene
-from runtime import FopruError, Generator, Request, Selection, load_bundle
+from runtime import FopruError, Generator, Request, RequestError, Selection, load_bundle
 from runtime.plan import plan_pruning
 
 __all__ = ["evaluate", "main", "plan_points"]
 
+PICTURES = (".png", ".svg", ".pdf")
 MAX_NEW_TOKENS = 16  # the longest answer, four digits, takes five
 
 
@@ -38,20 +39,29 @@ class Setting:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints and draws; returns the exit status."""
+    """Measures, prints and draws; returns the exit status: 2 after an error, 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
-        generator = Generator(load_bundle(parsed.bundle))
-        settings = plan_points(parsed.selectors, parsed.ratios)
-        scenes = held_out(parsed.samples, parsed.seed)
-        points = [
-            evaluate(generator, setting, scenes, parsed.seed)
-            for setting in track(settings, description="selector x ratio", console=errors, transient=True)
-        ]
-    except FopruError as error:
-        errors.print(f"error: {error}", style="red", highlight=False)
+        _run(parsed, errors)
+    except (FopruError, OSError) as error:
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False)
         return 2
+    except KeyboardInterrupt:
+        errors.print("stopped: nothing was measured to the end", highlight=False)
+        return 130
+    return 0
+
+
+def _run(parsed: argparse.Namespace, errors: Console) -> None:
+    _check(parsed)
+    generator = Generator(load_bundle(parsed.bundle))
+    settings = plan_points(parsed.selectors, parsed.ratios)
+    scenes = held_out(parsed.samples, parsed.seed)
+    points = [
+        evaluate(generator, setting, scenes, parsed.seed)
+        for setting in track(settings, description="selector x ratio", console=errors, transient=True)
+    ]
     title = f"exact match on {parsed.samples} held-out scenes, {parsed.bundle.resolve().name}"
     if parsed.json:
         record = {"bundle": str(parsed.bundle), "samples": parsed.samples, "seed": parsed.seed}
@@ -61,13 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.plot:
         draw_curve(points, title, parsed.plot)
         errors.print(f"curve drawn in {parsed.plot}", highlight=False)
-    return 0
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    """What would otherwise fail only after the measurement."""
+    if parsed.samples < 1:
+        raise RequestError(f"samples is {parsed.samples}: give at least 1")
+    if parsed.plot is None:
+        return
+    if not parsed.plot.parent.is_dir():
+        raise RequestError(f"cannot draw {parsed.plot}: there is no directory {parsed.plot.parent}")
+    if parsed.plot.suffix not in PICTURES:
+        raise RequestError(f"cannot draw {parsed.plot}: give a name that ends in {', '.join(PICTURES)}")
 
 
 def plan_points(selectors: Sequence[str], ratios: Sequence[float]) -> list[Setting]:
-    """Every selector at every ratio; at ratio 1 all selectors are one point, ``none``."""
-    below = [Setting(selector, ratio) for selector in selectors for ratio in ratios if ratio != 1.0]
-    return [Setting("none", 1.0)] * (1.0 in ratios) + below
+    """Every selector at every ratio; ratio 1 and selector ``none`` are one point, which keeps every token."""
+    pruning = [selector for selector in selectors if selector != "none"]
+    below = [Setting(selector, ratio) for selector in pruning for ratio in ratios if ratio != 1.0]
+    whole = 1.0 in ratios or "none" in selectors
+    return [Setting("none", 1.0)] * whole + below
 
 
 def evaluate(generator: Generator, setting: Setting, scenes: Sequence[Scene], seed: int) -> Point:

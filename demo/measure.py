@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
@@ -22,10 +24,14 @@ CHUNK = 50  # scenes per forward pass
 
 @torch.no_grad()
 def measure(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene], seed: int
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    scenes: list[Scene],
+    seed: int,
+    ratios: Sequence[float] = RATIOS,
 ) -> list[Point]:
-    """Every selector at every ratio of `RATIOS`, and the unpruned model, on the same scenes and questions."""
-    plan: list[tuple[Selector, float]] = [("rank", 1.0), *((s, r) for s in SELECTORS for r in RATIOS)]
+    """Every selector at every ratio, and the unpruned model, on the same scenes and questions."""
+    plan: list[tuple[Selector, float]] = [("rank", 1.0), *((s, r) for s in SELECTORS for r in ratios)]
     right: dict[tuple[Selector, float], list[list[bool]]] = {key: [] for key in plan}
     tokens: dict[tuple[Selector, float], int] = {}
     for first in range(0, len(scenes), CHUNK):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from runtime.counts import kept_count, kept_rows
+
 __all__ = [
     "SELECTORS",
     "Selector",
     "VisionOutput",
     "encode",
     "gather_tokens",
-    "kept_count",
     "project",
     "select",
 ]
@@ -49,13 +50,6 @@ def encode(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Vision
     return VisionOutput(output.hidden_states[layer][:, 1:].float(), attention.mean(dim=(1, 2))[:, 1:])
 
 
-def kept_count(tokens: int, ratio: float) -> int:
-    """How many of ``tokens`` a ratio keeps: rounded half up, at least one."""
-    if tokens < 1 or not 0.0 < ratio <= 1.0:
-        raise ValueError(f"tokens must be >= 1 and ratio in (0, 1], got {tokens} and {ratio}")
-    return max(1, min(tokens, math.floor(tokens * ratio + 0.5)))
-
-
 def select(scores: Tensor, ratio: float, selector: Selector, seeds: Sequence[int]) -> Tensor:
     """Kept positions int64 [images, kept], ascending, of a square grid of patches scored [images, tokens].
 
@@ -68,7 +62,7 @@ def select(scores: Tensor, ratio: float, selector: Selector, seeds: Sequence[int
         return _largest(scores, keep)
     if selector == "row":
         side = math.isqrt(tokens)
-        rows = _largest(scores.view(images, side, side).mean(dim=2), kept_count(side, ratio))
+        rows = _largest(scores.view(images, side, side).mean(dim=2), kept_rows(side, ratio))
         return (rows[:, :, None] * side + torch.arange(side, device=scores.device)).flatten(1)
     if selector == "random":
         draws = [torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]

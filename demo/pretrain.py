@@ -22,9 +22,10 @@ from transformers import LlavaForConditionalGeneration
 
 from demo.batches import Batch, draw_batch, one_ahead
 from demo.model import TOWER_WIDTH
-from demo.oracle import encode, kept_count
+from demo.oracle import encode
 from demo.scenes import BACKGROUND, GRID, Layout
 from demo.training import Options, State, autocast, learning_rate, restore, store
+from runtime.counts import kept_count
 
 __all__ = ["Significance", "measure_significance", "pretrain"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo import evaluate, train
 from demo import pretrain as pretrain_module
-from demo import train
 from demo.curve import Point, draw_curve, points_table
 from demo.evaluate import Setting, plan_points
 from demo.model import build_model
@@ -110,6 +110,37 @@ def test_settings_of_the_evaluation_name_ratio_one_once() -> None:
         Setting("rank", 0.3),
         Setting("row", 0.3),
     ]
+
+
+def test_the_evaluation_without_a_selector_is_ratio_one() -> None:
+    assert plan_points(("none",), (0.3,)) == [Setting("none", 1.0)]
+    assert plan_points(("none", "rank"), (1.0, 0.3)) == [Setting("none", 1.0), Setting("rank", 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--samples=0", "samples is 0: give at least 1"),
+        ("--plot=nowhere/x.png", "there is no directory nowhere"),
+        ("--plot=x.txt", "give a name that ends in .png, .svg, .pdf"),
+    ],
+)
+def test_the_evaluation_checks_its_options_first(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["no-bundle", option]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("raised", "status"), [(OSError("disk full"), 2), (KeyboardInterrupt(), 130)])
+def test_the_evaluation_ends_without_a_traceback(
+    raised: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr(evaluate, "load_bundle", fail)
+    assert evaluate.main(["bundle"]) == status
 
 
 def test_the_curve_is_a_table_and_a_picture(tmp_path: Path) -> None:
