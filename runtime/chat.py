@@ -15,7 +15,7 @@ from runtime.vision import EncodedImages
 
 __all__ = ["HELP", "Chat"]
 
-HELP = "commands: /image FILE, /ratio R (fraction of visual tokens kept), /clear (history, images), /help, /quit"
+HELP = "commands: /image FILE, /ratio R (fraction of tokens kept), /clear (history, images), /help, /quit"
 
 
 @dataclass

@@ -38,7 +38,7 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 all stages agree, 1 one diverges, 2 the check could not run, 130 Ctrl-C, 141 no reader."""
+    """Exit codes: 0 all stages agree, 1 one diverges, 2 it could not run, 130 Ctrl-C, 141 no reader."""
     parser = argparse.ArgumentParser(prog="python -m runtime.check", description=__doc__.split("\n\n")[0])
     parser.add_argument("bundle", help="directory with bundle.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

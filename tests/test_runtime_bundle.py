@@ -20,7 +20,7 @@ from runtime.errors import BundleError
 from runtime.generator import Generator
 from runtime.manifest import FileInfo, Manifest
 from runtime.request import Request
-from tests.toy_bundle import write_toy_bundle
+from tests.toy_bundle import ToyModel, rehash, write_toy_bundle
 
 ROOT = Path(__file__).resolve().parent
 FROZEN = ROOT / "data" / "bundle_v1"
@@ -124,6 +124,11 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
         ),
         ("pruning.default_ratio", 1.5, r"pruning.default_ratio is 1.5, expected a number in \(0, 1\]"),
         ("decoder.layers", 0, "decoder.layers is 0, expected at least 1"),
+        ("vision.grid", [-4, -4], r"vision.grid is \[-4, -4\], expected numbers from 1 on"),
+        ("vision.image_size", [0, 16], r"vision.image_size is \[0, 16\], expected numbers from 1 on"),
+        ("preprocess.rescale_factor", 0, "preprocess.rescale_factor is 0.0, expected more than 0"),
+        ("tokens.eos", [], r"tokens.eos is \[\], expected at least one token id"),
+        ("tokens.eos", [-2], r"tokens.eos is \[-2\], expected at least one token id"),
         (
             "prompt.past_answer",
             "{answer}{answer}",
@@ -199,6 +204,70 @@ def test_newer_format_is_named_before_its_unknown_keys(text: str) -> None:
 def test_not_json(broken: str) -> None:
     with pytest.raises(BundleError, match=r"bundle.json is not JSON \(.*\): rebuild"):
         Manifest.from_json(broken)
+
+
+def test_json_that_is_too_deep() -> None:
+    with pytest.raises(BundleError, match=r"bundle.json is not JSON \(.*recursion.*\): rebuild"):
+        Manifest.from_json("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"vision.tokens": 4, "vision.grid": [2, 2]},
+            r"graph vision_encoder: output image_features has the shape \[images, 16, 8\], but the rest of "
+            r"bundle.json makes it \[images, 4, 8\]: rebuild",
+        ),
+        ({"decoder.hidden_size": 1_000_000}, r"image_features has the shape .* \[images, 16, 1000000\]"),
+        ({"decoder.vocab_size": 7}, r"graph decoder_model_merged: output logits has the shape .* 7\]"),
+        ({"decoder.head_dim": 5}, r"input past_key_values.0.key has the shape \[batch, 2, past, 4\]"),
+        ({"vision.image_size": [8, 8], "preprocess.resize": {"height": 8, "width": 8}}, "input pixel_values"),
+        (
+            {"graphs.embed_tokens.outputs": [{"name": "inputs_embeds", "dtype": "float32", "shape": [8]}]},
+            r"output inputs_embeds has the shape \[8\]",
+        ),
+    ],
+)
+def test_numbers_that_contradict_the_graphs(root: Path, changes: dict[str, Any], message: str) -> None:
+    text = (root / "bundle.json").read_text()
+    for path, value in changes.items():
+        text = json.dumps(edited(text, path, value))
+    (root / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(root)
+
+
+def test_tables_that_contradict_the_graph_files(root: Path, tmp_path: Path) -> None:
+    """Another model's manifest over these files: consistent in itself, so only the opened graph can tell."""
+    other = write_toy_bundle(tmp_path / "other", ToyModel(grid=(2, 2)))
+    files = json.loads((root / "bundle.json").read_text())["files"]
+    text = json.dumps(edited((other / "bundle.json").read_text(), "files", files))
+    (root / "bundle.json").write_text(text)
+    generator = Generator(load_bundle(root), threads=1)
+    message = (
+        r"graph vision_encoder: input pixel_values is \[\?, 3, 16, 16\] in the file, but bundle.json says "
+        r"\[images, 3, 8, 8\]: rebuild"
+    )
+    with pytest.raises(BundleError, match=message):
+        generator.session(contract.VISION_ENCODER)
+    assert generator.loaded_graphs == ()
+
+
+def test_graph_file_of_another_graph(root: Path) -> None:
+    folder = root / "onnx"
+    (folder / "vision_encoder_fopru.onnx").write_bytes((folder / "vision_encoder.onnx").read_bytes())
+    rehash(root)
+    message = (
+        r"graph vision_encoder_fopru has no input num_keep, which bundle.json lists \(it has pixel_values\)"
+    )
+    with pytest.raises(BundleError, match=message):
+        Generator(load_bundle(root), threads=1).session(contract.VISION_ENCODER_FOPRU)
+
+
+def test_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"the bundle .* cannot be opened \(.*too long.*\): check the path"):
+        load_bundle(tmp_path / ("x" * 300))
 
 
 def test_json_that_is_no_object() -> None:
@@ -306,6 +375,8 @@ def test_schema_accepts_the_toy_and_the_frozen_bundle(text: str) -> None:
         ("prompt.first_turn", "no slots"),
         ("prompt.past_answer", "no slot"),
         ("preprocess.std", [1, 0, 1]),
+        ("preprocess.rescale_factor", 0),
+        ("tokens.eos", []),
         ("files.onnx/x", {"bytes": 1}),
         ("files", {"../x": {"bytes": 1, "sha256": "0" * 64}}),
         ("files", {"/x": {"bytes": 1, "sha256": "0" * 64}}),
@@ -316,7 +387,7 @@ def test_schema_refuses_what_the_loader_refuses(text: str, path: str, value: obj
     data = edited(text, path, value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data, json.loads(SCHEMA.read_text()))
-    with pytest.raises(BundleError, match=r"bundle|files|preprocess|pruning|prompt"):
+    with pytest.raises(BundleError, match=r"bundle|files|preprocess|pruning|prompt|tokens.eos"):
         Manifest.from_json(data)
 
 

@@ -244,10 +244,7 @@ def test_chat_keeps_history_and_images(generator: Generator, photo: str) -> None
     second = generator.generate(
         Request("more?", tokens=4, max_new_tokens=4, ignore_eos=True, history=history)
     )
-    assert (
-        out.getvalue()
-        == f"image {photo} goes with the next question\n{first.text}\n{second.text}\n"
-    )
+    assert out.getvalue() == f"image {photo} goes with the next question\n{first.text}\n{second.text}\n"
     assert chat.last is not None
     assert chat.last.prompt_tokens == second.prompt_tokens
 

@@ -128,9 +128,10 @@ def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         create_backend("onnxruntime", BackendOptions())
 
 
-def test_threads_out_of_range() -> None:
-    with pytest.raises(BackendError, match=r"threads is 0, expected 1\.\.1024, or none for all cores"):
-        BackendOptions(threads=0)
+@pytest.mark.parametrize("threads", [0, -1, 1025, 3_000_000_000, 1.5, True, "4"])
+def test_threads_out_of_range(threads: object) -> None:
+    with pytest.raises(BackendError, match=r"threads is .*, expected 1\.\.1024, or none for all cores"):
+        BackendOptions(threads=threads)  # type: ignore[arg-type]
 
 
 def test_threads_reach_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +165,32 @@ def test_graph_that_fails(generator: Generator) -> None:
     embeds = View(np.empty(WIDTH, np.float32), (1, 1, WIDTH))
     with pytest.raises(BackendError, match="onnxruntime failed in embed_tokens: "):
         session.run_bound({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds})
+
+
+def test_a_failure_is_said_once_and_with_its_numbers(
+    generator: Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = generator.session(contract.DECODER)
+    feeds = {
+        name: np.zeros([1 if d is None else d for d in shape], np.float32)
+        for name, shape in session.inputs.items()
+    }
+    for name in (contract.ATTENTION_MASK, contract.POSITION_IDS, contract.NUM_LOGITS_TO_KEEP):
+        feeds[name] = feeds[name].astype(np.int64)
+    feeds[contract.INPUTS_EMBEDS] = np.zeros((1, 1, WIDTH + 3), np.float32)
+    with pytest.raises(BackendError, match=rf"index: 2 Got: {WIDTH + 3} Expected: {WIDTH}$"):
+        session.run(feeds)
+    feeds[contract.INPUTS_EMBEDS] = np.zeros((1, 1, WIDTH), np.float32)
+    feeds[contract.ATTENTION_MASK] = np.ones((1, 7), np.int64)
+    with pytest.raises(BackendError, match="onnxruntime failed in decoder_model_merged: "):
+        session.run(feeds)
+    assert capfd.readouterr().err == ""  # no log line of the engine beside it
+
+
+def test_a_session_knows_its_tensors(generator: Generator) -> None:
+    session = generator.session(contract.EMBED_TOKENS)
+    assert session.inputs == {contract.INPUT_IDS: (None, None)}
+    assert session.outputs == {contract.INPUTS_EMBEDS: (None, None, WIDTH)}
 
 
 def test_view_past_the_end_of_its_buffer(generator: Generator) -> None:

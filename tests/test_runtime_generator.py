@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from runtime import contract
+from runtime import answer, contract
+from runtime import generator as generator_module
 from runtime.bundle import load_bundle
-from runtime.errors import BackendError, RequestError
+from runtime.detokenize import TextPieces
+from runtime.errors import BackendError, ImageError, RequestError
 from runtime.generator import Generator
 from runtime.manifest import Manifest
 from runtime.request import Request, Turn
@@ -242,6 +248,25 @@ def test_stream_pieces_are_the_text_and_never_broken(generator: Generator) -> No
     assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
 
 
+def test_white_space_before_an_answer_is_not_shown(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = iter(["  ", "\n one", " two", " ", ""])
+    monkeypatch.setattr(TextPieces, "push", lambda *_: next(words))
+    monkeypatch.setattr(TextPieces, "flush", lambda *_: "\n")
+    stream = generator.stream(Request("what?", max_new_tokens=5, ignore_eos=True))
+    assert list(stream) == ["one", " two", " ", "\n"]
+    assert stream.result.text == "one two \n"
+
+
+def test_an_answer_of_white_space_is_empty(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextPieces, "push", lambda *_: " ")
+    monkeypatch.setattr(TextPieces, "flush", lambda *_: "\n")
+    stream = generator.stream(Request("what?", max_new_tokens=2, ignore_eos=True))
+    assert list(stream) == []
+    assert stream.result.text == ""
+
+
 def test_cancel_between_pieces(generator: Generator) -> None:
     stream = generator.stream(Request("what?", (PHOTO,), max_new_tokens=40, ignore_eos=True))
     next(stream)
@@ -265,6 +290,105 @@ def test_result_of_an_unfinished_stream(generator: Generator) -> None:
         RequestError, match="the answer is not finished: read the stream to its end, or cancel"
     ):
         _ = stream.result
+
+
+def test_result_of_a_stream_that_failed_is_its_error(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", ("nowhere.png",)))
+    for ask in (lambda: next(stream), lambda: stream.result, lambda: stream.result):
+        with pytest.raises(ImageError, match=r"there is no image file at nowhere.png"):
+            ask()
+    stream.cancel()
+    with pytest.raises(ImageError, match=r"there is no image file at nowhere.png"):
+        _ = stream.result
+
+
+def test_result_of_an_interrupted_stream(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generator.session(contract.DECODER), "run_bound", interrupt)
+    stream = generator.stream(Request("what?"))
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    with pytest.raises(RequestError, match="the answer was interrupted: ask again"):
+        _ = stream.result
+
+
+def test_only_the_iterating_thread_ends_a_stream(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go = threading.Event(), threading.Event()
+    real = answer.pick
+
+    def waiting(*args: object) -> int:
+        inside.set()
+        assert go.wait(20)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(answer, "pick", waiting)
+    stream = generator.stream(Request("what?", max_new_tokens=40, ignore_eos=True))
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    assert inside.wait(20)
+    stream.cancel()
+    with pytest.raises(RequestError, match="another thread is reading this answer: ask there for the result"):
+        _ = stream.result
+    go.set()
+    reader.join(20)
+    assert stream.result.finish_reason == "cancelled"
+
+
+def test_another_thread_may_end_what_its_reader_left(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", max_new_tokens=40, ignore_eos=True))
+    reader = threading.Thread(target=lambda: next(stream))
+    reader.start()
+    reader.join(20)
+    stream.cancel()
+    assert stream.result.finish_reason == "cancelled"
+
+
+def test_pixels_of_a_stream_are_what_the_encoder_saw(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO,), max_new_tokens=1))
+    assert stream.pixel_values is None
+    list(stream)
+    np.testing.assert_array_equal(stream.pixel_values, expected_pixels(PHOTO))
+
+
+def test_released_graphs_are_opened_again(generator: Generator) -> None:
+    for ratio in (0.5, 1.0):
+        generator.generate(Request("?", (PHOTO,), ratio=ratio, max_new_tokens=1))
+    encoders = {contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU}
+    assert encoders < set(generator.loaded_graphs)  # requests may alternate without opening graphs again
+    generator.release(contract.VISION_ENCODER)
+    generator.release("never opened")
+    assert contract.VISION_ENCODER not in generator.loaded_graphs
+    assert generator.generate(Request("?", (PHOTO,), ratio=1.0, max_new_tokens=1)).token_ids
+
+
+def test_cache_ends_before_the_last_token(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    capacities: list[int] = []
+    real = generator.decoder_run
+    monkeypatch.setattr(generator, "decoder_run", lambda size: capacities.append(size) or real(size))
+    for new in (1, 5):
+        result = generator.generate(Request("what?", max_new_tokens=new, ignore_eos=True))
+        assert capacities.pop() == result.prompt_tokens + new - 1
+        assert len(result.token_ids) == new
+
+
+def test_images_are_opened_one_at_a_time(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
+
+    def spying(source: np.ndarray) -> Image.Image:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in opened))
+        image = Image.fromarray(source)
+        opened.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(generator_module, "load_image", spying)
+    generator.preprocess([PHOTO, OTHER, PHOTO])
+    assert alive == [0, 0, 0]
 
 
 def test_ctrl_c_passes_through(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

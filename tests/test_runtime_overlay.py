@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from runtime.errors import RequestError
 from runtime.manifest import GRAPHS, FileInfo, Manifest
-from runtime.overlay import check_overlay, draw_overlay, save_png
+from runtime.overlay import check_overlay, check_place, draw_overlay, save_png
 from tests.toy_bundle import ToyModel, toy_manifest
 
 GAP, PATCH = 16, 168  # 4 x 4 patches of 168 pixels make the smallest picture, 672
@@ -109,6 +110,34 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
         RequestError, match=r"cannot write the overlay .*nowhere/overlay.png \(.*\): give a path"
     ):
         save_png(Image.new("RGB", (3, 2)), tmp_path / "nowhere" / "overlay.png")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "the path of the overlay is empty: give a path that can be written"),
+        (".", r"cannot write the overlay \. \(it is a directory\): give a path"),
+        ("nowhere/x.png", r"cannot write the overlay nowhere/x.png \(there is no directory nowhere\)"),
+        (
+            "x" * 300 + "/y.png",
+            r"cannot write the overlay x+/y.png \(.*(too long|no directory).*\): give a path",
+        ),
+    ],
+)
+def test_place_is_checked_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=message):
+        check_place(path)
+    check_place("new.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_place_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for root too
+    with pytest.raises(RequestError, match=r"\(the directory .* is not writable\): give a path"):
+        check_place(str(tmp_path / "x.png"))
 
 
 def test_old_picture_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

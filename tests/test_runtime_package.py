@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,32 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     message = r"needs the package pillow, which is not installed: pip install 'fopru-edge\[gpu\]'"
     with pytest.raises(errors.BackendError, match=message):
         require("PIL.Image", "pillow", extra="gpu")
+
+
+def broken_package(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package whose import runs `body`."""
+    name = "broken_for_this_test"
+    (folder / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+@pytest.mark.parametrize("body", ["raise ImportError('libx.so is missing')", "import not_there_either"])
+def test_package_that_is_installed_and_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    name = broken_package(tmp_path, body, monkeypatch)
+    message = (
+        r"the package onnxruntime is installed, but cannot be imported \(.*(libx|not_there).*\): "
+        r"pip install --force-reinstall 'fopru-edge\[runtime\]'"
+    )
+    with pytest.raises(errors.BackendError, match=message):
+        require(name, "onnxruntime")
+
+
+def test_ctrl_c_during_an_import_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "try:\n    raise KeyboardInterrupt\nexcept BaseException as e:\n    raise ImportError from e\n"
+    name = broken_package(tmp_path, body, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        require(name, "onnxruntime")

@@ -138,11 +138,44 @@ def test_lists_become_tuples() -> None:
         ({"images": Path("a.png")}, "images is a PosixPath, expected"),
         ({"images": np.zeros((2, 2))}, "images is a ndarray, expected"),
         ({"history": (("a", "b.png", "c"),)}, "images is a str, expected"),
+        ({"ratio": "0.3"}, r"ratio is '0.3', expected a number in \(0, 1\] or None"),
+        ({"ratio": True}, "ratio is True, expected a number"),
+        ({"tokens": "3"}, "tokens is '3', expected a whole number or None"),
+        ({"tokens": 3.5}, "tokens is 3.5, expected a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected a whole number"),
+        ({"temperature": "hot"}, "temperature is 'hot', expected a number"),
+        ({"top_p": None}, r"top_p is None, expected a number in \(0, 1\]"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
+        ({"selector": 3}, "selector is 3, expected one of graph, none"),
+        ({"ignore_eos": 1}, "ignore_eos is 1, expected True or False"),
+        ({"history": "abc"}, "history is 'abc', expected a tuple or list of turns"),
+        ({"history": [("a",)]}, r"a turn of history is \('a',\), expected \(prompt, images, answer\)"),
+        ({"history": [("a", (), 3)]}, "the answer of a turn of history is 3, expected a string"),
+        (
+            {"history": [("a" * 99, (), "\udcff")]},
+            r"the prompt '\\udcff' is not valid Unicode at character 0",
+        ),
     ],
 )
 def test_request_out_of_range(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Request("?", **changes)
+
+
+@pytest.mark.parametrize("prompt", [3, None, b"what?"])
+def test_prompt_that_is_no_string(prompt: object) -> None:
+    with pytest.raises(RequestError, match=r"prompt is .*, expected a string"):
+        Request(prompt)  # type: ignore[arg-type]
+
+
+def test_prompt_that_is_no_unicode() -> None:
+    with pytest.raises(RequestError, match="is not valid Unicode at character 2: write it in UTF-8"):
+        Request("ab\udcff")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    request = Request("?", ratio=np.float32(0.5), seed=np.int64(3), max_new_tokens=np.int32(2))  # type: ignore[arg-type]
+    assert plan_pruning(replace(request, images=IMAGE), manifest()).keep == 8
 
 
 def scores(*values: float) -> np.ndarray:

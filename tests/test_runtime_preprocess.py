@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -190,6 +193,77 @@ def test_truncated_file(tmp_path: Path, photo: Image.Image, suffix: str) -> None
     file.write_bytes(file.read_bytes()[:9000])
     with pytest.raises(ImageError, match=rf"cut.{suffix} cannot be read as an image .*the file is damaged"):
         load_image(file)
+
+
+def test_name_that_no_file_can_have() -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(ImageError, match=r"the image file .* cannot be opened \(.*\): check the path"):
+            load_image(name)
+
+
+def test_a_directory_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="is a directory, expected an image file: check the path"):
+        load_image(tmp_path)
+
+
+def test_image_from_a_pipe(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "photo.png")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    data = (tmp_path / "photo.png").read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    image = load_image(pipe)
+    writer.join(20)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(photo))
+
+
+def test_a_file_is_decoded_without_a_copy(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    for name in ("copy", "convert", "draft"):  # draft decodes smaller, but to other pixels
+        monkeypatch.setattr(Image.Image, name, None)
+    assert load_image(tmp_path / "turned.jpg").size == photo.size[::-1]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_image_of_the_caller_is_never_changed(photo: Image.Image, orientation: int) -> None:
+    mine = photo.copy()
+    mine.getexif()[0x0112] = orientation
+    before = mine.tobytes()
+    loaded = load_image(mine)
+    loaded.paste((0, 0, 0), (0, 0, *loaded.size))
+    assert (mine.tobytes(), mine.size, mine.getexif()[0x0112]) == (before, photo.size, orientation)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tiff", "gif"])
+def test_first_frame_of_several_outlives_its_file(tmp_path: Path, photo: Image.Image, suffix: str) -> None:
+    file = tmp_path / f"moving.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    small = photo.resize((40, 30))
+    small.save(file, save_all=True, append_images=[small.rotate(90), small.rotate(180)], **options)
+    with Image.open(file) as opened:
+        expected = np.asarray(opened.convert("RGB"))
+    image = load_image(file)
+    file.unlink()
+    np.testing.assert_array_equal(np.asarray(image.resize(image.size)), expected)
+
+
+def test_image_large_enough_for_a_warning(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo.save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height - 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # as for a user, not as in this suite
+        with pytest.raises(
+            ImageError, match=r"large.png is too large to open safely \(.*pixels.*\): make it"
+        ):
+            load_image(tmp_path / "large.png")
+    assert caught == []
 
 
 def test_decompression_bomb(tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,3 +268,44 @@ def test_pick_is_greedy_at_zero() -> None:
 def test_logits_that_are_not_numbers(logits: list[float]) -> None:
     with pytest.raises(BackendError, match="the decoder gave logits that are not numbers: check the bundle"):
         pick(np.array(logits, np.float32), 0.0, 1.0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-8])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = np.array([1.0, 30.0, 29.9999, -50.0], np.float32)
+    assert probabilities(logits, temperature).tolist() == [0.0, 1.0, 0.0, 0.0]
+    tokens = {pick(logits, temperature, top_p, np.random.default_rng(0)) for top_p in (1.0, 0.5)}
+    assert tokens == {1}
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 0.999999999999, 1.0])
+@pytest.mark.parametrize("form", ["flat", "peaked", "ties"])
+def test_nucleus_of_a_large_vocabulary_equals_a_whole_sort(form: str, top_p: float) -> None:
+    rng = np.random.default_rng(1)
+    logits = {
+        "flat": np.zeros(20_000),
+        "peaked": rng.normal(0, 8, 20_000),
+        "ties": rng.integers(0, 4, 20_000).astype(np.float64),
+    }[form]
+    weights = probabilities(logits.astype(np.float32), 1.0)
+    order = np.argsort(-weights, kind="stable")
+    size = int(np.searchsorted(np.cumsum(weights[order]), top_p)) + 1
+    ids, chances = nucleus(weights, top_p)
+    np.testing.assert_array_equal(ids, order[:size])
+    np.testing.assert_array_equal(chances, weights[order[:size]] / weights[order[:size]].sum())
+
+
+def test_a_small_nucleus_sorts_a_few_tokens_and_top_p_one_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = np.argsort
+
+    def spying(values: np.ndarray, **rest: str) -> np.ndarray:
+        sizes.append(values.size)
+        return real(values, **rest)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(np, "argsort", spying)
+    logits = np.random.default_rng(1).normal(0, 8, 100_000).astype(np.float32)
+    pick(logits, 1.0, 0.5, np.random.default_rng(0))
+    assert sizes == [256]
+    pick(logits, 1.0, 1.0, np.random.default_rng(0))
+    assert sizes == [256]
