@@ -26,7 +26,9 @@ def small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(work: Path) -> Options:
-    return Options(work=work, batch_size=2, pretrain_steps=STEPS, tune_steps=STEPS, store_every=2)
+    return Options(
+        work=work, batch_size=2, pretrain_steps=STEPS, tune_steps=STEPS, joint_steps=STEPS, store_every=2
+    )
 
 
 def test_an_interrupted_stage_continues_to_the_same_weights(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_an_interrupted_stage_continues_to_the_same_weights(tmp_path: Path) -> N
 
 
 def test_the_command_trains_writes_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = [f"--{stage}-steps={STEPS}" for stage in ("pretrain", "tune")]
+    steps = [f"--{stage}-steps={STEPS}" for stage in ("pretrain", "tune", "joint")]
     places = [f"--work={tmp_path / 'work'}", f"--output={tmp_path / 'checkpoint'}"]
     command = [*steps, *places, "--batch-size=2", "--scenes=2", "--precision=fp32"]
     assert train.main(command) == 0
