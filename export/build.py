@@ -31,15 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["BuildOptions", "build", "check_environment", "guarded", "main"]
 
 _NEEDED = (
-    "torch",
-    "transformers",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "safetensors",
-    "rich",
-    "tokenizers",
-    "PIL",
+    *("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "numpy", "rich"),
+    *("onnxruntime", "tokenizers", "PIL"),  # of the runtime, which answers at the end of a build
 )
 
 

@@ -42,8 +42,11 @@ def open_checkpoint(source: str) -> Checkpoint:
     config = _read_json(path / "config.json")
     family = family_for(config)
     _check_weights(path)
-    name = path.name if Path(source).exists() or source == DEFAULT_MODEL else source.split("/")[-1]
-    return Checkpoint(path, source, name, family)
+    is_directory = Path(source).expanduser().is_dir()
+    name = path.name if is_directory or source == DEFAULT_MODEL else source.split("/")[-1]
+    # Absolute: a bundle finds its checkpoint from any working directory, and never on the hub instead.
+    recorded = str(path) if is_directory and source != DEFAULT_MODEL else source
+    return Checkpoint(path, recorded, name, family)
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -182,7 +185,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_weights(path: Path) -> None:
     if (path / _INDEX).exists():
-        shards = sorted(set(_read_json(path / _INDEX).get("weight_map", {}).values()))
+        weight_map = _read_json(path / _INDEX).get("weight_map")
+        files = weight_map.values() if isinstance(weight_map, dict) else ()
+        shards = sorted({name for name in files if isinstance(name, str)})
         if not shards:
             raise CheckpointError(
                 f"{path / _INDEX} names no weight file: save the model again with save_pretrained"
@@ -217,7 +222,8 @@ def _check_safetensors(path: Path) -> None:
     try:
         entries = json.loads(header)
         end = max(
-            (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
+            (int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"),
+            default=0,
         )
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         hint = " (it is a git-lfs pointer)" if _is_lfs_pointer(path) else ""

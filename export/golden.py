@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PROMPT", "NEW_TOKENS", "SAMPLE_IMAGE", "open_images", "reference_name", "write_golden"]
 
 SAMPLE_IMAGE = Path(__file__).resolve().parent / "sample.png"
-DEFAULT_PROMPT = "What is in the picture?"
+DEFAULT_PROMPT = "How many digits are there?"
 NEW_TOKENS = 32
 
 

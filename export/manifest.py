@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -116,15 +117,15 @@ def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
 
 def _command(options: BuildOptions) -> str:
     """The command line that makes this bundle again."""
-    words = ["python -m export.build", f"--model {options.model}"]
-    words.append(
-        f"--tokens {options.tokens}" if options.tokens is not None else f"--ratio {options.keep_ratio}"
-    )
-    words += [
-        f"--strategy {options.strategy}",
-        f"--aggregation {options.aggregation}",
-        f"--opset {options.opset}",
-    ]
+    words: list[object] = ["python", "-m", "export.build", "--model", options.model]
+    words += ["--ratio", options.keep_ratio] if options.tokens is None else ["--tokens", options.tokens]
+    words += ["--strategy", options.strategy, "--aggregation", options.aggregation, "--opset", options.opset]
     if options.layer is not None:
-        words.append(f"--layer {options.layer}")
-    return " ".join(words)
+        words += ["--layer", options.layer]
+    for image in options.images:
+        words += ["--image", image]
+    if options.prompt is not None:
+        words += ["--prompt", options.prompt]
+    if options.output is not None:
+        words += ["--output", options.output]
+    return shlex.join(str(word) for word in words)

@@ -80,6 +80,8 @@ def write_onnx_from_torch(
             assert program is not None  # it is None with dynamo=False only
             transpose_weights_lazily(program.model)
             program.optimize()
+    except MemoryError:
+        raise
     except Exception as error:  # torch.export fails with dozens of types; the reason is in the first line
         raise TraceError(
             f"torch cannot export {type(module).__name__} ({_first_line(error)}): this architecture needs a "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["AGGREGATIONS", "DEFAULT_RATIO", "OPSETS", "STRATEGIES", "BuildOptions", "kept_tokens"]
 
 DEFAULT_RATIO = 0.3
+# As in fopru_graph, which cannot be asked before the packages it needs are known to be there.
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 OPSETS = (20, 23)
@@ -69,7 +70,7 @@ class BuildOptions:
             raise OptionError(f"layer is {self.layer}, but layers are counted from 0: give 0 or more")
         for image in self.images:
             if not image.is_file():
-                raise OptionError(f"image {image} does not exist: give a picture file, or leave --image out")
+                raise OptionError(f"image {image} is not a file: give a picture file, or leave --image out")
 
     @property
     def keep_ratio(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -20,8 +21,6 @@ from export.prompt_template import DEFAULT_TEMPLATE, conversation
 from runtime.prompt import render_chat
 
 __all__ = ["Oracle", "PruningChoice"]
-
-from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from export.build import guarded
 from export.errors import OptionError
 
 if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
     from runtime.bundle import Bundle
     from runtime.parity import ParityReport
 
@@ -44,9 +45,10 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
         ExportError: the checkpoint cannot be loaded, is not the bundle's model, or an image cannot be read.
         FopruError: the request is outside what the bundle can do, or the bundle cannot be run.
     """
-    from export.checkpoint import load_config, load_model, load_processor, open_checkpoint
+    from export.checkpoint import load_model, load_processor, open_checkpoint
     from export.golden import open_images
     from export.oracle import PruningChoice
+    from export.plan import check_question
     from runtime.generator import Generator
     from runtime.golden import load_golden
     from runtime.parity import compare, measure
@@ -54,23 +56,22 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     from runtime.request import Request
 
     manifest = bundle.manifest
-    golden, _ = load_golden(bundle)
-    prompt = options.prompt if options.prompt is not None else golden.prompt
-    paths = options.images or tuple(bundle.file(name) for name in golden.images)
+    prompt, paths = options.prompt, options.images
+    if prompt is None or not paths:  # a bundle may come without golden tensors
+        golden, _ = load_golden(bundle)
+        prompt = golden.prompt if prompt is None else prompt
+        paths = paths or tuple(bundle.file(name) for name in golden.images)
+    prompt = prompt.strip()  # many chat templates trim; without outer blanks all of them write the same
     request = Request(prompt, paths, ratio=options.ratio, tokens=options.tokens)
     keep = plan_pruning(request, manifest).keep
     images = open_images(paths)
     checkpoint = open_checkpoint(options.model or manifest.model.source)
-    layout = checkpoint.family.layout(load_config(checkpoint))
-    if (layout.tokens, layout.prefix_tokens) != (manifest.vision.tokens, manifest.vision.prefix_tokens):
-        raise OptionError(
-            f"{checkpoint.path} makes {layout.tokens} + {layout.prefix_tokens} rows per image, but "
-            f"{bundle.path} was built from a model with {manifest.vision.tokens} + "
-            f"{manifest.vision.prefix_tokens}: give --model the bundle's checkpoint"
-        )
+    _check_same_model(checkpoint, bundle)
     pruning = manifest.pruning
     choice = PruningChoice(keep, pruning.layer, pruning.strategy, pruning.aggregation)
-    oracle = checkpoint.family.oracle(load_model(checkpoint), load_processor(checkpoint))
+    processor = load_processor(checkpoint)
+    check_question(prompt, processor)
+    oracle = checkpoint.family.oracle(load_model(checkpoint), processor)
     reference = oracle.run(images, prompt, choice, options.new_tokens)
     # Two sets of weights would be in memory from here on.
     del oracle
@@ -79,6 +80,33 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     grid = manifest.vision.grid
     row_length = grid[1] if grid is not None and pruning.strategy == "row" else None
     return compare(reference, measured, row_length)
+
+
+def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    """Compare what the configuration says with what the bundle was built from.
+
+    Raises:
+        OptionError: another model.
+    """
+    from export.checkpoint import load_config
+
+    config, manifest = load_config(checkpoint), bundle.manifest
+    layout, text = checkpoint.family.layout(config), config.text_config
+    pairs = {
+        "image size": (layout.image_size, manifest.vision.image_size),
+        "visual tokens": (layout.tokens, manifest.vision.tokens),
+        "prefix tokens": (layout.prefix_tokens, manifest.vision.prefix_tokens),
+        "encoder layers, at least": (max(layout.layers, manifest.pruning.layer + 1), layout.layers),
+        "decoder layers": (text.num_hidden_layers, manifest.decoder.layers),
+        "decoder width": (text.hidden_size, manifest.decoder.hidden_size),
+        "image token": (config.image_token_id, manifest.tokens.image),
+    }
+    for name, (found, built) in pairs.items():
+        if found != built:
+            raise OptionError(
+                f"{checkpoint.path} is not the model of {bundle.path} ({name}: {found} and {built}): give "
+                "--model the bundle's checkpoint"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,7 +68,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         steps=steps.timings,
         peak_rss_bytes=_peak_rss(),
         weight_bytes=exported.weight_bytes,
-        notes=(plan.prompt.note,) if plan.prompt.note else (),
+        notes=(*([plan.prompt.note] if plan.prompt.note else []), *plan.notes, *exported.prune.notes),
         images=options.images or (SAMPLE_IMAGE,),
         prompt=plan.question,
     )

@@ -79,12 +79,18 @@ def prompt_from_processor(processor: Any, image_token: int, rows: int) -> Prompt
     template, note = _derive(processor, token)
     _verify(processor, template, token)
     _verify_expansion(processor, template, image_token, rows)
+    if "strftime_now" in _template_text(processor):
+        note = "; ".join(filter(None, (note, "the chat template writes the date: the bundle keeps today's")))
     return PromptInfo(template, note)
 
 
 def _has_template(processor: Any) -> bool:
-    return bool(
-        getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    return bool(_template_text(processor))
+
+
+def _template_text(processor: Any) -> str:
+    return str(
+        getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None) or ""
     )
 
 

@@ -90,8 +90,9 @@ class BuildReport:
 def print_report(report: BuildReport, console: Console) -> None:
     """The closing tables of `python -m export.build`."""
     from rich.table import Table
+    from rich.text import Text
 
-    graphs = Table(title=f"{report.model} ({report.family})", title_justify="left")
+    graphs = Table(title=Text(f"{report.model} ({report.family})"), title_justify="left")
     for column in ("graph", "nodes", "weights MB", "graph MB", "opset"):
         graphs.add_column(column, justify="left" if column == "graph" else "right")
     for row in report.graphs:
@@ -109,7 +110,7 @@ def print_report(report: BuildReport, console: Console) -> None:
         *(("note", note) for note in report.notes),
         ("bundle", _short(report.bundle)),
     ):
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))  # as it is: a path or a note may hold brackets
     console.print(facts)
     # Not wrapped, so that it can be copied.
     console.print(f"ask it:\n  {report.next_command}", soft_wrap=True, highlight=False, markup=False)
@@ -117,6 +118,7 @@ def print_report(report: BuildReport, console: Console) -> None:
 
 def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
     """Stage, difference, tolerance, verdict; with `reasons`, why each tolerance is what it is."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="parity with PyTorch", title_justify="left")
@@ -129,7 +131,7 @@ def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
     for stage in parity["stages"]:
         difference = "-" if stage["max_abs_diff"] is None else f"{stage['max_abs_diff']:.1e}"
         verdict = "skipped" if stage["skipped"] else "[green]ok[/]" if stage["ok"] else "[red]DIFFERS[/]"
-        verdict += f" {stage['detail']}" if stage["detail"] else ""
+        verdict += f" {escape(stage['detail'])}" if stage["detail"] else ""
         why = [stage["reason"]] if reasons else []
         table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, *why)
     if parity["first_divergence"] is not None:

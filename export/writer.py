@@ -101,7 +101,7 @@ class BundleWriter:
                 shutil.rmtree(leftover)
 
     def _output_error(self, error: OSError) -> OutputError:
-        if error.errno in _NO_SPACE:
+        if _is_full_disk(error):
             free = _free_megabytes(self.target.parent)
             return OutputError(
                 f"the disk is full while writing {self.target} ({free} MB free): free some space or give "
@@ -137,9 +137,14 @@ def _check_replaceable(target: Path) -> None:
 
 def _no_space(error: BaseException | None) -> OSError | None:
     """The full disk behind an error, however many libraries have wrapped it."""
-    while error is not None and not (isinstance(error, OSError) and error.errno in _NO_SPACE):
+    while error is not None and not (isinstance(error, OSError) and _is_full_disk(error)):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _is_full_disk(error: OSError) -> bool:
+    """numpy's `tofile` says "N requested and M written" and leaves the error number out."""
+    return error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error))
 
 
 def _is_gone(leftover: Path) -> bool:

@@ -137,7 +137,7 @@ def test_agreement_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (("--ratio", "nan"), "error: ratio is nan"),
         (("--tokens", "0"), "error: tokens is 0"),
         (("--model", "/no/such/dir"), "error: there is no checkpoint directory /no/such/dir"),
-        (("--image", "no-such.png"), "error: image no-such.png does not exist"),
+        (("--image", "no-such.png"), "error: image no-such.png is not a file"),
     ],
 )
 def test_errors_are_one_line(

@@ -31,7 +31,7 @@ NO_GRID = VisionLayout((32, 32), None, 15, 0, 0, (3,), 1)
         ({"aggregation": "max"}, r"aggregation is 'max', expected one of col_mean, col_mean_patch, cls"),
         ({"opset": 19}, r"opset is 19, expected one of 20, 23"),
         ({"layer": -1}, r"layer is -1, but layers are counted from 0"),
-        ({"images": (Path("no-such.png"),)}, r"image no-such\.png does not exist"),
+        ({"images": (Path("no-such.png"),)}, r"image no-such\.png is not a file"),
     ],
 )
 def test_refused_at_once(options: dict[str, Any], message: str) -> None:

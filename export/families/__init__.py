@@ -10,6 +10,9 @@ from export.families.llava import LlavaFamily
 
 __all__ = ["FAMILIES", "Family", "Subgraph", "VisionLayout", "family_for"]
 
+# How configurations name an image encoder: vision_config, mm_vision_tower, img_processor, visual …
+_VISION_KEYS = ("vision", "visual", "mm_", "img_", "image_")
+
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (LlavaFamily(),)}
 
 
@@ -20,11 +23,16 @@ def family_for(config: dict[str, Any]) -> Family:
         CheckpointError: a text-only model, or a model type that nobody registered.
     """
     model_type = config.get("model_type")
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     supported = ", ".join(sorted(FAMILIES))
     architecture = next(iter(config.get("architectures") or ["an unnamed architecture"]))
-    if "vision_config" not in config:
+    if str(model_type).startswith("llava") and "mm_vision_tower" in config:
+        raise CheckpointError(
+            f"the checkpoint is {architecture} (model_type {model_type!r}) in the format of the original "
+            "LLaVA code: convert it to the Hugging Face format, or give the `-hf` version of it"
+        )
+    if not any(key.startswith(_VISION_KEYS) for key in config):
         raise CheckpointError(
             f"the checkpoint is {architecture} (model_type {model_type!r}), which has no image encoder, so "
             "there are no visual tokens to prune: give a vision-language model of a supported family "

@@ -38,6 +38,11 @@ class LlavaFamily:
                 f"are: {', '.join(sorted(_SPECIAL_ROWS))}"
             )
         self._check_language_model(config.text_config)
+        if not isinstance(tower.image_size, int) or not isinstance(tower.patch_size, int):
+            raise CheckpointError(
+                f"the vision tower has image_size {tower.image_size} and patch_size {tower.patch_size}, but "
+                "the towers of this family are square: give each as one number"
+            )
         special = _SPECIAL_ROWS[tower.model_type]
         side = tower.image_size // tower.patch_size
         dropped = 1 if config.vision_feature_select_strategy == "default" else 0
