@@ -79,7 +79,7 @@ def _interleave(bundle: Bundle, pixels: Any, keeps: dict[float, int], settings: 
     variants = [Variant(BASELINE, timed(partial(unpruned.run, {contract.PIXEL_VALUES: pixels})))]
     for keep in keeps.values():
         variants.append(Variant(_variant(keep), timed(partial(pruned.run, _feeds(pixels, keep)))))
-    return interleave(variants, rounds=settings.rounds, warmup=settings.warmup, progress=status)
+    return interleave(variants, rounds=settings.rounds, warmup=settings.warmup, settle=True, progress=status)
 
 
 def _feeds(pixels: Any, keep: int) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def interleave(
     *,
     rounds: int,
     warmup: int = 1,
+    settle: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Run every variant once per round; the first variant is the baseline.
@@ -117,6 +118,8 @@ def interleave(
     Args:
         rounds: measured rounds.
         warmup: rounds run first and thrown away (allocations, first-touch page faults, thread pools).
+        settle: run each variant once unmeasured right before its measured run. For variants that are several
+            sessions of one engine: the first run after a switch between sessions is slower.
         progress: called before each round with a line of text.
 
     Raises:
@@ -133,6 +136,8 @@ def interleave(
             progress("warm-up" if number < 0 else f"round {number + 1} of {rounds}")
         first = number % len(variants)
         for variant in (*variants[first:], *variants[:first]):
+            if settle:
+                variant.run()
             figures = variant.run()
             if number >= 0:
                 for figure, value in figures.items():

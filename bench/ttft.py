@@ -111,7 +111,9 @@ def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Res
     if reference:
         status("loading transformers")
         variants.append(Variant(REFERENCE, _reference(checkpoint, picture, settings.threads)))
-    measured = interleave(variants, rounds=settings.rounds, warmup=settings.warmup, progress=status)
+    measured = interleave(
+        variants, rounds=settings.rounds, warmup=settings.warmup, settle=True, progress=status
+    )
     keeps = {ratio: kept_count(tokens, ratio) for ratio in RATIOS}
     shape = model_shape(AutoConfig.from_pretrained(checkpoint))
     text = probes[1.0].prompt_tokens - tokens - bundle.manifest.vision.prefix_tokens

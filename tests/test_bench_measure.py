@@ -50,6 +50,14 @@ def test_the_order_rotates_and_warm_up_is_thrown_away() -> None:
     assert measured.samples == {"a": {"seconds": [1.0, 2.0]}, "b": {"seconds": [3.0, 8.0]}}
 
 
+def test_a_settling_run_comes_right_before_each_measured_one() -> None:
+    log: list[str] = []
+    variants = [recorder(log, "a", [9.0, 1.0]), recorder(log, "b", [9.0, 3.0])]
+    measured = interleave(variants, rounds=1, warmup=0, settle=True)
+    assert log == ["a", "a", "b", "b"]
+    assert measured.samples == {"a": {"seconds": [1.0]}, "b": {"seconds": [3.0]}}
+
+
 def test_ratio_is_the_median_of_paired_ratios() -> None:
     # The machine slows down tenfold half-way: medians of each variant alone would say 5.5 / 11 or worse.
     samples = {"base": {"seconds": [1.0, 10.0, 100.0]}, "other": {"seconds": [2.0, 30.0, 400.0]}}
