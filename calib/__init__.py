@@ -1,4 +1,4 @@
-"""Choose ratio, strategy and precision from data. Empty so far: the command line comes with its own change."""
+"""Choose ratio, strategy and precision from data; empty so far."""
 
 from __future__ import annotations
 
