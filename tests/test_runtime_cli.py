@@ -195,6 +195,8 @@ def test_interactive_from_a_pipe(root: Path, photo: str) -> None:
 def test_ctrl_c_is_exit_130(root: Path, photo: str) -> None:
     args = ["--image", photo, "--prompt", "w", "--max-new-tokens", "200", "--threads", "1"]
     code = (
+        # A background job of a shell starts with the signal ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time, runtime.answer as a; real = a.pick\n"
         "def slow(*args): time.sleep(0.2); return real(*args)\n"
         "a.pick = slow; import runtime.__main__ as m; sys.exit(m.main(sys.argv[1:]))"
