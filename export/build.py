@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
-from export.options import AGGREGATIONS, DEFAULT_RATIO, OPSETS, STRATEGIES, BuildOptions
+from export.options import AGGREGATIONS, DEFAULT_MODEL, DEFAULT_RATIO, OPSETS, STRATEGIES, BuildOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        default="demo/checkpoint",
+        default=DEFAULT_MODEL,
         metavar="DIR|HUB_ID",
         help="checkpoint directory or hub id (default: %(default)s)",
     )

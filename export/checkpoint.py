@@ -9,10 +9,10 @@ from typing import Any
 
 from export.errors import CheckpointError
 from export.families import Family, family_for
+from export.options import DEFAULT_MODEL
 
-__all__ = ["DEFAULT_MODEL", "Checkpoint", "load_config", "load_model", "load_processor", "open_checkpoint"]
+__all__ = ["Checkpoint", "load_config", "load_model", "load_processor", "open_checkpoint"]
 
-DEFAULT_MODEL = "demo/checkpoint"
 _ROOT = Path(__file__).resolve().parent.parent
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

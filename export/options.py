@@ -12,8 +12,17 @@ from runtime.counts import kept_count, kept_rows
 if TYPE_CHECKING:
     from export.families import VisionLayout
 
-__all__ = ["AGGREGATIONS", "DEFAULT_RATIO", "OPSETS", "STRATEGIES", "BuildOptions", "kept_tokens"]
+__all__ = [
+    "AGGREGATIONS",
+    "DEFAULT_MODEL",
+    "DEFAULT_RATIO",
+    "OPSETS",
+    "STRATEGIES",
+    "BuildOptions",
+    "kept_tokens",
+]
 
+DEFAULT_MODEL = "demo/checkpoint"
 DEFAULT_RATIO = 0.3
 # As in fopru_graph, which cannot be asked before the packages it needs are known to be there.
 STRATEGIES = ("rank", "row")

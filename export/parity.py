@@ -50,7 +50,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     from export.oracle import PruningChoice
     from export.plan import check_question
     from runtime.generator import Generator
-    from runtime.golden import load_golden
+    from runtime.golden import load_record
     from runtime.parity import compare, measure
     from runtime.plan import plan_pruning
     from runtime.request import Request
@@ -58,7 +58,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     manifest = bundle.manifest
     prompt, paths = options.prompt, options.images
     if prompt is None or not paths:  # a bundle may come without golden tensors
-        golden, _ = load_golden(bundle)
+        golden = load_record(bundle)
         prompt = golden.prompt if prompt is None else prompt
         paths = paths or tuple(bundle.file(name) for name in golden.images)
     prompt = prompt.strip()  # many chat templates trim; without outer blanks all of them write the same
@@ -77,9 +77,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     del oracle
     generator = Generator(bundle, options.backend)
     measured = measure(generator, list(paths), prompt, keep, options.new_tokens)
-    grid = manifest.vision.grid
-    row_length = grid[1] if grid is not None and pruning.strategy == "row" else None
-    return compare(reference, measured, row_length)
+    return compare(reference, measured, manifest.row_length)
 
 
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,13 @@ from export.oracle import PruningChoice
 from export.plan import Plan, plan_build
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
-from export.writer import MANIFEST, BundleWriter
+from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
 from runtime import contract
-from runtime.bundle import load_bundle
+from runtime.bundle import MANIFEST_FILE, load_bundle
 from runtime.check import check_bundle
 from runtime.golden import Golden
+from runtime.result import peak_rss_bytes
 
 __all__ = ["run_build"]
 
@@ -46,11 +45,13 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         with steps.step("write the manifest"):
             copy_files(plan, writer.path)
             manifest = manifest_of(plan, exported, writer.path)
-            (writer.path / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            (writer.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         with steps.step("compare the bundle with PyTorch"):
             # The files were written a moment ago: their hashes need no second look.
             parity = check_bundle(load_bundle(writer.path, verify=False)).to_dict()
-            (writer.path / MANIFEST).write_text(replace(manifest, parity=parity).to_json(), encoding="utf-8")
+            (writer.path / MANIFEST_FILE).write_text(
+                replace(manifest, parity=parity).to_json(), encoding="utf-8"
+            )
         rows = tuple(_graph_row(writer.path, name, exported.graphs[name]) for name in manifest.graphs)
         writer.commit()
     return BuildReport(
@@ -66,7 +67,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         prune=exported.prune.to_dict(),
         parity=parity,
         steps=steps.timings,
-        peak_rss_bytes=_peak_rss(),
+        peak_rss_bytes=peak_rss_bytes(),
         weight_bytes=exported.weight_bytes,
         notes=(*([plan.prompt.note] if plan.prompt.note else []), *plan.notes, *exported.prune.notes),
         images=options.images or (SAMPLE_IMAGE,),
@@ -130,8 +131,3 @@ def _weight_bytes(model: Any) -> int:
 def _graph_row(root: Path, name: str, stats: GraphStats) -> GraphRow:
     file = contract.graph_file(name)
     return GraphRow(name, file, stats.nodes, stats.opset, (root / file).stat().st_size, stats.weight_bytes)
-
-
-def _peak_rss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB except on macOS

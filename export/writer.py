@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 
 from export.errors import OutputError
+from runtime.bundle import MANIFEST_FILE
 from runtime.manifest import FileInfo
 
 __all__ = ["BundleWriter", "file_infos"]
 
-MANIFEST = "bundle.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -118,7 +118,7 @@ def file_infos(root: Path) -> dict[str, FileInfo]:
     infos = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and name != MANIFEST:
+        if path.is_file() and name != MANIFEST_FILE:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             infos[name] = FileInfo(path.stat().st_size, digest)
@@ -128,9 +128,9 @@ def file_infos(root: Path) -> dict[str, FileInfo]:
 def _check_replaceable(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file, but a bundle is a directory: give --output another name")
-    if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+    if target.is_dir() and not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
         raise OutputError(
-            f"{target} exists, is not empty and is not a bundle (it has no {MANIFEST}): give --output "
+            f"{target} exists, is not empty and is not a bundle (it has no {MANIFEST_FILE}): give --output "
             "another directory, or remove this one yourself"
         )
 

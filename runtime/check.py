@@ -14,7 +14,7 @@ from runtime.backend import available_backends
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import FopruError
 from runtime.generator import Generator
-from runtime.golden import load_golden
+from runtime.golden import load_golden, load_record
 from runtime.output import output_failed
 from runtime.parity import ParityReport, compare, format_report, measure
 
@@ -32,9 +32,7 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
     generator = Generator(bundle, backend, threads)
     images = [bundle.file(name) for name in golden.images]
     measured = measure(generator, images, golden.prompt, golden.num_keep, golden.new_tokens)
-    grid = bundle.manifest.vision.grid
-    row_length = grid[1] if grid is not None and bundle.manifest.pruning.strategy == "row" else None
-    return compare(reference, measured, row_length)
+    return compare(reference, measured, bundle.manifest.row_length)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +61,7 @@ def _print(bundle: Bundle, report: ParityReport, as_json: bool) -> None:
     if as_json:
         text = json.dumps({"bundle": str(bundle.path), **report.to_dict()}, indent=2)
     else:
-        title = f"{bundle.path}: {bundle.manifest.model.name} against {load_golden(bundle)[0].reference}"
+        title = f"{bundle.path}: {bundle.manifest.model.name} against {load_record(bundle).reference}"
         text = f"{title}\n{format_report(report)}"
     print(text, flush=True)
 

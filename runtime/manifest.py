@@ -300,6 +300,12 @@ class Manifest:
                 f"{self.vision.tokens} tokens: {_REBUILD}"
             )
 
+    @property
+    def row_length(self) -> int | None:
+        """Columns of the grid where whole rows are kept (strategy `row`), else None."""
+        grid = self.vision.grid
+        return grid[1] if grid is not None and self.pruning.strategy == "row" else None
+
     @classmethod
     def from_json(cls, source: str | dict[str, Any]) -> Manifest:
         """Read a manifest from JSON text or from the parsed object.
