@@ -6,16 +6,30 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from fopru_graph.errors import GraphFileError
 from fopru_graph.options import PruneOptions
-from fopru_graph.passes import CleanPass, GatherPass, LocatePass, ScorePass, SelectPass
+from fopru_graph.passes import (
+    UNGATHERED,
+    CleanPass,
+    GatherPass,
+    GraphPass,
+    LocatePass,
+    PreparePass,
+    ScorePass,
+    SelectPass,
+)
 from fopru_graph.report import PassCount, PruneReport
+from fopru_graph.selectors import SELECTORS
+from fopru_graph.shapes import Dim
 from fopru_graph.weights import check_weight_files, external_tensors
 
 __all__ = ["TENSORRT_TOPK", "load_graph", "prune", "prune_file"]
+
+Findings = TypeVar("Findings")
 
 TENSORRT_TOPK = 3839
 """Most elements that TensorRT's TopK selects (its parser: "must be less than 3840")."""
@@ -38,53 +52,59 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         OptionError: options that do not fit this graph.
     """
     options = options or PruneOptions()
-    located = LocatePass(options).run(model)
-    score = ScorePass(options, located.findings).run(model)
-    select = SelectPass(options, located.findings, score.findings).run(model)
-    gather = GatherPass(options, located.findings, select.findings).run(model)
-    clean = CleanPass().run(model)
-    found = located.findings
-    counts = {
-        LocatePass.name: located.count,
-        ScorePass.name: score.count,
-        SelectPass.name: select.count,
-        GatherPass.name: gather.count,
-        CleanPass.name: clean.count,
-    }
+    counts: list[PassCount] = []
+
+    def run(graph_pass: GraphPass[Findings]) -> Findings:
+        done = graph_pass.run(model)
+        counts.append(PassCount(graph_pass.name, done.count))
+        return done.findings
+
+    run(PreparePass())
+    found = run(LocatePass(options))
+    needs_scores = SELECTORS[options.strategy].needs_scores
+    scored = run(ScorePass(options, found)) if needs_scores else None
+    selected = None if options.scores_only else run(SelectPass(options, found, scored))
+    gathered = UNGATHERED if selected is None else run(GatherPass(found, selected))
+    cleaned = run(CleanPass())
+    added = (scored.added if scored else 0) + (selected.added if selected else 0) + gathered.added
     return PruneReport(
         layer=found.layer,
         locator=found.locator,
         locator_misses=found.misses,
         attention=found.core.node.name or "",
         form=found.core.form,
-        score_path=score.findings.path,
-        gather=gather.findings.place,
-        gather_reason=gather.findings.reason,
-        gathered=gather.findings.tensors,
+        score_path=scored.path if scored else "none",
+        gather=gathered.place,
+        gather_reason=gathered.reason,
+        gathered=gathered.tensors,
         heads=found.heads,
+        features=str(found.features.name),
         tokens=found.tokens,
-        prefix_tokens=options.prefix_tokens,
+        prefix_tokens=found.prefix,
         dropped_rows=found.dropped,
         special_tokens=found.special,
-        strategy=options.strategy,
-        aggregation=options.aggregation,
-        passes=tuple(PassCount(name, count) for name, count in counts.items()),
-        notes=tuple(note for note in (score.findings.note, *_notes(options, found.tokens)) if note),
-        nodes_added=sum(part.added for part in (score.findings, select.findings, gather.findings)),
-        nodes_removed=gather.findings.removed + clean.findings.removed,
+        dropped_outputs=found.dropped_outputs,
+        strategy="none" if options.scores_only else options.strategy,
+        aggregation=found.aggregation if scored else "",
+        passes=tuple(counts),
+        notes=tuple(note for note in (scored.note if scored else "", *_notes(options, found.tokens)) if note),
+        nodes_added=added,
+        nodes_removed=gathered.removed + cleaned.removed,
     )
 
 
-def _notes(options: PruneOptions, tokens: int) -> tuple[str, ...]:
-    if options.strategy == "row" and options.grid is not None:
-        candidates, unit = options.grid[0], "rows"
+def _notes(options: PruneOptions, tokens: Dim) -> tuple[str, ...]:
+    if options.scores_only:
+        return ()
+    if SELECTORS[options.strategy].needs_grid and isinstance(options.grid, tuple):
+        candidates: Dim = options.grid[0]
+        unit = "rows"
     else:
         candidates, unit = tokens, "tokens"
-    if candidates <= TENSORRT_TOPK:
+    if isinstance(candidates, int) and candidates <= TENSORRT_TOPK:
         return ()
-    return (
-        f"TensorRT's TopK takes at most {TENSORRT_TOPK}: keep no more {unit} of {candidates} per image there",
-    )
+    total = f"{candidates} per image" if isinstance(candidates, int) else "an image"
+    return (f"TensorRT's TopK takes at most {TENSORRT_TOPK}: keep no more {unit} of {total} there",)
 
 
 def load_graph(path: str | os.PathLike[str]) -> ir.Model:

@@ -14,6 +14,7 @@ __all__ = [
     "CoreSearch",
     "NearMiss",
     "find_cores",
+    "key_operand",
     "logits_product",
     "upstream_nodes",
     "value_product",
@@ -173,6 +174,19 @@ def value_product(probabilities: ir.Value) -> ir.Node | None:
                 seen.add(use.node.outputs[0])
                 pending.append(use.node.outputs[0])
     return None
+
+
+def key_operand(core: AttentionCore) -> tuple[ir.Value, int]:
+    """A tensor that stays whole when queries are selected, and its axis of keys; axis 0 is images."""
+    if core.form == "attention_op":
+        keys = core.node.inputs[1]
+        if keys is not None:
+            return keys, len(dims(keys) or ()) - 2
+    product = logits_product(core.node.inputs[0]) if core.node.op_type == "Softmax" else None
+    keys = product.inputs[1] if product is not None else None
+    if keys is not None:
+        return keys, len(dims(keys) or ()) - 1
+    return core.anchor, len(dims(core.anchor) or ()) - 1
 
 
 def _is_weight(value: ir.Value | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fopru_graph.shapes import Dim, dims
+from fopru_graph.shapes import INT64_MAX, Dim, dims
 
 __all__ = ["STAMP", "GraphBuilder", "Made"]
 
@@ -108,9 +108,9 @@ class GraphBuilder:
             return self.op("ReduceMean", [value, self.ints("axis", [axis])], made, {"keepdims": 0})
         return self.op("ReduceMean", [value], made, {"axes": [axis], "keepdims": 0})
 
-    def slice(self, value: ir.Value, axis: int, bounds: tuple[int, int], made: Made) -> ir.Value:
-        """`value[start:end]` along one axis."""
-        start, end = bounds
+    def slice(self, value: ir.Value, axis: int, bounds: tuple[int, int | None], made: Made) -> ir.Value:
+        """`value[start:end]` along one axis; None: to the end."""
+        start, end = bounds[0], INT64_MAX if bounds[1] is None else bounds[1]
         limits = [self.ints(name, [at]) for name, at in (("start", start), ("end", end), ("axis", axis))]
         return self.op("Slice", [value, *limits], made)
 
@@ -124,6 +124,12 @@ class GraphBuilder:
     def scalar(self, hint: str, number: int) -> ir.Value:
         """A new int64 initializer without axes."""
         return self.constant(hint, np.asarray(number, dtype=np.int64))
+
+    def size_1d(self, value: ir.Value, axis: int) -> ir.Value:
+        """int64 [1]: one dim of a value, read at run time."""
+        shape = self.op("Shape", [value], Made("shape", ir.DataType.INT64, (len(dims(value) or ()),)))
+        made = Made("size", ir.DataType.INT64, (1,))
+        return self.op("Gather", [shape, self.ints("axis", [axis])], made, {"axis": 0})
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """int64 scalar: one dim of a value, read at run time."""

@@ -19,10 +19,11 @@ __all__ = ["Frontier", "HoistPlan", "Stop", "plan_hoist", "trace_rows"]
 
 @dataclass(frozen=True)
 class Stop:
-    """A node past which a selection cannot move, and why."""
+    """A node past which a selection cannot move, why, and the rows demanded of it."""
 
     node: ir.Node
     reason: str
+    demand: Demand
 
     def __str__(self) -> str:
         return f"{self.node.op_type} '{self.node.name}': {self.reason}"
@@ -57,8 +58,8 @@ class HoistPlan:
         return frozenset(node for node, _ in self.nodes)
 
 
-def trace_rows(features: ir.Value, target: ir.Value) -> tuple[frozenset[Demand], tuple[Stop, ...]]:
-    """Follow the rows of `features` (axis 1) back to `target`.
+def trace_rows(features: ir.Value, target: ir.Value | None) -> tuple[frozenset[Demand], tuple[Stop, ...]]:
+    """Follow the rows of `features` (axis 1) back to `target`, or, without one, as far as they go.
 
     Returns:
         Every demand that reaches `target` (one, in a sane graph; none if it is not connected row by row), and
@@ -81,7 +82,7 @@ def trace_rows(features: ir.Value, target: ir.Value) -> tuple[frozenset[Demand],
             continue
         answer = demands_of(node, demand)
         if isinstance(answer, Refusal):
-            stops.append(Stop(node, answer.reason))
+            stops.append(Stop(node, answer.reason, demand))
             continue
         for index, wanted in answer:
             source = node.inputs[index]
@@ -142,7 +143,7 @@ def plan_hoist(graph: ir.Graph, features: ir.Value) -> HoistPlan:
                 nodes.append((node, demand))
                 demands.add(node, answer)
                 continue
-            stops.append(Stop(node, answer.reason))
+            stops.append(Stop(node, answer.reason, demand))
         frontier.extend(_frontier_at(node.outputs, demands))
     frontier.extend(_frontier_at([*graph.inputs, *graph.initializers.values()], demands))
     return HoistPlan(tuple(nodes), tuple(frontier), tuple(stops))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fopru_graph.errors import OptionError
+from fopru_graph.selectors import SELECTORS
 
 __all__ = [
     "AGGREGATIONS",
+    "GRID",
     "IMAGE_FEATURES",
     "KEPT_INDICES",
     "NUM_KEEP",
@@ -20,9 +23,10 @@ IMAGE_FEATURES = "image_features"
 NUM_KEEP = "num_keep"
 KEPT_INDICES = "kept_indices"
 TOKEN_SCORES = "token_scores"
+GRID = "grid"
 
-STRATEGIES = ("rank", "row")
-AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
+STRATEGIES = tuple(SELECTORS)
+AGGREGATIONS = ("col_mean", "col_mean_patch", "cls", "cls_sum")
 
 
 @dataclass(frozen=True)
@@ -30,43 +34,68 @@ class PruneOptions:
     """How to prune one vision encoder.
 
     Attributes:
-        strategy: `rank` keeps the highest scores; `row` keeps whole grid rows with the highest mean score. A
-            `num_keep` that is no multiple of the grid's columns is cut down to one at run time.
+        strategy: name of a selector (`fopru_graph/selectors/`). `rank` keeps the highest scores; `row` keeps
+            whole grid rows with the highest mean score. A `num_keep` that is no multiple of the grid's
+            columns is cut down to one at run time.
         aggregation: how attention becomes one score per token. `col_mean`: mean over heads and all queries;
             `col_mean_patch`: the same over patch queries only; `cls`: mean over heads of the first query, the
-            CLS token.
+            CLS token; `cls_sum`: sum of `cls` over the layers from `first_layer` to the scoring layer. None:
+            what the selector is published with, which is `col_mean` for `rank` and `row`.
         layer: 0-based number of the encoder layer whose attention scores the tokens; None: the deepest
             attention whose result reaches the features.
+        first_layer: first layer that `cls_sum` adds up.
         tap: name of a tensor of attention probabilities [images, heads, queries, keys] to score by, instead
             of `layer`.
         prefix_tokens: p, leading rows of the features that are always kept and not scored (a CLS row that the
-            language model gets).
-        special_tokens: leading rows of the attention that are not patches (CLS, registers). None: the prefix
-            plus the rows dropped on the way to the features. Say 0 for an encoder without CLS whose first
-            patch is dropped.
-        grid: (R, C) of the scored tokens, row-major; `row` needs it.
-        features: name of the output to prune, [images, p + N, D].
+            language model gets). None: the special tokens that reach the features.
+        special_tokens: leading rows of the attention that are not patches (CLS, registers). None: they are
+            looked for in the graph; where the graph hides them, the prefix plus the rows dropped on the way
+            to the features.
+        grid: (R, C) of the scored tokens, row-major; `row` needs it. "input": the graph gets an input `grid`
+            int64 [2], for encoders that take images of any size.
+        features: name of the output to prune, [images, p + N, D]; None: `image_features`, or the only output
+            of rank 3.
+        keep_other_outputs: whether outputs besides the features stay. Those that need every row of the last
+            used layer forbid an early gather.
         scores_output: whether `token_scores` [images, N] float32 becomes an output.
+        scores_only: the features stay unpruned and only `token_scores` is added, for a runtime that selects
+            on the host.
+        score_memory: most bytes per image that scoring may hold; above it column sums are added up over
+            chunks of queries. None: no limit.
+        similarity: name of a tensor [images, p + N, D'] whose rows a selector by diversity compares; None:
+            the features.
+        seed: of the selector `random`, >= 0.
         dropped_rows: o, leading attention rows that never become features: row i of the features is row i + o
             of the attention. None: the rows are followed through the graph, and where a node in between hides
             them, pruning is refused. State it only for features in the order of the attention rows.
     """
 
     strategy: str = "rank"
-    aggregation: str = "col_mean"
+    aggregation: str | None = None
     layer: int | None = None
+    first_layer: int = 0
     tap: str | None = None
-    prefix_tokens: int = 0
+    prefix_tokens: int | None = None
     special_tokens: int | None = None
-    grid: tuple[int, int] | None = None
-    features: str = IMAGE_FEATURES
+    grid: tuple[int, int] | Literal["input"] | None = None
+    features: str | None = None
+    keep_other_outputs: bool = True
     scores_output: bool = True
+    scores_only: bool = False
+    score_memory: int | None = None
+    similarity: str | None = None
+    seed: int = 0
     dropped_rows: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_grid()
+
+    def _check_choices(self) -> None:
         if self.strategy not in STRATEGIES:
             raise OptionError(f"strategy is {self.strategy!r}, but it is one of {', '.join(STRATEGIES)}")
-        if self.aggregation not in AGGREGATIONS:
+        if self.aggregation is not None and self.aggregation not in AGGREGATIONS:
             raise OptionError(
                 f"aggregation is {self.aggregation!r}, but it is one of {', '.join(AGGREGATIONS)}"
             )
@@ -74,11 +103,25 @@ class PruneOptions:
             raise OptionError(
                 f"layer {self.layer} and tap {self.tap!r} both name the scoring attention: give one"
             )
+        if self.scores_only and not self.scores_output:
+            raise OptionError(
+                "scores_only is True and scores_output is False: then nothing is added, leave one"
+            )
+        if self.scores_only and not SELECTORS[self.strategy].needs_scores:
+            raise OptionError(
+                f"scores_only is True, but strategy {self.strategy!r} makes no scores: use strategy 'rank'"
+            )
+
+    def _check_numbers(self) -> None:
         if self.layer is not None and self.layer < 0:
             raise OptionError(
                 f"layer is {self.layer}, but layers are counted from 0: give a number >= 0, or None"
             )
-        if self.prefix_tokens < 0:
+        if self.first_layer < 0:
+            raise OptionError(
+                f"first_layer is {self.first_layer}, but layers are counted from 0: give a number >= 0"
+            )
+        if self.prefix_tokens is not None and self.prefix_tokens < 0:
             raise OptionError(
                 f"prefix_tokens is {self.prefix_tokens}: give the number of leading rows kept, >= 0"
             )
@@ -91,9 +134,21 @@ class PruneOptions:
                 f"dropped_rows is {self.dropped_rows}: give the number of leading attention rows that never "
                 "become features, >= 0, or None"
             )
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise OptionError(f"grid is {self.grid}, but it is (rows, columns), both >= 1")
-        if self.strategy == "row" and self.grid is None:
+        if self.score_memory is not None and self.score_memory < 1:
             raise OptionError(
-                "strategy 'row' keeps whole grid rows: give grid=(rows, columns), or use strategy 'rank'"
+                f"score_memory is {self.score_memory}: give a number of bytes >= 1, or None for no limit"
+            )
+        if self.seed < 0:
+            raise OptionError(f"seed is {self.seed}: give a number >= 0")
+
+    def _check_grid(self) -> None:
+        if isinstance(self.grid, str):
+            if self.grid != "input":
+                raise OptionError(f"grid is {self.grid!r}, but it is (rows, columns), 'input', or None")
+        elif self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise OptionError(f"grid is {self.grid}, but it is (rows, columns), both >= 1")
+        if SELECTORS[self.strategy].needs_grid and self.grid is None and not self.scores_only:
+            raise OptionError(
+                f"strategy {self.strategy!r} keeps whole grid rows: give grid=(rows, columns), or use "
+                "strategy 'rank'"
             )

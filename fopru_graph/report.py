@@ -26,16 +26,19 @@ class PruneReport:
         locator: how it was found: `scope`, `name`, `structure` or `tensor`.
         locator_misses: why each earlier locator of the chain did not answer.
         attention: name of the scoring node, `form` its form (`softmax` or `attention_op`).
-        score_path: `one_pass` (QK^T is computed once and its softmax is tapped) or `side_branch` (a second
-            QK^T in float32).
-        gather: `early` (the last used layer computes kept rows only) or `late`, with `gather_reason` in
-            words.
+        score_path: `one_pass` (QK^T is computed once and its softmax is tapped), `side_branch` (a second
+            QK^T in float32), `chunked` (the same, a block of queries at a time) or `none` for a selector that
+            needs no scores.
+        gather: `early` (the last used layer computes kept rows only), `late`, or `none` if only scores were
+            asked for, with `gather_reason` in words.
         gathered: tensors from which kept rows are taken.
         heads: attention heads of the scoring layer.
-        tokens: N, tokens per image before pruning, prefix not counted.
+        features: name of the pruned output.
+        tokens: N, tokens per image before pruning, prefix not counted; "tokens" where it varies.
         prefix_tokens: leading rows always kept.
         dropped_rows: leading attention rows that never reach the features.
         special_tokens: leading attention rows that are not patches.
+        dropped_outputs: outputs that were removed.
         passes: modification count of each pass, in order.
         notes: limits that a runtime may meet, and scores of lower precision, in words.
         nodes_added, nodes_removed: totals.
@@ -51,10 +54,12 @@ class PruneReport:
     gather_reason: str
     gathered: tuple[str, ...]
     heads: int
-    tokens: int
+    features: str
+    tokens: int | str | None
     prefix_tokens: int
     dropped_rows: int
     special_tokens: int
+    dropped_outputs: tuple[str, ...]
     strategy: str
     aggregation: str
     passes: tuple[PassCount, ...]

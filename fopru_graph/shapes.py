@@ -5,10 +5,26 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Dim", "attribute_int", "constant_ints", "constant_scalar", "dims", "same", "static_product"]
+__all__ = [
+    "INT32_MAX",
+    "INT64_MAX",
+    "Dim",
+    "attribute_int",
+    "constant_ints",
+    "constant_scalar",
+    "dims",
+    "same",
+    "static_product",
+]
 
 Dim = int | str | None
 """A size, the name of a size that varies, or None for a size nobody named."""
+
+INT64_MAX = 2**63 - 1
+"""End of a Slice that goes to the end."""
+
+INT32_MAX = 2**31 - 1
+"""From here on, the end of a Slice means the end: exporters write this number or a larger one."""
 
 _SMALL = 64  # elements: larger constants are weights, and reading those would pull them from disk
 
@@ -17,7 +33,15 @@ def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
     """Dims of a value, or None when not even its rank is known."""
     if value is None or value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return tuple(_dim(dim) for dim in value.shape)
+
+
+def _dim(dim: int | ir.SymbolicDim) -> Dim:
+    """Symbolic inference leaves a number that it computed as a name made of digits."""
+    if isinstance(dim, int):
+        return dim
+    name = dim.value
+    return int(name) if name is not None and name.isdigit() else name
 
 
 def same(left: Dim, right: Dim) -> bool:

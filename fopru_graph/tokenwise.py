@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fopru_graph.attention import ONNX_DOMAINS
-from fopru_graph.shapes import attribute_int, constant_ints, dims, same, static_product
+from fopru_graph.shapes import INT32_MAX, attribute_int, constant_ints, dims, same, static_product
 
 __all__ = ["Demand", "InputDemands", "Refusal", "demands_of", "is_token_slice"]
 
@@ -54,7 +54,7 @@ def demands_of(node: ir.Node, demand: Demand) -> _Answer:
     if not answer or any(wanted.axis < 1 for _, wanted in answer):
         return Refusal("none of its inputs has a token axis beside the images axis")
     if any(not _fixed_rows(node.inputs[index], wanted.axis) for index, wanted in answer):
-        return Refusal("an axis beside images and tokens has no fixed size")
+        return Refusal("an axis between images and tokens has no fixed size")
     return answer
 
 
@@ -67,9 +67,8 @@ def is_token_slice(node: ir.Node, demand: Demand) -> bool:
 
 
 def _fixed_rows(value: ir.Value | None, axis: int) -> bool:
-    """Whether rows of the value have a fixed size, so that they can be taken by position."""
-    sizes = _known(value)
-    return static_product(sizes[1:axis] + sizes[axis + 1 :]) is not None
+    """Whether each image has a fixed number of blocks of rows (heads): then rows have known positions."""
+    return static_product(_known(value)[1:axis]) is not None
 
 
 def _known(value: ir.Value | None) -> tuple[int | str | None, ...]:
@@ -204,6 +203,11 @@ def _slice(node: ir.Node, demand: Demand) -> _Answer:
         return Refusal("it slices tokens and another axis at once")
     if starts[position] < 0 or (steps is not None and steps[position] != 1):
         return Refusal("it counts tokens from the end, or skips some")
+    ends = constant_ints(node.inputs[2])
+    if not isinstance(_known(node.inputs[0])[demand.axis], int) and (
+        ends is None or ends[position] < INT32_MAX
+    ):
+        return Refusal("it may cut off rows at the end, as their number varies")
     return ((0, Demand(demand.axis, demand.offset + starts[position])),)
 
 

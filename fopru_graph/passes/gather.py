@@ -12,14 +12,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import RewriteError
 from fopru_graph.hoisting import Frontier, HoistPlan, plan_hoist
-from fopru_graph.options import PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.passes.locate import Located
 from fopru_graph.passes.select import Selected
 from fopru_graph.shapes import Dim, dims, static_product
 from fopru_graph.tokenwise import Demand, is_token_slice
 
-__all__ = ["GatherPass", "Gathered"]
+__all__ = ["UNGATHERED", "GatherPass", "Gathered"]
 
 _INT64 = ir.DataType.INT64
 KEPT_ROWS = "kept_rows"
@@ -44,6 +43,9 @@ class Gathered:
     removed: int
 
 
+UNGATHERED = Gathered("none", "only scores were asked for", (), 0, 0)
+
+
 class GatherPass(GraphPass[Gathered]):
     """Selects rows of the features as early as the result stays exact.
 
@@ -62,9 +64,9 @@ class GatherPass(GraphPass[Gathered]):
 
     name: ClassVar[str] = "gather"
 
-    def __init__(self, options: PruneOptions, located: Located, selected: Selected) -> None:
+    def __init__(self, located: Located, selected: Selected) -> None:
         super().__init__()
-        self._options = options
+        self._name = located.features.name
         self._located = located
         self._selected = selected
 
@@ -74,7 +76,7 @@ class GatherPass(GraphPass[Gathered]):
         dead = before - len(model.graph)
         plan = plan_hoist(model.graph, located.features)
         builder = GraphBuilder(model.graph, self.name)
-        rows = _Rows(builder, self._selected.indices, self._options.prefix_tokens)
+        rows = _Rows(builder, self._selected.indices, located.prefix)
         for frontier in plan.frontier:
             taken = rows.take(frontier.value, frontier.demand)
             _replace(model.graph, frontier, taken, builder)
@@ -90,14 +92,10 @@ class GatherPass(GraphPass[Gathered]):
         return Rewritten(model, found, builder.added + len(plan.nodes) + dead)
 
     def ensures(self, model: ir.Model) -> None:
-        features = next(
-            (value for value in model.graph.outputs if value.name == self._options.features), None
-        )
+        features = next((value for value in model.graph.outputs if value.name == self._name), None)
         sizes = dims(features)
         if sizes is None or sizes[1] != KEPT_ROWS:
-            raise RewriteError(
-                f"the gather pass left '{self._options.features}' with dims {sizes}, not with kept rows"
-            )
+            raise RewriteError(f"the gather pass left '{self._name}' with dims {sizes}, not with kept rows")
 
 
 class _Rows:
@@ -194,9 +192,14 @@ class _Rows:
         return builder.op("Reshape", [flat, shape], Made("block_starts", _INT64, (*lead[:-1], 1)))
 
     def _row_shape(self, value: ir.Value, axis: int) -> ir.Value:
-        """Target of the fold: (-1, dims after the tokens)."""
-        rest = (dims(value) or ())[axis + 1 :]
-        return self._builder.ints("row_shape", [-1, *(int(size or 0) for size in rest)])
+        """Target of the fold: (-1, dims after the tokens); those that vary are read at run time."""
+        rest, builder = (dims(value) or ())[axis + 1 :], self._builder
+        if static_product(rest) is not None:
+            return builder.ints("row_shape", [-1, *(int(size or 0) for size in rest)])
+        every = builder.op("Shape", [value], Made("shape", _INT64, (axis + 1 + len(rest),)))
+        tail = builder.slice(every, 0, (axis + 1, None), Made("row_dims", _INT64, (len(rest),)))
+        made = Made("row_shape", _INT64, (1 + len(rest),))
+        return builder.op("Concat", [builder.ints("every", [-1]), tail], made, {"axis": 0})
 
 
 def _replace(graph: ir.Graph, frontier: Frontier, taken: ir.Value, builder: GraphBuilder) -> None:

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes, value_product
-from fopru_graph.errors import LocateError, UnsupportedGraphError
+from fopru_graph.errors import LocateError
 from fopru_graph.hoisting import Stop, trace_rows
 from fopru_graph.layers import Numbering, number_layers
-from fopru_graph.options import KEPT_INDICES, NUM_KEEP, TOKEN_SCORES, PruneOptions
+from fopru_graph.options import IMAGE_FEATURES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
-from fopru_graph.shapes import attribute_int, dims
-from fopru_graph.weights import without_external_weights
+from fopru_graph.selectors import SELECTORS
+from fopru_graph.shapes import Dim, attribute_int, dims, same
+from fopru_graph.specials import special_rows
 
 __all__ = ["LocatePass", "Located"]
-
-_MIN_OPSET = 13  # Softmax over one axis, axes of Unsqueeze as an input
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,15 @@ class Located:
         features: the output to prune, [images, p + N, D].
         core: the scoring attention; `layer` its number, `locator` who knew it, `misses` why earlier locators
             did not.
-        cores: all attentions upstream of the features.
-        queries: Q, rows and columns of the attention; `heads`: H.
-        tokens: N.
+        cores: all attentions upstream of the features; `layers` their numbers.
+        queries: Q, rows and columns of the attention; a name where images vary in size.
+        heads: H.
+        tokens: N, or "tokens" where it varies.
+        prefix: p, leading rows of the features that are always kept.
         dropped: o, leading attention rows that never reach the features.
         special: leading attention rows that are not patches.
+        aggregation: how attention becomes scores.
+        dropped_outputs: outputs that were removed.
     """
 
     features: ir.Value
@@ -43,24 +45,35 @@ class Located:
     locator: str
     misses: tuple[str, ...]
     cores: tuple[AttentionCore, ...]
-    queries: int
+    layers: tuple[int, ...]
+    queries: Dim
     heads: int
-    tokens: int
+    tokens: Dim
+    prefix: int
     dropped: int
     special: int
+    aggregation: str
+    dropped_outputs: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> int:
+        """Attention row of token 0."""
+        return self.dropped + self.prefix
 
 
 class LocatePass(GraphPass[Located]):
-    """Finds the scoring attention. Changes no node; fills in shapes that the exporter left open.
+    """Finds the scoring attention. Changes no node; removes other outputs if it is told to.
 
     Rules:
-        1. The features are the named output, of rank 3, with a fixed number of rows.
+        1. The features are the named output, of rank 3: `image_features`, or the only one of rank 3.
         2. Candidates are the attentions upstream of them; one fused by a vendor is refused, as its scores are
            out of reach.
         3. `tap` names the probabilities; else layers are numbered by torch scopes, node names or order (first
            that fits), and `layer` picks one; without it the deepest is taken.
         4. Rows are followed from the features back to the attention. Where a node in between hides them,
            `dropped_rows` has to be stated: a guess could take a reordering for none.
+        5. Rows that no pixel reaches (class token, registers) are special: not scored, and kept if they are
+           among the features.
     """
 
     name: ClassVar[str] = "locate"
@@ -69,31 +82,10 @@ class LocatePass(GraphPass[Located]):
         super().__init__()
         self._options = options
 
-    def requires(self, model: ir.Model) -> None:
-        opset = model.graph.opset_imports.get("", 0)
-        if opset < _MIN_OPSET:
-            raise UnsupportedGraphError(
-                f"the graph has opset {opset}, but {_MIN_OPSET} or later is needed: export it anew"
-            )
-        taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-        clash = [name for name in (NUM_KEEP, KEPT_INDICES, TOKEN_SCORES) if name in taken]
-        if clash:
-            raise UnsupportedGraphError(
-                f"the graph already has '{clash[0]}': it is pruned, start from the unpruned graph"
-            )
-
     def call(self, model: ir.Model) -> Rewritten[Located]:
-        with without_external_weights(model):
-            ShapeInferencePass(check_type=False, strict_mode=False)(
-                model
-            )  # annotations only: exporters leave gaps
-        features, rows = _features(model.graph, self._options.features)
-        tokens = rows - self._options.prefix_tokens
-        if tokens < 1:
-            raise LocateError(
-                f"prefix_tokens is {self._options.prefix_tokens}, but '{features.name}' has {rows} rows: "
-                "leave at least one"
-            )
+        options = self._options
+        features, rows = _features(model.graph, options.features)
+        gone = () if options.keep_other_outputs else _drop_outputs(model.graph, features)
         upstream = upstream_nodes(features)
         search = find_cores(node for node in model.graph if node in upstream)
         if search.fused:
@@ -103,10 +95,14 @@ class LocatePass(GraphPass[Located]):
                 "reach: prune the graph before a runtime's optimiser fuses it"
             )
         numbering = number_layers(search.cores)
-        core, layer, locator = self._choose(model.graph, search, numbering)
+        core, layer, locator = self._choose(model.graph, search, numbering, str(features.name))
         queries, heads = _attention_size(core)
-        dropped = _dropped_rows(features, core, (queries, rows), self._options.dropped_rows)
-        special = self._options.special_tokens
+        dropped = _dropped_rows(features, core, (queries, rows), options.dropped_rows)
+        prefix, special = _prefix_and_special(options, features, dropped)
+        if isinstance(rows, int) and rows - prefix < 1:
+            raise LocateError(
+                f"prefix_tokens is {prefix}, but '{features.name}' has {rows} rows: leave at least one"
+            )
         found = Located(
             features=features,
             core=core,
@@ -114,48 +110,72 @@ class LocatePass(GraphPass[Located]):
             locator=locator,
             misses=numbering.misses,
             cores=search.cores,
+            layers=numbering.layers,
             queries=queries,
             heads=heads,
-            tokens=tokens,
+            tokens=rows - prefix if isinstance(rows, int) else "tokens",
+            prefix=prefix,
             dropped=dropped,
-            special=dropped + self._options.prefix_tokens if special is None else special,
+            special=special,
+            aggregation=options.aggregation or SELECTORS[options.strategy].aggregation(special),
+            dropped_outputs=gone,
         )
-        return Rewritten(model, found, count=0)
+        return Rewritten(model, found, count=len(gone))
 
     def _choose(
-        self, graph: ir.Graph, search: CoreSearch, numbering: Numbering
+        self, graph: ir.Graph, search: CoreSearch, numbering: Numbering, features: str
     ) -> tuple[AttentionCore, int, str]:
         if self._options.tap is not None:
             return _tapped(graph, search, self._options.tap, numbering)
         if not search.cores:
-            raise LocateError(_nothing_found(search, self._options.features))
+            raise LocateError(_nothing_found(search, features))
         if self._options.layer is None:
             return search.cores[-1], numbering.layers[-1], numbering.locator
         if self._options.layer not in numbering.layers:
             known = ", ".join(str(layer) for layer in numbering.layers)
             raise LocateError(
-                f"layer is {self._options.layer}, but the attentions behind '{self._options.features}' "
+                f"layer is {self._options.layer}, but the attentions behind '{features}' "
                 f"are in layers {known} (found by {numbering.locator})"
             )
         position = numbering.layers.index(self._options.layer)
         return search.cores[position], self._options.layer, numbering.locator
 
 
-def _features(graph: ir.Graph, name: str) -> tuple[ir.Value, int]:
-    outputs = {value.name: value for value in graph.outputs}
+def _features(graph: ir.Graph, wanted: str | None) -> tuple[ir.Value, Dim]:
+    """The features output and its number of rows."""
+    outputs = {str(value.name): value for value in graph.outputs}
+    of_rank_3 = [name for name, value in outputs.items() if len(dims(value) or ()) == 3]
+    name = wanted or (IMAGE_FEATURES if IMAGE_FEATURES in outputs or len(of_rank_3) != 1 else of_rank_3[0])
     if name not in outputs:
-        known = ", ".join(str(output) for output in outputs)
-        raise LocateError(f"there is no output '{name}', the graph has {known}: name the features output")
+        raise LocateError(
+            f"there is no output '{name}', the graph has {', '.join(outputs)}: name the features output"
+        )
     features = outputs[name]
     sizes = dims(features)
     if sizes is None or len(sizes) != 3:
         raise LocateError(f"output '{name}' has dims {sizes}, but features are [images, tokens, width]")
-    if not isinstance(sizes[1], int) or not isinstance(sizes[2], int):
+    if not isinstance(sizes[2], int):
         raise LocateError(
-            f"output '{name}' has dims {sizes}, but tokens and width must be fixed: "
-            "export with a fixed image size"
+            f"output '{name}' has dims {sizes}, but the width must be fixed: export with a fixed width"
         )
     return features, sizes[1]
+
+
+def _drop_outputs(graph: ir.Graph, features: ir.Value) -> tuple[str, ...]:
+    gone = [value for value in graph.outputs if value is not features]
+    for value in gone:
+        graph.outputs.remove(value)
+    return tuple(str(value.name) for value in gone)
+
+
+def _prefix_and_special(options: PruneOptions, features: ir.Value, dropped: int) -> tuple[int, int]:
+    """p, and the leading attention rows that are not patches: as stated, as found, or as follows."""
+    prefix, special = options.prefix_tokens, options.special_tokens
+    if special is None:
+        special = special_rows(trace_rows(features, None)[1], dropped)
+    if prefix is None:
+        prefix = max(0, special - dropped) if special is not None else 0
+    return prefix, dropped + prefix if special is None else special
 
 
 def _nothing_found(search: CoreSearch, features: str) -> str:
@@ -179,7 +199,7 @@ def _tapped(
     if value is None:
         raise LocateError(f"tap '{tap}' is no tensor of the graph; tensors made by attention are: {known}")
     sizes, node = dims(value), value.producer()
-    if sizes is None or len(sizes) != 4 or sizes[2] != sizes[3] or node is None or not value.uses():
+    if sizes is None or len(sizes) != 4 or not same(sizes[2], sizes[3]) or node is None or not value.uses():
         raise LocateError(
             f"tap '{tap}' has dims {sizes}, but probabilities are [images, heads, tokens, tokens]; "
             f"tensors made by attention are: {known}"
@@ -191,19 +211,19 @@ def _tapped(
     return AttentionCore("softmax", node, product), before, "tensor"
 
 
-def _attention_size(core: AttentionCore) -> tuple[int, int]:
-    """(Q, H), both fixed."""
+def _attention_size(core: AttentionCore) -> tuple[Dim, int]:
+    """(Q, H); H is fixed."""
     source = core.anchor if core.form == "softmax" else core.node.inputs[0]
     sizes = dims(source) or ()
     heads = sizes[1] if len(sizes) == 4 else attribute_int(core.node, "q_num_heads", 0)
     queries = sizes[-2]
-    if not isinstance(queries, int) or not isinstance(heads, int):
+    if not isinstance(heads, int):
         raise LocateError(
-            f"attention '{core.node.name}' has dims {sizes}, but heads and tokens must be fixed: "
-            "export with a fixed image size"
+            f"attention '{core.node.name}' has dims {sizes}, but the number of heads must be fixed: export "
+            "with constant shapes, or name a tensor of probabilities with tap"
         )
     keys = sizes[-1] if core.form == "softmax" else (dims(core.node.inputs[1]) or ())[-2]
-    if keys != queries:
+    if not same(keys, queries):
         raise LocateError(
             f"attention '{core.node.name}' has {queries} queries and {keys} keys, but tokens must look at "
             "each other: name another layer"
@@ -212,20 +232,21 @@ def _attention_size(core: AttentionCore) -> tuple[int, int]:
 
 
 def _dropped_rows(
-    features: ir.Value, core: AttentionCore, counts: tuple[int, int], stated: int | None
+    features: ir.Value, core: AttentionCore, counts: tuple[Dim, Dim], stated: int | None
 ) -> int:
     """o: attention row of the first row of the features; followed through the graph, or as stated."""
     queries, rows = counts
     reached, stops = trace_rows(features, core.anchor)
     offsets = {demand.offset for demand in reached if demand.axis == core.query_axis}
+    spare = queries - rows if isinstance(queries, int) and isinstance(rows, int) else None
     if stated is None:
-        if len(offsets) == 1 and min(offsets) + rows <= queries:
+        if len(offsets) == 1 and (spare is None or min(offsets) <= spare):
             return min(offsets)
         raise LocateError(_unknown_rows(features, core, counts, stops))
-    if stated + rows > queries:
+    if spare is not None and stated > spare:
         raise LocateError(
             f"dropped_rows is {stated}, but attention '{core.node.name}' has {queries} rows and "
-            f"'{features.name}' {rows}: give at most {queries - rows}"
+            f"'{features.name}' {rows}: give at most {spare}"
         )
     if offsets and offsets != {stated}:
         raise LocateError(
@@ -236,7 +257,7 @@ def _dropped_rows(
 
 
 def _unknown_rows(
-    features: ir.Value, core: AttentionCore, counts: tuple[int, int], stops: tuple[Stop, ...]
+    features: ir.Value, core: AttentionCore, counts: tuple[Dim, Dim], stops: tuple[Stop, ...]
 ) -> str:
     queries, rows = counts
     where = f"; following them stopped at {stops[0]}" if stops else ""

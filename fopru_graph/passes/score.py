@@ -61,12 +61,12 @@ class ScorePass(GraphPass[Scored]):
     def requires(self, model: ir.Model) -> None:
         del model
         special, queries = self._located.special, self._located.queries
-        if self._options.aggregation == "cls" and special == 0:
+        if self._located.aggregation.startswith("cls") and special == 0:
             raise OptionError(
-                "aggregation is 'cls', but this encoder has no CLS row (special_tokens is 0): "
-                "use col_mean or col_mean_patch"
+                f"aggregation is '{self._located.aggregation}', but this encoder has no CLS row "
+                "(special_tokens is 0): use col_mean or col_mean_patch"
             )
-        if special >= queries:
+        if isinstance(queries, int) and special >= queries:
             raise OptionError(
                 f"special_tokens is {special}, but the attention has {queries} rows: leave at least one patch"
             )
@@ -100,19 +100,25 @@ class ScorePass(GraphPass[Scored]):
         if self._options.scores_output and TOKEN_SCORES not in {value.name for value in model.graph.outputs}:
             raise RewriteError(f"the score pass left no output '{TOKEN_SCORES}' in the graph")
 
-    def _query_bounds(self) -> tuple[int, int]:
+    def _query_bounds(self) -> tuple[int, int | None]:
+        """First and last averaged query; None: all to the end."""
+        bounds = {"col_mean": (0, None), "col_mean_patch": (self._located.special, None), "cls": (0, 1)}
+        return bounds[self._located.aggregation]
+
+    def _query_count(self) -> Dim:
+        start, end = self._query_bounds()
+        if end is not None:
+            return end - start
         queries = self._located.queries
-        bounds = {"col_mean": (0, queries), "col_mean_patch": (self._located.special, queries), "cls": (0, 1)}
-        return bounds[self._options.aggregation]
+        return queries if not start else queries - start if isinstance(queries, int) else None
 
     def _query_rows(self, builder: GraphBuilder, value: ir.Value, axis: int) -> ir.Value:
         """The queries that the aggregation averages, of a tensor that has them on `axis`."""
-        queries = self._located.queries
         start, end = self._query_bounds()
         sizes = list(dims(value) or ())
-        if end - start == queries or sizes[axis] == 1:
+        if (start, end) == (0, None) or sizes[axis] == 1:
             return value
-        sizes[axis] = end - start
+        sizes[axis] = self._query_count()
         return builder.slice(
             value, axis, (start, end), Made("score_rows", value.dtype or _FLOAT, tuple(sizes))
         )
@@ -146,8 +152,7 @@ class ScorePass(GraphPass[Scored]):
     def _row_dims(self, value: ir.Value) -> tuple[Dim, ...]:
         """Dims of [B, H, Q, K] with the averaged queries only."""
         sizes = dims(value) or ()
-        start, end = self._query_bounds()
-        return (*sizes[:-2], end - start, *sizes[-1:])
+        return (*sizes[:-2], self._query_count(), *sizes[-1:])
 
     def _side_branch(self, builder: GraphBuilder) -> ir.Value:
         """softmax(Q K^T * scale + mask) in float32, [B, H, rows, K], from the inputs of an Attention node."""
@@ -212,10 +217,10 @@ class ScorePass(GraphPass[Scored]):
             probabilities, 2, Made("head_scores", _FLOAT, (images, located.heads, queries))
         )
         columns = builder.mean(per_head, 1, Made("column_scores", _FLOAT, (images, queries)))
-        first = located.dropped + self._options.prefix_tokens
-        if first == 0 and located.tokens == queries:
+        first, tokens = located.first, located.tokens
+        if first == 0 and (tokens == queries or not isinstance(tokens, int)):
             return columns
-        bounds = (first, first + located.tokens)
+        bounds = (first, first + tokens if isinstance(tokens, int) else None)
         return builder.slice(columns, 1, bounds, Made(TOKEN_SCORES, _FLOAT, (images, located.tokens)))
 
 

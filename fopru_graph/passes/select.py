@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
+from fopru_graph.attention import key_operand
 from fopru_graph.builder import GraphBuilder, Made
-from fopru_graph.errors import OptionError, RewriteError
-from fopru_graph.options import KEPT_INDICES, NUM_KEEP, PruneOptions
+from fopru_graph.errors import LocateError, OptionError, RewriteError
+from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.passes.locate import Located
 from fopru_graph.passes.score import Scored
-from fopru_graph.shapes import Dim, dims
+from fopru_graph.selectors import SELECTORS, SelectContext
+from fopru_graph.shapes import dims, same
 
 __all__ = ["SelectPass", "Selected"]
 
 _INT64 = ir.DataType.INT64
-_FLOAT = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True)
@@ -31,43 +31,62 @@ class Selected:
 
 
 class SelectPass(GraphPass[Selected]):
-    """Adds the input `num_keep` (int64 [1]) and the output `kept_indices`.
+    """Adds the input `num_keep` (int64 [1]) and the output `kept_indices`; how is the selector's business.
 
     Rules:
-        1. `rank`: the `num_keep` highest scores, ties to the lower position (ONNX says so; a GPU runtime may
-           not), sorted.
-        2. `row`: the `num_keep / C` grid rows with the highest mean, ties to the upper row, all their tokens.
-           The division drops a remainder: the host gives a multiple of C.
-        3. Only TopK(sorted=1), Reshape and int64 arithmetic: no NonZero, Compress or Unique.
+        1. A selector gets what it declares to need: scores, a grid, rows to compare.
+        2. A grid that varies with the image is the input `grid` (int64 [2]: rows, columns).
+        3. Selectors use no NonZero, Compress or Unique.
         4. 1 <= `num_keep` <= N is the host's duty; runtimes stop with their own error above N.
     """
 
     name: ClassVar[str] = "select"
 
-    def __init__(self, options: PruneOptions, located: Located, scored: Scored) -> None:
+    def __init__(self, options: PruneOptions, located: Located, scored: Scored | None) -> None:
         super().__init__()
         self._options = options
-        self._tokens = located.tokens
+        self._located = located
         self._scored = scored
 
     def requires(self, model: ir.Model) -> None:
         del model
-        grid = self._options.grid
-        if grid is not None and grid[0] * grid[1] != self._tokens:
+        grid, tokens = self._options.grid, self._located.tokens
+        if not isinstance(grid, tuple):
+            return
+        if not isinstance(tokens, int):
             raise OptionError(
-                f"grid is {grid[0]}x{grid[1]} = {grid[0] * grid[1]} tokens, but there are {self._tokens}: "
+                f"grid is {grid[0]}x{grid[1]}, but the number of tokens varies with the image: "
+                "give grid='input' and feed the grid at run time"
+            )
+        if grid[0] * grid[1] != tokens:
+            raise OptionError(
+                f"grid is {grid[0]}x{grid[1]} = {grid[0] * grid[1]} tokens, but there are {tokens}: "
                 "give the grid of the scored tokens, or use strategy 'rank' where they fill none"
             )
 
     def call(self, model: ir.Model) -> Rewritten[Selected]:
+        located = self._located
+        selector = SELECTORS[self._options.strategy]
         builder = GraphBuilder(model.graph, self.name)
-        num_keep = ir.Value(name=NUM_KEEP, shape=ir.Shape([1]), type=ir.TensorType(_INT64))
-        model.graph.inputs.append(num_keep)
-        images = (dims(self._scored.scores) or (None,))[0]
-        if self._options.strategy == "row" and self._options.grid is not None:
-            indices = _rows(builder, self._scored.scores, num_keep, self._options.grid)
-        else:
-            indices = _highest(builder, self._scored.scores, num_keep, (images, "kept"))
+        num_keep = _input(model.graph, NUM_KEEP, 1)
+        grid: tuple[int, int] | ir.Value | None = None
+        if selector.needs_grid:
+            grid = _input(model.graph, GRID, 2) if self._options.grid == "input" else self._options.grid
+        keys, key_axis = key_operand(located.core)
+        context = SelectContext(
+            builder=builder,
+            scores=self._scored.scores if self._scored is not None else None,
+            num_keep=num_keep,
+            images=(dims(located.features) or (None,))[0],
+            tokens=located.tokens,
+            keys=keys,
+            key_axis=key_axis,
+            first=located.first,
+            grid=grid,
+            rows=self._rows(model.graph, builder) if selector.needs_rows else None,
+            seed=self._options.seed,
+        )
+        indices = selector.select(context)
         indices.name = KEPT_INDICES
         model.graph.outputs.append(indices)
         model.graph.sort()
@@ -77,44 +96,30 @@ class SelectPass(GraphPass[Selected]):
         if KEPT_INDICES not in {value.name for value in model.graph.outputs}:
             raise RewriteError(f"the select pass left no output '{KEPT_INDICES}' in the graph")
 
+    def _rows(self, graph: ir.Graph, builder: GraphBuilder) -> ir.Value:
+        """[images, N, D]: the tensor that a selector compares, without its prefix rows."""
+        located, name = self._located, self._options.similarity
+        value = located.features
+        if name is not None:
+            named = [out for node in graph for out in node.outputs if out.name == name]
+            if not named:
+                raise LocateError(
+                    f"similarity '{name}' is no tensor of the graph: name one that a node makes"
+                )
+            value = named[0]
+        sizes, rows = dims(value) or (), (dims(located.features) or (None, None))[1]
+        if len(sizes) != 3 or not same(sizes[1], rows):
+            raise LocateError(
+                f"similarity '{name}' has dims {sizes}, but its rows must be those of the features, "
+                f"[images, {rows}, width]"
+            )
+        if not located.prefix:
+            return value
+        made = Made("compared_rows", value.dtype or ir.DataType.FLOAT, (sizes[0], located.tokens, sizes[2]))
+        return builder.slice(value, 1, (located.prefix, None), made)
 
-def _highest(builder: GraphBuilder, scores: ir.Value, count: ir.Value, sizes: tuple[Dim, ...]) -> ir.Value:
-    """int64 [images, count]: positions of the highest scores, ascending."""
-    _, best = builder.ops(
-        "TopK",
-        [scores, count],
-        [Made("best_scores", _FLOAT, sizes), Made("best", _INT64, sizes)],
-        {"axis": 1, "largest": 1, "sorted": 1},
-    )
-    ascending, _ = builder.ops(
-        "TopK",
-        [best, count],
-        [Made("ascending", _INT64, sizes), Made("ascending_order", _INT64, sizes)],
-        {"axis": 1, "largest": 0, "sorted": 1},
-    )
-    return ascending
 
-
-def _rows(builder: GraphBuilder, scores: ir.Value, num_keep: ir.Value, grid: tuple[int, int]) -> ir.Value:
-    """int64 [images, kept]: y * C + (0..C-1) for the best rows y."""
-    rows, columns = grid
-    images = (dims(scores) or (None,))[0]
-    on_grid = builder.op(
-        "Reshape",
-        [scores, builder.ints("grid", [-1, rows, columns])],
-        Made("grid_scores", _FLOAT, (images, rows, columns)),
-    )
-    means = builder.mean(on_grid, 2, Made("row_scores", _FLOAT, (images, rows)))
-    width = builder.ints("columns", [columns])
-    count = builder.op("Div", [num_keep, width], Made("kept_grid_rows", _INT64, (1,)))
-    best = _highest(builder, means, count, (images, "kept_grid_rows"))
-    first = builder.op("Mul", [best, width], Made("row_starts", _INT64, (images, "kept_grid_rows")))
-    made = Made("row_starts_column", _INT64, (images, "kept_grid_rows", 1))
-    column = builder.op("Unsqueeze", [first, builder.ints("axis", [2])], made)
-    steps = builder.constant("row_steps", np.arange(columns, dtype=np.int64).reshape(1, 1, columns))
-    every = builder.op(
-        "Add", [column, steps], Made("row_tokens", _INT64, (images, "kept_grid_rows", columns))
-    )
-    return builder.op(
-        "Reshape", [every, builder.ints("flat", [0, -1])], Made(KEPT_INDICES, _INT64, (images, "kept"))
-    )
+def _input(graph: ir.Graph, name: str, size: int) -> ir.Value:
+    value = ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(_INT64))
+    graph.inputs.append(value)
+    return value

@@ -1,0 +1,99 @@
+"""What a selector in the graph gets, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import onnx_ir as ir
+
+from fopru_graph.builder import GraphBuilder, Made
+from fopru_graph.shapes import Dim
+
+__all__ = ["SelectContext", "Selector", "highest"]
+
+_INT64 = ir.DataType.INT64
+_FLOAT = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class SelectContext:
+    """What a selector may build on.
+
+    Attributes:
+        builder: adds nodes.
+        scores: float32 [images, N], or None for a selector with `needs_scores = False`.
+        num_keep: K, int64 [1]; 1 <= K <= N is the host's duty.
+        images, tokens: B and N; names where they vary.
+        keys: a tensor that has B on axis 0 and N + `first` rows on `key_axis`, and stays whole.
+        grid: (R, C) with R * C = N; a graph input int64 [2] where the image size varies; or None.
+        rows: float [images, N, D], the rows to compare, for a selector with `needs_rows = True`, else None.
+        seed: >= 0.
+    """
+
+    builder: GraphBuilder
+    scores: ir.Value | None
+    num_keep: ir.Value
+    images: Dim
+    tokens: Dim
+    keys: ir.Value
+    key_axis: int
+    first: int
+    grid: tuple[int, int] | ir.Value | None
+    rows: ir.Value | None
+    seed: int
+
+    def count_images(self) -> ir.Value:
+        """B as int64 [1]."""
+        if isinstance(self.images, int):
+            return self.builder.ints("images", [self.images])
+        return self.builder.size_1d(self.keys, 0)
+
+    def count_tokens(self) -> ir.Value:
+        """N as int64 [1]."""
+        builder = self.builder
+        if isinstance(self.tokens, int):
+            return builder.ints("tokens", [self.tokens])
+        rows = builder.size_1d(self.keys, self.key_axis)
+        if not self.first:
+            return rows
+        return builder.op("Sub", [rows, builder.ints("first", [self.first])], Made("tokens", _INT64, (1,)))
+
+
+class Selector(Protocol):
+    """One way to choose K of N tokens inside the graph: a file in this folder, an entry in `SELECTORS`.
+
+    Attributes:
+        name: what `--strategy` takes.
+        source: the paper or the rule, in one line.
+        needs_scores, needs_grid, needs_rows: what of the context it reads.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    needs_scores: ClassVar[bool]
+    needs_grid: ClassVar[bool]
+    needs_rows: ClassVar[bool]
+
+    def aggregation(self, special_tokens: int) -> str:
+        """The aggregation it is published with, for an encoder with that many special tokens."""
+
+    def select(self, context: SelectContext) -> ir.Value:
+        """int64 [images, K]: strictly increasing positions in 0..N-1."""
+
+
+def highest(builder: GraphBuilder, scores: ir.Value, count: ir.Value, sizes: tuple[Dim, ...]) -> ir.Value:
+    """int64 [images, count]: positions of the highest scores, ascending; ties to the lower position."""
+    _, best = builder.ops(
+        "TopK",
+        [scores, count],
+        [Made("best_scores", _FLOAT, sizes), Made("best", _INT64, sizes)],
+        {"axis": 1, "largest": 1, "sorted": 1},
+    )
+    ascending, _ = builder.ops(
+        "TopK",
+        [best, count],
+        [Made("ascending", _INT64, sizes), Made("ascending_order", _INT64, sizes)],
+        {"axis": 1, "largest": 0, "sorted": 1},
+    )
+    return ascending

@@ -1,0 +1,31 @@
+"""`rank`: the K highest scores."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from fopru_graph.errors import RewriteError
+from fopru_graph.selectors.base import SelectContext, highest
+
+__all__ = ["Rank"]
+
+
+class Rank:
+    """The `num_keep` highest scores, ties to the lower position (ONNX says so; a GPU runtime may not)."""
+
+    name: ClassVar[str] = "rank"
+    source: ClassVar[str] = "FoPru, arXiv 2411.14164: the most significant tokens of the image"
+    needs_scores: ClassVar[bool] = True
+    needs_grid: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
+
+    def aggregation(self, special_tokens: int) -> str:
+        del special_tokens
+        return "col_mean"
+
+    def select(self, context: SelectContext) -> ir.Value:
+        if context.scores is None:
+            raise RewriteError(f"selector '{self.name}' was given no scores")
+        return highest(context.builder, context.scores, context.num_keep, (context.images, "kept"))
