@@ -21,12 +21,17 @@ def special_rows(stops: tuple[Stop, ...], dropped: int) -> int | None:
         stops: where following the rows of the features upwards ended.
         dropped: o, leading attention rows that never become features.
     """
-    joins = [stop for stop in stops if not _pixel_free(stop.node.outputs[0])]
+    joins = [stop for stop in stops if _is_stream(stop) and not _pixel_free(stop.node.outputs[0])]
     counts = {_leading(stop.node.outputs[0], stop.demand.axis) for stop in joins}
     # Rows of the join are rows of the attention only if as many are dropped on both ways.
     if len(counts) != 1 or {stop.demand.offset for stop in joins} != {dropped}:
         return None
     return counts.pop()
+
+
+def _is_stream(stop: Stop) -> bool:
+    """Whether it is about rows [images, tokens, width], and not about logits [..., queries, keys]."""
+    return stop.demand.axis == 1 and len(dims(stop.node.outputs[0]) or ()) == 3
 
 
 def _leading(value: ir.Value | None, axis: int) -> int | None:

@@ -19,13 +19,23 @@ from fopru_graph import (
     prune,
 )
 from fopru_graph.builder import STAMP, GraphBuilder, Made
-from fopru_graph.passes import CleanPass, GatherPass, Located, LocatePass, Rewritten, ScorePass, SelectPass
+from fopru_graph.passes import (
+    CleanPass,
+    GatherPass,
+    Located,
+    LocatePass,
+    PreparePass,
+    Rewritten,
+    ScorePass,
+    SelectPass,
+)
 from tests.toy_encoders import Toy, export, text_encoder
 
 DEFAULT = PruneOptions()
 
 
 def located(model: ir.Model, options: PruneOptions = DEFAULT) -> Rewritten[Located]:
+    PreparePass().run(model)
     return LocatePass(options).run(model)
 
 
@@ -180,15 +190,23 @@ def test_features_of_another_rank_are_refused() -> None:
         prune(model)
 
 
-def test_a_varying_number_of_tokens_is_refused() -> None:
-    model = text_encoder(rows='"rows"', kept='"kept"')  # type: ignore[arg-type]
-    with pytest.raises(LocateError, match="tokens and width must be fixed"):
-        prune(model)
+def test_rows_that_a_slice_may_cut_off_are_refused_where_their_number_varies() -> None:
+    with pytest.raises(LocateError, match="Slice 'Slice_18': it may cut off rows at the end"):
+        prune(text_encoder(rows="rows"))  # type: ignore[arg-type]
 
 
-def test_a_varying_number_of_attention_rows_is_refused() -> None:
-    model = text_encoder(rows='"rows"')
-    with pytest.raises(LocateError, match="heads and tokens must be fixed"):
+def test_a_varying_number_of_heads_is_refused() -> None:
+    model = text_encoder()
+    heads = ir.Value(name="count", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    model.graph.inputs.append(heads)
+    shape = ir.node("Concat", [*(model.graph.initializers[name] for name in ("zero", "zero")), heads,
+                               model.graph.initializers["minus"]], {"axis": 0})  # fmt: skip
+    shape.outputs[0].name = "heads_at_run_time"
+    model.graph.insert_before(model.graph[0], shape)
+    for node in model.graph:
+        if node.op_type == "Reshape" and node.inputs[1].name == "heads":  # type: ignore[union-attr]
+            node.replace_input_with(1, shape.outputs[0])
+    with pytest.raises(LocateError, match="but the number of heads must be fixed"):
         prune(model)
 
 
@@ -258,7 +276,7 @@ def test_an_encoder_of_special_rows_only_is_refused() -> None:
     with pytest.raises(
         OptionError, match="special_tokens is 7, but the attention has 7 rows: leave at least one patch"
     ):
-        prune(text_encoder(), PruneOptions(special_tokens=7))
+        prune(text_encoder(), PruneOptions(prefix_tokens=0, special_tokens=7))
 
 
 def test_score_ensures_its_output() -> None:
@@ -324,7 +342,7 @@ def test_gather_ensures_kept_rows() -> None:
     scored = ScorePass(DEFAULT, found).run(model).findings
     selected = SelectPass(DEFAULT, found, scored).run(model).findings
     with pytest.raises(RewriteError, match=r"left 'image_features' with dims \('images', 6, 8\)"):
-        GatherPass(DEFAULT, found, selected).ensures(model)
+        GatherPass(found, selected).ensures(model)
 
 
 # ---- clean
@@ -374,8 +392,9 @@ def test_weights_keep_their_bytes_and_new_nodes_carry_a_stamp(toy: Toy) -> None:
 def test_report_is_plain_data() -> None:
     report = prune(text_encoder())
     plain = report.to_dict()
-    assert plain["passes"][0] == {"name": "locate", "modified": 0}
-    assert [count["name"] for count in plain["passes"]] == ["locate", "score", "select", "gather", "clean"]
+    assert plain["passes"][1] == {"name": "locate", "modified": 0}
+    names = [count["name"] for count in plain["passes"]]
+    assert names == ["prepare", "locate", "score", "select", "gather", "clean"]
     assert plain["gathered"] == ["p", "x"]
 
 

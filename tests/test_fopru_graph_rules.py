@@ -32,7 +32,7 @@ REFUSALS = {
     "this operator is not known": (f"({X}) => (float[B,7,8] y) {{ y = CumSum(x, x) }}", Demand(1, 0)),
     "the shape of one of its tensors is unknown": (f"({X}) => (float[B,7,8] y) {{ z = Neg(x) y = Add(x, z) }}", Demand(1, 0)),
     "none of its inputs has a token axis": (f"({X}) => (float[B,7,8] y) {{ y = Neg(x) }}", Demand(0, 0)),
-    "an axis beside images and tokens has no fixed size": ("(float[B,H,7,8] x) => (float[B,H,7,8] y) { y = Neg(x) }", Demand(2, 0)),
+    "an axis between images and tokens has no fixed size": ("(float[B,H,7,8] x) => (float[B,H,7,8] y) { y = Neg(x) }", Demand(2, 0)),
     "varies along tokens, not along images or heads": (f"({X}, float[7,1] w) => (float[B,7,8] y) {{ y = Mul(x, w) }}", Demand(1, 0)),
     "its operand 'm' varies along tokens": ("(float[B,2,7,7] x, float[B,1,7,7] m) => (float[B,2,7,7] y) { y = Add(x, m) }", Demand(2, 0)),
     "tokens are the columns of its result": ("(float[B,8,4] x, float[4,7] w) => (float[B,8,7] y) { y = MatMul(x, w) }", Demand(2, 0)),

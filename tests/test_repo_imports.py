@@ -16,7 +16,7 @@ OURS = ("export", "fopru_graph", "calib", "runtime", "demo", "bench")
 # package -> what it may import besides the standard library and itself, at any depth of the module
 ALLOWED = {
     "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL"},
-    "fopru_graph": {"numpy", "onnx_ir", "onnx"},
+    "fopru_graph": {"numpy", "onnx_ir", "onnx", "onnx_shape_inference", "rich", "tensorrt_rtx"},
     "calib": {"numpy", "runtime"},
     "export": {
         *(
@@ -34,7 +34,11 @@ ALLOWED = {
     },
 }
 # lazily only: never at module level, so that a device needs what it runs and nothing else
-LAZY: dict[str, set[str]] = {"runtime": {"onnxruntime", "tokenizers", "PIL"}, "calib": {"runtime"}}
+LAZY: dict[str, set[str]] = {
+    "runtime": {"onnxruntime", "tokenizers", "PIL"},
+    "calib": {"runtime"},
+    "fopru_graph": {"rich", "tensorrt_rtx"},
+}
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "PIL", "tensorrt")
 
 

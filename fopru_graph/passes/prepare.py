@@ -43,8 +43,8 @@ class PreparePass(GraphPass[Prepared]):
            and the number of rows that a class token is expanded to can be read.
         3. Shapes are inferred with names for sizes that vary, so that equal sizes have equal names. Where
            that library gives up, ONNX's own inference remains.
-        4. A size that is known, or that is a size of an input, is no longer read off a tensor in between: such
-           a reader would need all of that tensor's rows.
+        4. A size that is known, or that is a size of an input, is no longer read off a tensor in between:
+           such a reader would need all of that tensor's rows.
     """
 
     name: ClassVar[str] = "prepare"
