@@ -1,8 +1,7 @@
 """Moves a row selection from the end of a graph towards its start, past every node that works row by row.
 
-Both questions are answered without touching the graph. `trace_rows`: row i of the features is which row of
-that tensor? `plan_hoist`: which nodes can work on selected rows only, and on which tensors must the rows then
-be selected?
+`plan_hoist` says, without touching the graph, which nodes can work on selected rows only, and on which
+tensors the rows must then be selected.
 """
 
 from __future__ import annotations
@@ -12,21 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from fopru_graph.lineage import Stop
 from fopru_graph.tokenwise import Demand, Refusal, demands_of
 
-__all__ = ["Frontier", "HoistPlan", "Stop", "plan_hoist", "trace_rows"]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A node past which a selection cannot move, why, and the rows demanded of it."""
-
-    node: ir.Node
-    reason: str
-    demand: Demand
-
-    def __str__(self) -> str:
-        return f"{self.node.op_type} '{self.node.name}': {self.reason}"
+__all__ = ["Frontier", "HoistPlan", "plan_hoist"]
 
 
 @dataclass(frozen=True)
@@ -56,39 +44,6 @@ class HoistPlan:
     @property
     def node_set(self) -> frozenset[ir.Node]:
         return frozenset(node for node, _ in self.nodes)
-
-
-def trace_rows(features: ir.Value, target: ir.Value | None) -> tuple[frozenset[Demand], tuple[Stop, ...]]:
-    """Follow the rows of `features` (axis 1) back to `target`, or, without one, as far as they go.
-
-    Returns:
-        Every demand that reaches `target` (one, in a sane graph; none if it is not connected row by row), and
-        the nodes where a path ended for another reason than having no producer.
-    """
-    reached: set[Demand] = set()
-    stops: list[Stop] = []
-    seen: set[tuple[ir.Value, Demand]] = set()
-    pending = [(features, Demand(axis=1, offset=0))]
-    while pending:
-        value, demand = pending.pop()
-        if (value, demand) in seen:
-            continue
-        seen.add((value, demand))
-        if value is target:
-            reached.add(demand)
-            continue
-        node = value.producer()
-        if node is None:
-            continue
-        answer = demands_of(node, demand)
-        if isinstance(answer, Refusal):
-            stops.append(Stop(node, answer.reason, demand))
-            continue
-        for index, wanted in answer:
-            source = node.inputs[index]
-            if source is not None:
-                pending.append((source, wanted))
-    return frozenset(reached), tuple(stops)
 
 
 class _Demands:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fopru_graph.hoisting import Stop
+from fopru_graph.lineage import Lineage, Stop
 from fopru_graph.shapes import attribute_int, constant_ints, dims, same
 from fopru_graph.tokenwise import Demand, Refusal, demands_of
 
@@ -14,14 +14,14 @@ _SHAPE_ONLY = frozenset({"Shape", "Size"})
 _PATCHES = frozenset({"Conv", "Flatten", "Gemm", "MatMul", "Reshape", "Transpose"})
 
 
-def special_rows(stops: tuple[Stop, ...], dropped: int) -> int | None:
+def special_rows(lineage: Lineage, dropped: int) -> int | None:
     """Leading rows of the attention that no pixel reaches, or None if the graph does not tell.
 
     Args:
-        stops: where following the rows of the features upwards ended.
+        lineage: of the rows of the features.
         dropped: o, leading attention rows that never become features.
     """
-    joins = [stop for stop in stops if _is_stream(stop) and not _pixel_free(stop.node.outputs[0])]
+    joins = [stop for stop in lineage.stops if _is_stream(stop) and not _pixel_free(stop.node.outputs[0])]
     counts = {_leading(stop.node.outputs[0], stop.demand.axis) for stop in joins}
     # Rows of the join are rows of the attention only if as many are dropped on both ways.
     if len(counts) != 1 or {stop.demand.offset for stop in joins} != {dropped}:

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes, value_product
 from fopru_graph.errors import LocateError
-from fopru_graph.hoisting import Stop, trace_rows
 from fopru_graph.layers import Numbering, number_layers
+from fopru_graph.lineage import Lineage, Stop, follow, row_offset
 from fopru_graph.options import IMAGE_FEATURES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.selectors import SELECTORS
@@ -97,8 +97,9 @@ class LocatePass(GraphPass[Located]):
         numbering = number_layers(search.cores)
         core, layer, locator = self._choose(model.graph, search, numbering, str(features.name))
         queries, heads = _attention_size(core)
-        dropped = _dropped_rows(features, core, (queries, rows), options.dropped_rows)
-        prefix, special = _prefix_and_special(options, features, dropped)
+        lineage = follow(features, axis=1)
+        dropped = _dropped_rows(features, core, lineage, options.dropped_rows)
+        prefix, special = _prefix_and_special(options, lineage, dropped)
         if isinstance(rows, int) and rows - prefix < 1:
             raise LocateError(
                 f"prefix_tokens is {prefix}, but '{features.name}' has {rows} rows: leave at least one"
@@ -168,11 +169,11 @@ def _drop_outputs(graph: ir.Graph, features: ir.Value) -> tuple[str, ...]:
     return tuple(str(value.name) for value in gone)
 
 
-def _prefix_and_special(options: PruneOptions, features: ir.Value, dropped: int) -> tuple[int, int]:
+def _prefix_and_special(options: PruneOptions, lineage: Lineage, dropped: int) -> tuple[int, int]:
     """p, and the leading attention rows that are not patches: as stated, as found, or as follows."""
     prefix, special = options.prefix_tokens, options.special_tokens
     if special is None:
-        special = special_rows(trace_rows(features, None)[1], dropped)
+        special = special_rows(lineage, dropped)
     if prefix is None:
         prefix = max(0, special - dropped) if special is not None else 0
     return prefix, dropped + prefix if special is None else special
@@ -231,26 +232,24 @@ def _attention_size(core: AttentionCore) -> tuple[Dim, int]:
     return queries, heads
 
 
-def _dropped_rows(
-    features: ir.Value, core: AttentionCore, counts: tuple[Dim, Dim], stated: int | None
-) -> int:
+def _dropped_rows(features: ir.Value, core: AttentionCore, lineage: Lineage, stated: int | None) -> int:
     """o: attention row of the first row of the features; followed through the graph, or as stated."""
-    queries, rows = counts
-    reached, stops = trace_rows(features, core.anchor)
-    offsets = {demand.offset for demand in reached if demand.axis == core.query_axis}
+    queries = (dims(core.anchor) or ())[core.query_axis]
+    rows = (dims(features) or (None, None))[1]
+    found = row_offset(lineage, follow(core.anchor, core.query_axis))
     spare = queries - rows if isinstance(queries, int) and isinstance(rows, int) else None
     if stated is None:
-        if len(offsets) == 1 and (spare is None or min(offsets) <= spare):
-            return min(offsets)
-        raise LocateError(_unknown_rows(features, core, counts, stops))
+        if found is None or (spare is not None and found > spare):
+            raise LocateError(_unknown_rows(features, core, (queries, rows), lineage.stops))
+        return found
     if spare is not None and stated > spare:
         raise LocateError(
             f"dropped_rows is {stated}, but attention '{core.node.name}' has {queries} rows and "
             f"'{features.name}' {rows}: give at most {spare}"
         )
-    if offsets and offsets != {stated}:
+    if found is not None and found != stated:
         raise LocateError(
-            f"dropped_rows is {stated}, but row 0 of '{features.name}' is row {min(offsets)} of attention "
+            f"dropped_rows is {stated}, but row 0 of '{features.name}' is row {found} of attention "
             f"'{core.node.name}': leave dropped_rows at None"
         )
     return stated

@@ -1,0 +1,215 @@
+"""Where rows come from: follows the tokens of a tensor upwards, through any layout.
+
+Unlike `hoisting.py`, which must place a gather and so needs one row per image at a known place, this only
+asks which row of one tensor belongs to which row of another. Tokens may lie on any axis, and operands may be
+shared by images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fopru_graph.attention import ONNX_DOMAINS
+from fopru_graph.shapes import Dim, attribute_int, constant_ints, dims, same
+from fopru_graph.tokenwise import Demand, InputDemands, Refusal, demands_of
+
+__all__ = ["Lineage", "Stop", "follow", "row_offset"]
+
+
+_PRODUCT = re.compile(r"\w+(\*\w+)*")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A node past which rows cannot be followed, why, and the rows wanted of its output."""
+
+    node: ir.Node
+    reason: str
+    demand: Demand
+
+    def __str__(self) -> str:
+        return f"{self.node.op_type} '{self.node.name}': {self.reason}"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Every tensor that rows were followed to, with the demands on it, and the nodes where that ended."""
+
+    reached: dict[ir.Value, frozenset[Demand]]
+    stops: tuple[Stop, ...]
+
+
+def follow(value: ir.Value, axis: int) -> Lineage:
+    """Follow the rows of `value` along `axis` upwards, as far as they go."""
+    reached: dict[ir.Value, set[Demand]] = {}
+    stops: list[Stop] = []
+    pending = [(value, Demand(axis, 0))]
+    while pending:
+        value, demand = pending.pop()
+        if demand in reached.setdefault(value, set()):
+            continue
+        reached[value].add(demand)
+        node = value.producer()
+        if node is None:
+            continue
+        answer = _sources(node, demand)
+        if isinstance(answer, Refusal):
+            stops.append(Stop(node, answer.reason, demand))
+            continue
+        for index, wanted in answer:
+            source = node.inputs[index]
+            if source is not None:
+                pending.append((source, wanted))
+    return Lineage({value: frozenset(demands) for value, demands in reached.items()}, tuple(stops))
+
+
+def row_offset(features: Lineage, attention: Lineage) -> int | None:
+    """o: row i of the features is row i + o of the attention; None if no tensor, or no one number, says so.
+
+    Both are traced to a common tensor x: row i of the features is its row i + a, row j of the attention its
+    row j + b, so o = a - b.
+    """
+    offsets = {
+        ours.offset - theirs.offset
+        for value, demands in features.reached.items()
+        for ours in demands
+        for theirs in attention.reached.get(value, ())
+        if ours.axis == theirs.axis
+    }
+    offset = offsets.pop() if len(offsets) == 1 else -1
+    return offset if offset >= 0 else None
+
+
+def _sources(node: ir.Node, demand: Demand) -> InputDemands | Refusal:
+    answer = demands_of(node, demand)
+    if not isinstance(answer, Refusal) or node.domain not in ONNX_DOMAINS:
+        return answer
+    rule = _RULES.get(node.op_type)
+    if rule is None or any(dims(value) is None for value in (*node.inputs[:1], node.outputs[0])):
+        return answer
+    return rule(node, demand) or answer
+
+
+_Rule = Callable[[ir.Node, Demand], InputDemands | None]
+
+
+def _broadcast(node: ir.Node, demand: Demand) -> InputDemands | None:
+    """Elementwise: operands that have as many rows, wherever they are shared."""
+    out = dims(node.outputs[0]) or ()
+    wanted: list[tuple[int, Demand]] = []
+    for index, value in enumerate(node.inputs):
+        sizes = dims(value)
+        axis = demand.axis - len(out) + len(sizes or ())
+        if sizes is None or axis < 0 or sizes[axis] == 1:
+            continue
+        if not same(sizes[axis], out[demand.axis]):
+            return None
+        wanted.append((index, Demand(axis, demand.offset)))
+    return tuple(wanted) or None
+
+
+def _first(node: ir.Node, demand: Demand) -> InputDemands | None:
+    """Along the normalised axes rows would mix; those are the last ones."""
+    rank = len(dims(node.outputs[0]) or ())
+    first_mixed = attribute_int(node, "axis", -1) % rank
+    mixes = demand.axis >= first_mixed if node.op_type != "Softmax" else demand.axis == first_mixed
+    return None if mixes else ((0, demand),)
+
+
+def _matmul(node: ir.Node, demand: Demand) -> InputDemands | None:
+    left, right = dims(node.inputs[0]) or (), dims(node.inputs[1])
+    if right is None or len(right) != 2 or demand.axis >= len(left) - 1:
+        return None
+    return ((0, demand),)
+
+
+def _transpose(node: ir.Node, demand: Demand) -> InputDemands | None:
+    rank = len(dims(node.inputs[0]) or ())
+    attribute = node.attributes.get("perm")
+    perm = list(attribute.as_ints()) if attribute is not None else list(reversed(range(rank)))
+    return ((0, Demand(perm[demand.axis], demand.offset)),)
+
+
+def _reshape(node: ir.Node, demand: Demand) -> InputDemands | None:
+    """An axis survives if as many elements lie before it, or behind it, as did before."""
+    source, out = dims(node.inputs[0]) or (), dims(node.outputs[0]) or ()
+    for axis, size in enumerate(source):
+        if not same(size, out[demand.axis]):
+            continue
+        if _equal_products(source[:axis], out[: demand.axis]) or _equal_products(
+            source[axis + 1 :], out[demand.axis + 1 :]
+        ):
+            return ((0, Demand(axis, demand.offset)),)
+    return None
+
+
+def _equal_products(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> bool:
+    """Whether two products of dims are certainly equal: the numbers multiply, the names agree."""
+    factors = [_factors(sizes) for sizes in (left, right)]
+    return None not in factors and factors[0] == factors[1]
+
+
+def _factors(sizes: tuple[Dim, ...]) -> tuple[int, list[str]] | None:
+    """Number and names of a product; a name may itself be a product, as in "4*images"."""
+    number, names = 1, []
+    for size in sizes:
+        if size is None:
+            return None
+        whole = isinstance(size, int) or not _PRODUCT.fullmatch(size)
+        for factor in [str(size)] if whole else size.split("*"):  # type: ignore[union-attr]
+            if factor.isdigit():
+                number *= int(factor)
+            else:
+                names.append(factor)
+    return number, sorted(names)
+
+
+def _gather(node: ir.Node, demand: Demand) -> InputDemands | None:
+    """Picking along another axis; the indices' axes take the place of that one."""
+    source, indices = dims(node.inputs[0]) or (), dims(node.inputs[1])
+    if indices is None:
+        return None
+    axis = attribute_int(node, "axis", 0) % len(source)
+    if demand.axis < axis:
+        return ((0, demand),)
+    if demand.axis >= axis + len(indices):
+        return ((0, Demand(demand.axis - len(indices) + 1, demand.offset)),)
+    return None
+
+
+def _squeeze(node: ir.Node, demand: Demand) -> InputDemands | None:
+    source = dims(node.inputs[0]) or ()
+    gone = _axes(node, len(source)) or [axis for axis, size in enumerate(source) if size == 1]
+    return (
+        (0, Demand([axis for axis in range(len(source)) if axis not in gone][demand.axis], demand.offset)),
+    )
+
+
+def _unsqueeze(node: ir.Node, demand: Demand) -> InputDemands | None:
+    rank = len(dims(node.outputs[0]) or ())
+    new = _axes(node, rank)
+    if new is None or demand.axis in new:
+        return None
+    return ((0, Demand([axis for axis in range(rank) if axis not in new].index(demand.axis), demand.offset)),)
+
+
+def _axes(node: ir.Node, rank: int) -> list[int] | None:
+    axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    return [axis % rank for axis in axes] if axes is not None else None
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(["Add", "Div", "Mul", "Sub", "Where"], _broadcast),
+    **dict.fromkeys(["Cast", "Dropout", "Identity"], lambda _node, demand: ((0, demand),)),
+    **dict.fromkeys(["LayerNormalization", "RMSNormalization", "Softmax"], _first),
+    "Gather": _gather,
+    "MatMul": _matmul,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
