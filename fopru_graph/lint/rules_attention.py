@@ -15,6 +15,8 @@ __all__: list[str] = []
 
 _PAST_KEY, _PAST_VALUE, _NONPAD = 4, 5, 6
 _POSITION_IDS = 3
+# [run] float16 and bfloat16 build with heads of 12 to 256, not with 8 and less or 264 and more
+_HEAD_SIZES = (12, 256)
 _OPERANDS = ("Q", "K", "V", "attn_mask")
 
 
@@ -79,6 +81,33 @@ def attention_softcap(view: GraphView, target: Target) -> Iterator[Hit]:
         attribute = site.node.attributes.get("softcap")
         if attribute is not None and attribute.as_float() != 0.0:
             yield Hit("the parser takes no softcap", "export with opset 20, which writes it with Tanh", site)
+
+
+@rule(
+    "attention-kernel",
+    "Attention in float32, or with very small or large heads",
+    tensorrt="warning",
+    rtx="error",
+)
+def attention_kernel(view: GraphView, target: Target) -> Iterator[Hit]:
+    seen = "TensorRT for RTX builds none" if target.family == "tensorrt" else "none is built"
+    for site in view.of("Attention"):
+        query = site.node.inputs[0]
+        sizes = dims(query)
+        size = sizes[-1] if sizes is not None and len(sizes) == 4 else None
+        if query is not None and query.dtype == ir.DataType.FLOAT:
+            yield Hit(
+                f"it is float32, and there is no kernel for it: {seen}",
+                "export Q, K and V in float16 or bfloat16, or with opset 20, which writes MatMul and Softmax",
+                site,
+            )
+        elif isinstance(size, int) and not _HEAD_SIZES[0] <= size <= _HEAD_SIZES[1]:
+            yield Hit(
+                f"its heads have size {size}, and kernels were found from {_HEAD_SIZES[0]} to {_HEAD_SIZES[1]}: "
+                f"{seen}",
+                "export with opset 20, which writes MatMul and Softmax",
+                site,
+            )
 
 
 @rule(

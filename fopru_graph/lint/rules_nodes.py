@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from fopru_graph.lint.dependence import SHAPE_INPUTS
-from fopru_graph.lint.graph import GraphView, Site
+from fopru_graph.lint.graph import GraphView, Site, constants
 from fopru_graph.lint.registry import Hit, rule
 from fopru_graph.lint.targets import DTYPES, INTEGER_MATH_REFUSED, Release, Target
-from fopru_graph.shapes import attribute_int
+from fopru_graph.shapes import attribute_int, dims
 
 __all__: list[str] = []
 
@@ -196,6 +196,27 @@ def resize_antialias(view: GraphView, target: Target) -> Iterator[Hit]:
             yield Hit("the parser takes no antialiasing", "resize without it, or on the host", site)
         elif policy is not None and policy.as_string() != "stretch":
             yield Hit(f"the parser takes no policy '{policy.as_string()}'", "give the sizes in full", site)
+
+
+@rule(
+    "gather-range",
+    "Gather with a constant index beyond the axis",
+    tensorrt="error",
+    rtx="error",
+    ort="error",
+)
+def gather_range(view: GraphView, target: Target) -> Iterator[Hit]:
+    del target
+    for site in view.of("Gather"):
+        numbers, sizes = constants(site.node.inputs[1]), dims(site.node.inputs[0])
+        if not numbers or not sizes:
+            continue
+        size = sizes[attribute_int(site.node, "axis", 0)]
+        wrong = [at for at in numbers if isinstance(size, int) and not -size <= at < size]
+        if wrong:
+            yield Hit(
+                f"index {wrong[0]} is beyond the axis of {size}, and no build finds it", "correct it", site
+            )
 
 
 @rule("gathernd-capture", "GatherND", ort="note")

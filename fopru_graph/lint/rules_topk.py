@@ -11,7 +11,7 @@ from fopru_graph.lint.registry import Hit, rule
 from fopru_graph.lint.targets import Target
 from fopru_graph.shapes import attribute_int, dims
 
-__all__: list[str] = []
+__all__ = ["most_selected"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _ELEMENTWISE = ("Cast", "Identity", "Neg", "Abs", "Add", "Sub", "Mul", "Div", "Mod")
@@ -47,7 +47,7 @@ def topk_limit(view: GraphView, target: Target) -> Iterator[Hit]:
             if fixed[0] > limit:
                 yield Hit(f"K is {fixed[0]}, at most {limit} is taken", fix, site)
             continue
-        most = _most_selected(site.node)
+        most = most_selected(site.node)
         if most is None or most > limit:
             among = "an unknown number of" if most is None else str(most)
             yield Hit(
@@ -103,7 +103,7 @@ def half_scores(view: GraphView, target: Target) -> Iterator[Hit]:
         softmax = _half_softmax(value)
         if softmax is not None:
             yield Hit(
-                f"its scores come from Softmax '{softmax.name}' in half precision: rounding decides near ties",
+                f"its scores come from Softmax '{softmax.name}' in half precision: rounding breaks ties",
                 fix,
                 site,
             )
@@ -126,7 +126,7 @@ def half_softmax(view: GraphView, target: Target) -> Iterator[Hit]:
         )
 
 
-def _most_selected(node: ir.Node) -> int | None:
+def most_selected(node: ir.Node) -> int | None:
     """Greatest K that a TopK can be asked for: a bound of K itself, or the length of its axis."""
     axis = attribute_int(node, "axis", -1)
     known = [upper_bound(node.inputs[1]), _axis_length(node.inputs[0], axis)]
@@ -145,7 +145,7 @@ def _axis_length(value: ir.Value | None, axis: int) -> int | None:
     if node is None:
         return None
     if node.op_type == "TopK" and (attribute_int(node, "axis", -1) - axis) % len(sizes) == 0:
-        return _most_selected(node)
+        return most_selected(node)
     if node.op_type in _ELEMENTWISE:
         same = [source for source in node.inputs if len(dims(source) or ()) == len(sizes)]
         return _axis_length(same[0], axis) if same else None

@@ -17,7 +17,7 @@ from fopru_graph.lint.registry import RULES, Hit, Rule, subject
 from fopru_graph.lint.report import SEVERITIES, Finding, LintReport
 from fopru_graph.lint.targets import TARGETS, Target
 
-__all__ = ["lint", "lint_file", "target_named"]
+__all__ = ["lint", "lint_file", "lint_view", "target_named"]
 
 _MODULES = (rules_model, rules_attention, rules_topk, rules_nodes)
 
@@ -32,7 +32,7 @@ def lint(model: ir.Model, target: str) -> LintReport:
     Raises:
         OptionError: there is no such target.
     """
-    return _lint(view_of(model), target_named(target))
+    return lint_view(view_of(model), target_named(target))
 
 
 def lint_file(path: str | os.PathLike[str], target: str) -> LintReport:
@@ -43,7 +43,7 @@ def lint_file(path: str | os.PathLike[str], target: str) -> LintReport:
         GraphFileError: the file or a weight file is missing or damaged.
     """
     chosen = target_named(target)
-    return _lint(view_of(load_graph(path), Path(path)), chosen)
+    return lint_view(view_of(load_graph(path), Path(path)), chosen)
 
 
 def target_named(name: str) -> Target:
@@ -57,7 +57,8 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def _lint(view: GraphView, target: Target) -> LintReport:
+def lint_view(view: GraphView, target: Target) -> LintReport:
+    """The same for a prepared graph."""
     found = [
         _finding(rule, hit, target)
         for rule in RULES.values()

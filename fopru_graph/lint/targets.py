@@ -1,8 +1,8 @@
 """What each target takes, as data.
 
-[doc]: the operator table and changelog of TensorRT's ONNX parser (onnx/onnx-tensorrt: docs/operators.md at 10.1
-and 10.15, docs/Changelog.md). [run]: seen with TensorRT for RTX 1.7.1 or ONNX Runtime 1.31.1. [unverified]:
-concluded from these.
+[doc]: the operator table and changelog of TensorRT's ONNX parser (onnx/onnx-tensorrt: docs/operators.md at
+10.1 and 10.15, docs/Changelog.md). [run]: seen with TensorRT for RTX 1.7.1 or ONNX Runtime 1.31.1.
+[unverified]: concluded from these.
 """
 
 from __future__ import annotations
@@ -162,11 +162,12 @@ OP_RELEASES: Mapping[str, Release] = MappingProxyType(
 # "N" in the parser's table at 10.1 and still at 10.15 [doc]; Compress, Unique and DynamicQuantizeLinear have
 # rules of their own
 _UNSUPPORTED = """
-AffineGrid Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im ConcatFromSequence
-ConvInteger DFT Det ImageDecoder MatMulInteger MaxRoiPool MaxUnpool MelWeightMatrix Multinomial
-NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch
-SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap
-SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit TfIdfVectorizer
+AffineGrid Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
+ConcatFromSequence ConvInteger DFT Det ImageDecoder MatMulInteger MaxRoiPool MaxUnpool MelWeightMatrix
+Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement QLinearConv
+QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert
+SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer
+StringSplit TfIdfVectorizer
 """
 UNSUPPORTED_OPS = frozenset(_UNSUPPORTED.split())
 
