@@ -67,17 +67,18 @@ def follow(value: ir.Value, axis: int) -> Lineage:
     return Lineage({value: frozenset(demands) for value, demands in reached.items()}, tuple(stops))
 
 
-def row_offset(features: Lineage, attention: Lineage) -> int | None:
-    """o: row i of the features is row i + o of the attention; None if no tensor, or no one number, says so.
+def row_offset(features: Lineage, anchor: ir.Value, axis: int) -> int | None:
+    """o: row i of the features is row i + o of `anchor` along `axis`; None if the graph does not say so.
 
-    Both are traced to a common tensor x: row i of the features is its row i + a, row j of the attention its
-    row j + b, so o = a - b.
+    The features are made from the anchor, or both are made from a tensor x: if row i of the features is its
+    row i + a, and row j of the anchor its row j + b, then o = a - b.
     """
-    offsets = {
+    direct = {demand.offset for demand in features.reached.get(anchor, ()) if demand.axis == axis}
+    offsets = direct or {
         ours.offset - theirs.offset
-        for value, demands in features.reached.items()
-        for ours in demands
-        for theirs in attention.reached.get(value, ())
+        for value, demands in follow(anchor, axis).reached.items()
+        for theirs in demands
+        for ours in features.reached.get(value, ())
         if ours.axis == theirs.axis
     }
     offset = offsets.pop() if len(offsets) == 1 else -1

@@ -236,7 +236,7 @@ def _dropped_rows(features: ir.Value, core: AttentionCore, lineage: Lineage, sta
     """o: attention row of the first row of the features; followed through the graph, or as stated."""
     queries = (dims(core.anchor) or ())[core.query_axis]
     rows = (dims(features) or (None, None))[1]
-    found = row_offset(lineage, follow(core.anchor, core.query_axis))
+    found = row_offset(lineage, core.anchor, core.query_axis)
     spare = queries - rows if isinstance(queries, int) and isinstance(rows, int) else None
     if stated is None:
         if found is None or (spare is not None and found > spare):
