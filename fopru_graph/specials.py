@@ -30,8 +30,8 @@ def special_rows(lineage: Lineage, dropped: int) -> int | None:
 
 
 def _is_stream(stop: Stop) -> bool:
-    """Whether it is about rows [images, tokens, width], and not about logits [..., queries, keys]."""
-    return stop.demand.axis == 1 and len(dims(stop.node.outputs[0]) or ()) == 3
+    """Whether it is about rows of images, tokens and width, in any order, and not about logits per head."""
+    return len(dims(stop.node.outputs[0]) or ()) == 3
 
 
 def _leading(value: ir.Value | None, axis: int) -> int | None:
