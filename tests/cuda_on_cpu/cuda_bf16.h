@@ -14,3 +14,10 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   std::memcpy(&result, &bits, sizeof(result));
   return result;
 }
+
+// Nearest, ties to even; no NaN.
+inline __nv_bfloat16 __float2bfloat16(float value) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return {static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16)};
+}

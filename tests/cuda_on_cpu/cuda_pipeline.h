@@ -1,4 +1,4 @@
-// Asynchronous copies into shared memory. They happen in __pipeline_wait_prior, as late as a GPU may be.
+// Asynchronous copies into shared memory. They happen in __pipeline_wait_prior, as late as on any GPU, or at once, as early.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,11 @@ inline void __pipeline_memcpy_async(void* to, const void* from, std::size_t byte
   require(bytes == 4 || bytes == 8 || bytes == 16, "an asynchronous copy is 4, 8 or 16 bytes");
   require(reinterpret_cast<std::uintptr_t>(to) % bytes == 0, "the target of an asynchronous copy is misaligned");
   require(reinterpret_cast<std::uintptr_t>(from) % bytes == 0, "the source of an asynchronous copy is misaligned");
-  scheduler.current().open.push_back({to, from, bytes});
+  if (early_copies) {
+    std::memcpy(to, from, bytes);
+  } else {
+    scheduler.current().open.push_back({to, from, bytes});
+  }
 }
 
 inline void __pipeline_commit() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "cuda_host.h"
 #include "fibers.h"
 
 #define __global__
@@ -12,9 +13,6 @@
 #define __host__
 #define __shared__ static  // blocks run one at a time, so one copy per kernel is the block's
 #define __launch_bounds__(...)
-
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDeviceFunction = 98 };
-using cudaStream_t = struct CUstream_st*;
 
 struct __attribute__((aligned(16), may_alias)) float4 {  // CUDA programs read float arrays through it
   float x, y, z, w;

@@ -1,8 +1,8 @@
 // One block of CUDA threads on one CPU thread: each is a fiber that runs until it meets a barrier.
 //
 // Stricter than a GPU on purpose. Between two barriers the threads run one after the other, in rising or falling order, so a
-// missing barrier gives different results in the two orders. Copies marked asynchronous happen when they are waited for, not
-// before. Divergent barriers, collectives that not every lane joins and copies never waited for end the program with a sentence.
+// missing barrier gives different results in the two orders. Copies marked asynchronous happen either at once or not before they
+// are waited for, the two ends of what a GPU may do. Divergent barriers, collectives that not every lane joins and copies never waited for end the program with a sentence.
 #pragma once
 
 #include <ucontext.h>
@@ -34,6 +34,7 @@ inline dim3 blockDim, gridDim;
 namespace cuda_on_cpu {
 
 inline bool falling_order = false;  // last thread and last block first
+inline bool early_copies = false;   // asynchronous copies happen when they are asked for
 inline int launches_until_failure = -1;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -97,16 +98,19 @@ class Scheduler {
   Fiber& lane_of_this_warp(unsigned int lane) { return *fibers_[threadIdx.x / 32 * 32 + lane]; }
 
  private:
+  static void prepare(Fiber& fiber) {
+    fiber.wait = Wait::nothing;
+    fiber.collectives = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Scheduler::entry, 0);
+  }
+
   void run_block() {
     for (unsigned int i = 0; i < threads_; ++i) {
-      Fiber& fiber = *fibers_[i];
-      fiber.wait = Wait::nothing;
-      fiber.collectives = 0;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Scheduler::entry, 0);
+      prepare(*fibers_[i]);
     }
     do {
       for (unsigned int i = 0; i < threads_; ++i) {

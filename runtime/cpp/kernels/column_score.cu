@@ -2,7 +2,8 @@
 #include "column_score.h"
 
 #include "column_score_check.h"
-#include "column_score_tiles.cuh"
+#include "float_tile.cuh"
+#include "tensor_tile.cuh"
 
 namespace fopru {
 namespace {
