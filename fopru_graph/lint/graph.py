@@ -13,7 +13,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from fopru_graph.lint.dependence import Dependence, dependences
 from fopru_graph.shapes import constant_ints, dims
-from fopru_graph.weights import without_external_weights
+from fopru_graph.weights import external_tensors, without_external_weights
 
 __all__ = ["GraphView", "Site", "constants", "upper_bound", "used_outputs", "view_of"]
 
@@ -114,12 +114,18 @@ def view_of(model: ir.Model, path: Path | None = None) -> GraphView:
             InlinePass()(copy)
         except Exception as error:  # recursive or damaged functions: their bodies are walked as they are
             _log.debug("functions were not inlined: %s", error)
-    with without_external_weights(copy):
-        try:
-            ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-        except Exception as error:  # a rule that needs a shape then says that it is unknown
-            _log.debug("shapes were not inferred: %s", error)
+    if all(_is_there(tensor) for tensor in external_tensors(copy)):
+        with without_external_weights(copy):
+            try:
+                ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+            except Exception as error:  # a rule that needs a shape then says that it is unknown
+                _log.debug("shapes were not inferred: %s", error)
     return GraphView(copy, path)
+
+
+def _is_there(tensor: ir.ExternalTensor) -> bool:
+    """Whether a weight can be read: its file is there, in the folder of the graph."""
+    return ".." not in Path(tensor.location).parts and Path(tensor.path).is_file()
 
 
 def _walk(graph: ir.Graph | ir.Function, where: str) -> Iterator[Site]:
@@ -149,7 +155,7 @@ def constants(value: ir.Value | None) -> list[int] | None:
     """Elements of a small integer constant, None for everything else and where its weight file is gone."""
     try:
         return constant_ints(value)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

@@ -120,7 +120,7 @@ def build_check(
         OptionError: TensorRT for RTX is not installed, or profiles do not fit the graph.
         GraphFileError: the file or a weight file is missing or damaged.
     """
-    if importlib.util.find_spec("tensorrt_rtx") is None:
+    if not _installed():
         raise OptionError("building needs TensorRT for RTX, which is not installed: pip install tensorrt-rtx")
     path = Path(path).resolve()
     model = load_graph(path)
@@ -134,7 +134,9 @@ def build_check(
     chosen = derive_profiles(view, profiles or {}, limit if limit is not None else 1)
     with tempfile.TemporaryDirectory(prefix="fopru_lint_") as name:
         folder = Path(name)
-        fixed = {point: _at_point(model, chosen, point) for point in POINTS} if chosen else {"fixed": model}
+        fixed = (
+            {point: _at_point(model, chosen, point) for point in POINTS} if chosen else {"fixed point": model}
+        )
         views = {point: view_of(each, path) for point, each in fixed.items()}
         job = {
             "path": str(path),
@@ -145,6 +147,10 @@ def build_check(
         }
         lines, end = _run(job, folder, timeout)
     return _report(lines, end, views, chosen)
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("tensorrt_rtx") is not None
 
 
 def _at_point(model: ir.Model, profiles: Mapping[str, Profile], point: str) -> ir.Model:

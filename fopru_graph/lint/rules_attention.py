@@ -103,8 +103,8 @@ def attention_kernel(view: GraphView, target: Target) -> Iterator[Hit]:
             )
         elif isinstance(size, int) and not _HEAD_SIZES[0] <= size <= _HEAD_SIZES[1]:
             yield Hit(
-                f"its heads have size {size}, and kernels were found from {_HEAD_SIZES[0]} to {_HEAD_SIZES[1]}: "
-                f"{seen}",
+                f"its heads have size {size}, and kernels were found from {_HEAD_SIZES[0]} to "
+                f"{_HEAD_SIZES[1]}: {seen}",
                 "export with opset 20, which writes MatMul and Softmax",
                 site,
             )
