@@ -87,7 +87,11 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         strategy="none" if options.scores_only else options.strategy,
         aggregation=found.aggregation if scored else "",
         passes=tuple(counts),
-        notes=tuple(note for note in (scored.note if scored else "", *_notes(options, found.tokens)) if note),
+        notes=tuple(
+            note
+            for note in (found.note, scored.note if scored else "", *_notes(options, found.tokens))
+            if note
+        ),
         nodes_added=added,
         nodes_removed=gathered.removed + cleaned.removed,
     )

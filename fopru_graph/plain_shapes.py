@@ -95,6 +95,9 @@ def _without_minus_one(target: ir.Value, builder: GraphBuilder) -> ir.Value | No
         return None
     if _filled_with(equal.inputs[1]) != -1 or _filled_with(where.inputs[1]) != 1:
         return None
+    numbers = constant_ints(shape)
+    if numbers is not None:
+        return builder.ints("expand_shape", [1 if at == -1 else at for at in numbers])
     join = shape.producer()
     if join is not None and join.op_type == "Reshape" and constant_ints(join.inputs[1]) == [-1]:
         join = join.inputs[0].producer() if join.inputs[0] is not None else None

@@ -17,10 +17,14 @@ _PATCHES = frozenset({"Conv", "Flatten", "Gemm", "MatMul", "Reshape", "Transpose
 def special_rows(lineage: Lineage, dropped: int) -> int | None:
     """Leading rows of the attention that no pixel reaches, or None if the graph does not tell.
 
+    Rows that are a graph input themselves hide nothing: those that are dropped are taken as special.
+
     Args:
         lineage: of the rows of the features.
         dropped: o, leading attention rows that never become features.
     """
+    if not lineage.stops:
+        return dropped
     joins = [stop for stop in lineage.stops if _is_stream(stop) and not _pixel_free(stop.node.outputs[0])]
     counts = {_leading(stop.node.outputs[0], stop.demand.axis) for stop in joins}
     # Rows of the join are rows of the attention only if as many are dropped on both ways.

@@ -224,10 +224,10 @@ def test_rows_behind_a_node_that_may_reorder_tokens_are_refused(name: str) -> No
 def test_stated_rows_are_taken_at_the_output(dropped: int, kept: int) -> None:
     tail = "y1 = Slice(y, first, many, one) image_features = CumSum(y1, at)"
     more = f"{LATE_MORE}, int64[1] first = {{{dropped}}}"
-    report = check(PruneOptions(dropped_rows=dropped), tail=tail, kept=kept, more=more)
+    report = check(PruneOptions(dropped_rows=dropped, special_tokens=dropped), tail=tail, kept=kept, more=more)
     assert (report.gather, report.dropped_rows, report.tokens) == ("late", dropped, kept)
     model = text_encoder(tail=tail, kept=kept, more=more)
-    prune(model, PruneOptions(dropped_rows=dropped))
+    prune(model, PruneOptions(dropped_rows=dropped, special_tokens=dropped))
     scores = run(model, {"x": X, "num_keep": np.array([1], np.int64)})["token_scores"]
     expected = attention_of(X, 0.5).mean(axis=(1, 2))[:, dropped : dropped + kept]
     # float32 softmax against float64; logits reach 30 here, where one rounding is 2e-6 of the probability
@@ -390,7 +390,7 @@ def test_float16_attention_is_scored_in_float32(name: str, aggregation: str) -> 
         value.shape = ir.Shape(["images", 2, 7, 4] if value.name == seen[0] else ["images", 2, 4, 7])
         value.type = ir.TensorType(ir.DataType.FLOAT16 if "16" in seen[0] else ir.DataType.FLOAT)
         model.graph.outputs.append(value)
-    report = prune(model, PruneOptions(aggregation=aggregation))
+    report = prune(model, PruneOptions(aggregation=aggregation, special_tokens=1))
     assert (report.score_path, report.gather, report.notes) == ("side_branch", "early", ())
     out = run(model, {"x": X, "num_keep": np.array([2], np.int64)})
     q, k = (out[name].astype(np.float64) for name in seen)

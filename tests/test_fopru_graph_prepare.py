@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from fopru_graph import LocateError, PruneOptions, prune
 from fopru_graph.builder import STAMP, GraphBuilder
 from fopru_graph.lineage import follow
 from fopru_graph.passes import PreparePass
@@ -154,8 +155,62 @@ def test_rows_that_no_pixel_reaches_are_counted(case: str) -> None:
     assert special_rows(follow(model.graph.outputs[0], 1), 0) == expected
 
 
-def test_special_rows_are_not_told_where_others_are_dropped_on_the_way() -> None:
+def test_rows_that_are_an_input_hide_nothing() -> None:
     model = text_encoder()
     PreparePass().run(model)
-    # the features are rows 1.. of x: of an attention that drops none they cannot be told
-    assert special_rows(follow(model.graph.outputs[0], 1), 0) is None
+    assert special_rows(follow(model.graph.outputs[0], 1), 1) == 1
+
+
+HIDDEN = "m = ReduceMean<axes=[1], keepdims=1>(x) c = Tanh(m) j = Concat<axis=1>(c, x) u0 = Add(j, bias)"
+
+
+def test_special_rows_that_cannot_be_told_are_refused_or_noted() -> None:
+    # the row in front is made from pixels: nobody can say that it is no patch
+    def model(tail: str, kept: int) -> ir.Model:
+        made = text_encoder(tail=tail, kept=kept, opset=17)
+        text = ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 20]> g (float[B,6,8] x, float[8] bias) => (float[B,7,8] u0) { '
+            + HIDDEN
+            + " }"
+        )
+        first = made.graph.inputs[0]
+        first.name, first.shape = "x_rows", ir.Shape(["images", 7, 8])
+        made.graph.inputs.remove(first)
+        for value in list(text.graph.inputs):
+            text.graph.inputs.remove(value)
+            if value.name == "x":
+                value.shape = ir.Shape(["images", 6, 8])
+                made.graph.inputs.append(value)
+            else:
+                value.replace_all_uses_with(made.graph.initializers["bias"])
+        nodes = list(text.graph)
+        joined = nodes[-1].outputs[0]
+        text.graph.outputs.clear()
+        for position, node in enumerate(nodes):
+            text.graph.remove(node)
+            node.name = f"front_{position}"
+            made.graph.append(node)
+        first.replace_all_uses_with(joined)
+        made.graph.sort()
+        return made
+
+    with pytest.raises(
+        LocateError, match="cannot tell how many of the first rows of 'image_features' are no"
+    ):
+        prune(model("image_features = MatMul(y, wo)", 7))
+    assert (
+        prune(model("image_features = MatMul(y, wo)", 7), PruneOptions(special_tokens=1)).prefix_tokens == 1
+    )
+    report = prune(model("image_features = Slice(y, one, many, one, one)", 6))
+    assert report.notes[0].startswith("special tokens cannot be seen in the graph: taken as 1")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_torchscript_expand_with_a_frozen_number_of_images(images: int) -> None:
+    text = (
+        "<float[1,1,8] cls = {0,1,2,3,4,5,6,7}, int64[3] s = {IMAGES,-1,-1}, int64[3] less = {-1,-1,-1}, int64[3] ones = {1,1,1}> "
+        "{ e = Equal(s, less) w = Where(e, ones, s) c = Expand(cls, w) y = Concat<axis=1>(c, x) }"
+    ).replace("IMAGES", str(images))
+    model = model_of(text, "?,?,8")
+    PreparePass().run(model)
+    assert next(dims(node.outputs[0]) for node in model.graph if node.op_type == "Expand") == (images, 1, 8)

@@ -37,6 +37,7 @@ class Located:
         special: leading attention rows that are not patches.
         aggregation: how attention becomes scores.
         dropped_outputs: outputs that were removed.
+        note: what was assumed, or empty.
     """
 
     features: ir.Value
@@ -54,6 +55,7 @@ class Located:
     special: int
     aggregation: str
     dropped_outputs: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def first(self) -> int:
@@ -99,7 +101,7 @@ class LocatePass(GraphPass[Located]):
         queries, heads = _attention_size(core)
         lineage = follow(features, axis=1)
         dropped = _dropped_rows(features, core, lineage, options.dropped_rows)
-        prefix, special = _prefix_and_special(options, lineage, dropped)
+        prefix, special, note = _prefix_and_special(options, features, lineage, dropped)
         if isinstance(rows, int) and rows - prefix < 1:
             raise LocateError(
                 f"prefix_tokens is {prefix}, but '{features.name}' has {rows} rows: leave at least one"
@@ -120,6 +122,7 @@ class LocatePass(GraphPass[Located]):
             special=special,
             aggregation=options.aggregation or SELECTORS[options.strategy].aggregation(special),
             dropped_outputs=gone,
+            note=note,
         )
         return Rewritten(model, found, count=len(gone))
 
@@ -169,14 +172,27 @@ def _drop_outputs(graph: ir.Graph, features: ir.Value) -> tuple[str, ...]:
     return tuple(str(value.name) for value in gone)
 
 
-def _prefix_and_special(options: PruneOptions, lineage: Lineage, dropped: int) -> tuple[int, int]:
-    """p, and the leading attention rows that are not patches: as stated, as found, or as follows."""
+def _prefix_and_special(
+    options: PruneOptions, features: ir.Value, lineage: Lineage, dropped: int
+) -> tuple[int, int, str]:
+    """p, the leading attention rows that are not patches, and a note: as stated, as found, or as follows."""
     prefix, special = options.prefix_tokens, options.special_tokens
     if special is None:
         special = special_rows(lineage, dropped)
+    if prefix is None and special is None and not dropped:
+        raise LocateError(
+            f"cannot tell how many of the first rows of '{features.name}' are no patches (class token, "
+            "registers): state special_tokens, 0 if there are none"
+        )
     if prefix is None:
-        prefix = max(0, special - dropped) if special is not None else 0
-    return prefix, dropped + prefix if special is None else special
+        prefix = max(0, (special or 0) - dropped)
+    if special is not None:
+        return prefix, special, ""
+    note = (
+        f"special tokens cannot be seen in the graph: taken as {dropped + prefix}, the rows that are dropped "
+        "or kept anyway; state special_tokens if there are more"
+    )
+    return prefix, dropped + prefix, note
 
 
 def _nothing_found(search: CoreSearch, features: str) -> str:
