@@ -269,6 +269,14 @@ def test_more_than_two_gigabytes_of_weights_stay_on_disk(tmp_path: Path) -> None
         ({"aggregation": "max"}, "aggregation is 'max', but it is one of col_mean, col_mean_patch, cls"),
         ({"layer": 1, "tap": "p"}, "layer 1 and tap 'p' both name the scoring attention: give one"),
         ({"layer": -1}, "layer is -1, but layers are counted from 0"),
+        ({"first_layer": -1}, "first_layer is -1, but layers are counted from 0: give a number >= 0"),
+        ({"score_memory": 0}, "score_memory is 0: give a number of bytes >= 1, or None for no limit"),
+        ({"seed": -1}, "seed is -1: give a number >= 0"),
+        ({"grid": "auto"}, r"grid is 'auto', but it is \(rows, columns\), 'input', or None"),
+        (
+            {"scores_only": True, "scores_output": False},
+            "scores_only is True and scores_output is False: then nothing is added",
+        ),
         ({"prefix_tokens": -1}, "prefix_tokens is -1: give the number of leading rows kept, >= 0"),
         ({"special_tokens": -2}, "special_tokens is -2: give the number of leading rows, >= 0"),
         (

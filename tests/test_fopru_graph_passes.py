@@ -134,9 +134,11 @@ CHAINS = {
         "s0 = MatMul(q, k) s = ReduceMax<keepdims=0>(s0, one) p = Softmax<axis=-1>(s) p4 = Unsqueeze(p, one) a = MatMul(p4, v)"
     ),
     "Attention 'Attention_11', but it is causal": "kt = Transpose<perm=[0,1,3,2]>(k) a = Attention<is_causal=1>(q, kt, v)",
-    "Attention 'Attention_11', but it caps logits": "kt = Transpose<perm=[0,1,3,2]>(k) a = Attention<softcap=2.0>(q, kt, v)",
-    "Attention 'Attention_12', but it has 2 query heads and 1 key heads": (
-        "kt = Transpose<perm=[0,1,3,2]>(k) k2 = ReduceMax<keepdims=1>(kt, one) a = Attention(q, k2, k2)"
+    "Attention 'Attention_12', but it has 1 query heads and 2 key heads, and the one must be a multiple": (
+        "kt = Transpose<perm=[0,1,3,2]>(k) q2 = ReduceMax<keepdims=1>(q, one) a = Attention(q2, kt, v)"
+    ),
+    "Attention 'Attention_12', but its mask has dims ": (
+        "kt = Transpose<perm=[0,1,3,2]>(k) short = Slice(x, zero, two, two) a = Attention(q, kt, v, short)"
     ),
     "Attention 'Attention_11', but it reads a key/value cache": (
         "kt = Transpose<perm=[0,1,3,2]>(k) a, c, d = Attention(q, kt, v, , kt, kt)"
@@ -188,6 +190,41 @@ def test_features_of_another_rank_are_refused() -> None:
         LocateError, match=r"'image_features' has dims \('images', 48\), but features are \[images, tokens"
     ):
         prune(model)
+
+
+def test_a_varying_width_is_refused() -> None:
+    model = text_encoder()
+    model.graph.outputs[0].shape = ir.Shape(["images", 6, "width"])
+    with pytest.raises(LocateError, match="but the width must be fixed"):
+        LocatePass(DEFAULT).run(model)
+
+
+def two_outputs() -> ir.Model:
+    """An encoder whose attention result is an output too, so that all its rows are needed."""
+    model = text_encoder()
+    pooled = next(node.outputs[0] for node in model.graph if node.outputs[0].name == "a3")
+    pooled.shape, pooled.type = ir.Shape(["images", 7, 8]), ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(pooled)
+    return model
+
+
+def test_other_outputs_stay_or_go() -> None:
+    with pytest.raises(LocateError, match="no output 'last_hidden_state', the graph has image_features, a3"):
+        prune(two_outputs(), PruneOptions(features="last_hidden_state"))
+    kept = two_outputs()
+    report = prune(kept)
+    assert (report.features, report.gather, report.dropped_outputs) == ("image_features", "late", ())
+    assert "a3" in [value.name for value in kept.graph.outputs]
+    gone = two_outputs()
+    report = prune(gone, PruneOptions(keep_other_outputs=False))
+    assert (report.gather, report.dropped_outputs, report.passes[1].modified) == ("early", ("a3",), 1)
+    assert [value.name for value in gone.graph.outputs] == ["image_features", "token_scores", "kept_indices"]
+
+
+def test_the_only_output_of_rank_3_is_the_features() -> None:
+    model = text_encoder()
+    model.graph.outputs[0].name = "hidden"
+    assert prune(model).features == "hidden"
 
 
 def test_rows_that_a_slice_may_cut_off_are_refused_where_their_number_varies() -> None:
