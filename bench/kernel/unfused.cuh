@@ -9,7 +9,12 @@
 
 namespace bench {
 
+constexpr int kTileRows = 64;
+template <int D>
+constexpr int kTileColumns = D > 96 ? 32 : 64;  // below 48 KiB of shared memory
 constexpr int kSlices = 16;  // partial column sums, so that the last step has enough threads
+
+__host__ __device__ inline int divide_up(int count, int by) { return (count + by - 1) / by; }
 
 struct Unfused {
   const __half* q;  // [heads, tokens, head_dim]
@@ -21,32 +26,58 @@ struct Unfused {
   float scale;
 };
 
-// P = Q K^T * scale, one tile a block, with the tile of the fused kernel: the same tensor cores, the same padding.
-template <class Tile>
+template <int D>
+struct UnfusedTile {
+  alignas(128) __half a[kTileRows][D + 8];
+  alignas(128) __half b[kTileColumns<D>][D + 8];
+  alignas(128) float product[kTileRows][kTileColumns<D> + 4];
+};
+
+// P = Q K^T * scale, one tile a block: 64 rows, 16 a warp, the product through shared memory so that ragged edges can be cut.
+template <int D>
 __global__ void __launch_bounds__(fopru::kThreads) unfused_logits(Unfused u) {
-  __shared__ typename Tile::Shared shared;
-  const int across = (u.tokens + Tile::kColumns - 1) / Tile::kColumns;
-  const int down = (u.tokens + Tile::kRows - 1) / Tile::kRows;
+  using namespace nvcuda;
+  constexpr int kColumns = kTileColumns<D>;
+  __shared__ UnfusedTile<D> shared;
+  const int across = divide_up(u.tokens, kColumns);
+  const int down = divide_up(u.tokens, kTileRows);
   const int block = static_cast<int>(blockIdx.x);
-  const int column = block % across * Tile::kColumns;
-  const int row = block / across % down * Tile::kRows;
+  const int column = block % across * kColumns;
+  const int row = block / across % down * kTileRows;
   const std::int64_t head = block / across / down;
   const std::int64_t base = head * u.tokens * u.head_dim;
-  Tile tile;
-  tile.load_a(shared, {u.q + base, u.head_dim, u.tokens, u.head_dim}, row);
-  const int end = column + Tile::kColumns < u.tokens ? column + Tile::kColumns : u.tokens;
-  const auto visit = [&](const float (&logits)[Tile::kRowsPerThread][Tile::kColumnsPerThread], int first) {
-    for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-      for (int c = 0; c < Tile::kColumnsPerThread; ++c) {
-        const int i = row + Tile::row(r);
-        const int j = first + Tile::column(c);
-        if (i < u.tokens && j < u.tokens) {
-          u.p[(head * u.tokens + i) * u.tokens + j] = logits[r][c];
-        }
-      }
+  fopru::load_rows<D>(shared.a, fopru::Rows<__half>{u.q + base, u.head_dim, u.tokens, u.head_dim}, row);
+  fopru::load_rows<D>(shared.b, fopru::Rows<__half>{u.k + base, u.head_dim, u.tokens, u.head_dim}, column);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+
+  const int first_row = static_cast<int>(threadIdx.x) / 32 * 16;
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> rows[D / 16];
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    wmma::load_matrix_sync(rows[k], &shared.a[first_row][16 * k], D + 8);
+  }
+#pragma unroll
+  for (int n = 0; n < kColumns; n += 16) {
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+    wmma::fill_fragment(sum, 0.0F);
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::col_major> columns;
+      wmma::load_matrix_sync(columns, &shared.b[n][16 * k], D + 8);
+      wmma::mma_sync(sum, rows[k], columns, sum);
     }
-  };
-  fopru::sweep(tile, shared, {u.k + base, u.head_dim, end, u.head_dim}, column, u.scale, [](int) { return 0.0F; }, visit);
+    wmma::store_matrix_sync(&shared.product[first_row][n], sum, kColumns + 4, wmma::mem_row_major);
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kColumns; i += fopru::kThreads) {
+    const int r = i / kColumns;
+    const int c = i % kColumns;
+    if (row + r < u.tokens && column + c < u.tokens) {
+      u.p[(head * u.tokens + row + r) * u.tokens + column + c] = shared.product[r][c] * u.scale;
+    }
+  }
 }
 
 // Softmax of each row in place, one warp a row.
@@ -105,8 +136,6 @@ __global__ void __launch_bounds__(fopru::kThreads) unfused_mean(Unfused u) {
   u.scores[column] = sum / (static_cast<float>(u.heads) * static_cast<float>(u.tokens));
 }
 
-inline int divide_up(int count, int by) { return (count + by - 1) / by; }
-
 inline cudaError_t launch(void (*kernel)(Unfused), int blocks, Unfused u) {
   void* parameters[] = {&u};
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned int>(blocks)), dim3(fopru::kThreads), parameters, 0, nullptr);
@@ -114,8 +143,7 @@ inline cudaError_t launch(void (*kernel)(Unfused), int blocks, Unfused u) {
 
 template <int D>
 cudaError_t launch_logits(const Unfused& u) {
-  using Tile = fopru::TensorTile<__half, D>;
-  return launch(unfused_logits<Tile>, divide_up(u.tokens, Tile::kColumns) * divide_up(u.tokens, Tile::kRows) * u.heads, u);
+  return launch(unfused_logits<D>, divide_up(u.tokens, kTileColumns<D>) * divide_up(u.tokens, kTileRows) * u.heads, u);
 }
 
 // Queues the four kernels on the default stream.

@@ -61,11 +61,13 @@ struct LogSum {
   template <int N>
   __device__ void add(const float (&logits)[N]) {
     float new_top = top;
+#pragma unroll
     for (int i = 0; i < N; ++i) {
       new_top = fmaxf(new_top, logits[i]);
     }
     const float base = new_top == -INFINITY ? 0.0F : new_top;  // -inf - -inf would be NaN
     float sum = 0.0F;
+#pragma unroll
     for (int i = 0; i < N; ++i) {
       sum += exp2f(logits[i] - base);
     }
@@ -85,7 +87,7 @@ struct LogSum {
 
 // Pass 1. A block owns kRows queries of one (image, head) and walks all keys.
 template <class Tile>
-__global__ void __launch_bounds__(kThreads, kBlocks) row_lse_kernel(Call call) {
+__global__ void __launch_bounds__(kThreads, Tile::kBlocks) row_lse_kernel(Call call) {
   using T = typename Tile::Element;
   __shared__ typename Tile::Shared shared;
   const FopruColumnScoreArgs& args = call.args;
@@ -93,69 +95,90 @@ __global__ void __launch_bounds__(kThreads, kBlocks) row_lse_kernel(Call call) {
   Tile tile;
   tile.load_a(shared, place.rows<T>(args, args.q, args.query_end), place.first);
 
-  LogSum sums[Tile::kRowsPerThread];
+  LogSum sums[Tile::kSlots];
   const auto bias = [&](int key) { return key_bias(args, place.image, key); };
-  const auto visit = [&](const float (&logits)[Tile::kRowsPerThread][Tile::kColumnsPerThread], int) {
-    for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-      sums[r].add(logits[r]);
+  const auto visit = [&](const float (&logits)[Tile::kSlots][Tile::kPerSlot]) {
+#pragma unroll
+    for (int slot = 0; slot < Tile::kSlots; ++slot) {
+      sums[slot].add(logits[slot]);
     }
   };
-  sweep(tile, shared, place.rows<T>(args, args.k, args.tokens), 0, args.scale * kLog2E, bias, visit);
+  const Rows<T> keys = place.rows<T>(args, args.k, args.tokens);
+  sweep(tile, shared, keys, 0, args.scale * kLog2E, args.key_mask != nullptr, bias, visit);
 
-  for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-    for (int apart = 1; apart < Tile::kLanesPerRow; apart *= 2) {
-      LogSum other;
-      other.top = __shfl_xor_sync(0xFFFFFFFFU, sums[r].top, apart);
-      other.total = __shfl_xor_sync(0xFFFFFFFFU, sums[r].total, apart);
-      sums[r].add(other);
+  float tops[Tile::kSlots];
+  float totals[Tile::kSlots];
+#pragma unroll
+  for (int slot = 0; slot < Tile::kSlots; ++slot) {
+    tops[slot] = sums[slot].top;
+    totals[slot] = sums[slot].total;
+  }
+  Tile::put(shared, 0, tops);
+  Tile::put(shared, 1, totals);
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < Tile::kRows && place.first + row < args.query_end) {
+    LogSum sum;
+    for (int i = 0; i < kSlotsPerRow; ++i) {
+      sum.add(LogSum{shared.slots[0][row][i], shared.slots[1][row][i]});
     }
-    const int query = place.first + Tile::row(r);
-    if (threadIdx.x % Tile::kLanesPerRow == 0 && query < args.query_end) {
-      call.row_lse[place.offset(args) + query] = sums[r].natural_log();
-    }
+    call.row_lse[place.offset(args) + place.first + row] = sum.natural_log();
   }
 }
 
 // Pass 2. A block owns kRows keys of one (image, head) and walks the queries: the same product with Q and K exchanged.
 template <class Tile>
-__global__ void __launch_bounds__(kThreads, kBlocks) column_sum_kernel(Call call) {
+__global__ void __launch_bounds__(kThreads, Tile::kBlocks) column_sum_kernel(Call call) {
   using T = typename Tile::Element;
   __shared__ typename Tile::Shared shared;
   const FopruColumnScoreArgs& args = call.args;
   const Place place(args, args.tokens, Tile::kRows, 0);
+  const int row = static_cast<int>(threadIdx.x);
+  const bool owns = row < Tile::kRows && place.first + row < args.tokens;
+
+  float mask[Tile::kSlots] = {};
+  if (args.key_mask != nullptr) {
+    if (row < Tile::kRows) {
+      const float value = owns ? key_bias(args, place.image, place.first + row) : 0.0F;
+      for (int i = 0; i < kSlotsPerRow; ++i) {
+        shared.slots[0][row][i] = value;
+      }
+    }
+    __syncthreads();
+    Tile::take(shared, 0, mask);
+    __syncthreads();
+  }
   Tile tile;
   tile.load_a(shared, place.rows<T>(args, args.k, args.tokens), place.first);
 
-  float mask[Tile::kRowsPerThread];
-  float sums[Tile::kRowsPerThread] = {};
-  for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-    const int key = place.first + Tile::row(r);
-    mask[r] = key < args.tokens ? key_bias(args, place.image, key) : 0.0F;
-  }
+  float sums[Tile::kSlots] = {};
   const float* lse = args.lse + place.image * args.lse_stride_image + place.head * args.lse_stride_head;
   const auto bias = [&](int query) {
     const float value = lse[query];
     return value == -INFINITY ? -INFINITY : -value * kLog2E;  // a query with no key left gives no mass
   };
-  const auto visit = [&](const float (&logits)[Tile::kRowsPerThread][Tile::kColumnsPerThread], int) {
-    for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-      float sum = 0.0F;  // per tile first: the error grows with tiles + columns, not with their product
-      for (int c = 0; c < Tile::kColumnsPerThread; ++c) {
-        sum += exp2f(logits[r][c] + mask[r]);
+  const auto visit = [&](const float (&logits)[Tile::kSlots][Tile::kPerSlot]) {
+#pragma unroll
+    for (int slot = 0; slot < Tile::kSlots; ++slot) {
+      float sum = 0.0F;
+#pragma unroll
+      for (int c = 0; c < Tile::kPerSlot; ++c) {
+        sum += exp2f(logits[slot][c] + mask[slot]);
       }
-      sums[r] += sum;
+      sums[slot] += sum;
     }
   };
-  sweep(tile, shared, place.rows<T>(args, args.q, args.query_end), args.query_begin, args.scale * kLog2E, bias, visit);
+  const Rows<T> queries = place.rows<T>(args, args.q, args.query_end);
+  sweep(tile, shared, queries, args.query_begin, args.scale * kLog2E, true, bias, visit);
 
-  for (int r = 0; r < Tile::kRowsPerThread; ++r) {
-    for (int apart = 1; apart < Tile::kLanesPerRow; apart *= 2) {
-      sums[r] += __shfl_xor_sync(0xFFFFFFFFU, sums[r], apart);
+  Tile::put(shared, 0, sums);
+  __syncthreads();
+  if (owns) {
+    float sum = 0.0F;
+    for (int i = 0; i < kSlotsPerRow; ++i) {
+      sum += shared.slots[0][row][i];
     }
-    const int key = place.first + Tile::row(r);
-    if (threadIdx.x % Tile::kLanesPerRow == 0 && key < args.tokens) {
-      call.column_sums[place.offset(args) + key] = sums[r];
-    }
+    call.column_sums[place.offset(args) + place.first + row] = sum;
   }
 }
 
@@ -183,18 +206,32 @@ cudaError_t launch(void (*kernel)(Call), unsigned int blocks, Call call, cudaStr
   return cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), parameters, 0, stream);
 }
 
-template <class Tile>
+// Pass 1 takes four logits a slot at a time, because each visit costs an exponential to move the maximum; pass 2 takes two,
+// which leaves registers for more blocks.
+template <class T, int D, int Parts>
+struct TileFor {
+  using Type = TensorTile<T, D, Parts>;
+};
+template <int D, int Parts>
+struct TileFor<float, D, Parts> {
+  using Type = FloatTile<D>;
+};
+
+template <class T, int D>
 cudaError_t launch_passes(const Call& call, cudaStream_t stream) {
+  using RowTile = typename TileFor<T, D, 4>::Type;
+  using ColumnTile = typename TileFor<T, D, 2>::Type;
   const FopruColumnScoreArgs& args = call.args;
   const unsigned int pairs = static_cast<unsigned int>(args.images) * static_cast<unsigned int>(args.heads);
   if (call.row_lse != nullptr) {
-    const unsigned int blocks = blocks_for(args.query_end - args.query_begin, Tile::kRows) * pairs;
-    const cudaError_t error = launch(row_lse_kernel<Tile>, blocks, call, stream);
+    const unsigned int blocks = blocks_for(args.query_end - args.query_begin, RowTile::kRows) * pairs;
+    const cudaError_t error = launch(row_lse_kernel<RowTile>, blocks, call, stream);
     if (error != cudaSuccess) {
       return error;
     }
   }
-  const cudaError_t error = launch(column_sum_kernel<Tile>, blocks_for(args.tokens, Tile::kRows) * pairs, call, stream);
+  const unsigned int blocks = blocks_for(args.tokens, ColumnTile::kRows) * pairs;
+  const cudaError_t error = launch(column_sum_kernel<ColumnTile>, blocks, call, stream);
   if (error != cudaSuccess) {
     return error;
   }
@@ -202,24 +239,19 @@ cudaError_t launch_passes(const Call& call, cudaStream_t stream) {
 }
 
 // head_dim is padded to the next depth that is compiled: 64 (CLIP), 80 (Qwen 80, SigLIP so400m 72), 96, 128.
-template <template <int> class TileOf>
+template <class T>
 cudaError_t launch_depth(const Call& call, cudaStream_t stream) {
   if (call.args.head_dim <= 64) {
-    return launch_passes<TileOf<64>>(call, stream);
+    return launch_passes<T, 64>(call, stream);
   }
   if (call.args.head_dim <= 80) {
-    return launch_passes<TileOf<80>>(call, stream);
+    return launch_passes<T, 80>(call, stream);
   }
   if (call.args.head_dim <= 96) {
-    return launch_passes<TileOf<96>>(call, stream);
+    return launch_passes<T, 96>(call, stream);
   }
-  return launch_passes<TileOf<128>>(call, stream);
+  return launch_passes<T, 128>(call, stream);
 }
-
-template <int D>
-using HalfTile = TensorTile<__half, D>;
-template <int D>
-using BrainTile = TensorTile<__nv_bfloat16, D>;
 
 }  // namespace
 }  // namespace fopru
@@ -241,13 +273,13 @@ extern "C" FopruStatus fopru_column_score(const FopruColumnScoreArgs* args, void
   cudaError_t error = cudaSuccess;
   switch (args->dtype) {
     case FOPRU_FLOAT16:
-      error = fopru::launch_depth<fopru::HalfTile>(call, queue);
+      error = fopru::launch_depth<__half>(call, queue);
       break;
     case FOPRU_BFLOAT16:
-      error = fopru::launch_depth<fopru::BrainTile>(call, queue);
+      error = fopru::launch_depth<__nv_bfloat16>(call, queue);
       break;
     case FOPRU_FLOAT32:
-      error = fopru::launch_depth<fopru::FloatTile>(call, queue);
+      error = fopru::launch_depth<float>(call, queue);
       break;
   }
   return error == cudaSuccess ? FOPRU_OK : FOPRU_LAUNCH_FAILED;

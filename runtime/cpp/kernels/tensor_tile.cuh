@@ -1,4 +1,8 @@
 // Internal: the tile of float16 and bfloat16, by tensor cores through nvcuda::wmma (compute capability 8.0 and above).
+//
+// A warp owns 16 rows of A and keeps them as fragments. wmma does not say which element of a product a lane holds, but it is
+// the same one every time: element e of lane l is a slot, and the products of the tile's 16-column parts are its logits. So
+// running sums never leave the registers, and the product never goes through shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,77 +13,94 @@
 
 namespace fopru {
 
-template <class T, int D>
+// Parts: how many 16-column parts of the tile are in registers at a time.
+template <class T, int D, int Parts>
 class TensorTile {
+  using Product = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
+
  public:
   using Element = T;
   static constexpr int kDepth = D;
-  static constexpr int kRows = 16 * kWarps;              // 16 rows a warp
-  static constexpr int kColumns = D > 96 ? 32 : 64;
-  static constexpr int kStages = 2;                      // one tile of B is copied while the other is used
-  static constexpr int kRowsPerThread = 1;
-  static constexpr int kColumnsPerThread = kColumns / 2;
-  static constexpr int kLanesPerRow = 2;
-  static constexpr int kStride = D + 8;                  // an odd number of 16 bytes: rows start in different banks
-  static constexpr int kLogitStride = kColumns + 4;      // likewise for the float tile
+  static constexpr int kRows = 16 * kWarps;
+  static constexpr int kColumns = 64;
+  static constexpr int kStages = 2;                   // one tile of B is copied while the other is used
+  static constexpr int kSlots = Product::num_elements;
+  static constexpr int kPerSlot = Parts;
+  static constexpr int kBlocks = Parts > 2 && D > 64 ? 3 : 4;  // a multiprocessor holds at least so many by registers
+  static constexpr int kBiasRows = 16;                // a bias is added as a product of equal rows
+  static constexpr int kStride = D + 8;               // an odd number of 16 bytes: rows start in different banks
+  static constexpr int kBiasStride = kColumns + 4;
+  static constexpr int kSlotStride = kSlotsPerRow + 4;
 
   struct Shared {
-    alignas(128) T b[kStages][kColumns][kStride];
-    alignas(128) float logits[kWarps][16][kLogitStride];
-    alignas(16) float bias[kStages][kColumns];
+    union {
+      alignas(128) T b[kStages][kColumns][kStride];
+      alignas(128) float slots[2][kRows][kSlotStride];
+    };
+    alignas(128) float bias[kStages][kBiasRows][kBiasStride];
   };
 
-  // A stays in registers as fragments, so its rows may pass through the memory of B.
+  // The rows pass through the memory of B.
   __device__ void load_a(Shared& shared, const Rows<T>& a, int first) {
-    static_assert(kStages * kColumns >= kRows, "A passes through the stages of B");
+    static_assert(kStages * kColumns >= kRows, "A fits the stages of B");
     auto& rows = *reinterpret_cast<T(*)[kRows][kStride]>(&shared.b);
     load_rows<D>(rows, a, first);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
+#pragma unroll
     for (int k = 0; k < D / 16; ++k) {
-      nvcuda::wmma::load_matrix_sync(a_[k], &rows[16 * warp()][16 * k], kStride);
+      nvcuda::wmma::load_matrix_sync(a_[k], &rows[first_row()][16 * k], kStride);
     }
     __syncthreads();
   }
 
-  // Fragments do not say which element a lane holds, so the product goes through shared memory, a warp's own part of it.
-  __device__ void logits(Shared& shared, int stage, float scale, float (&out)[kRowsPerThread][kColumnsPerThread]) {
+  __device__ void logits(Shared& shared, int stage, int part, float scale, bool biased, float (&out)[kSlots][kPerSlot]) {
     using namespace nvcuda;
-    for (int n = 0; n < kColumns; n += 16) {
-      wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-      wmma::fill_fragment(sum, 0.0F);
+    const int first = 16 * kPerSlot * part;
+#pragma unroll
+    for (int n = 0; n < kPerSlot; ++n) {
+      Product product;
+      wmma::fill_fragment(product, 0.0F);
+#pragma unroll
       for (int k = 0; k < D / 16; ++k) {
         wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> b;
-        wmma::load_matrix_sync(b, &shared.b[stage][n][16 * k], kStride);
-        wmma::mma_sync(sum, a_[k], b, sum);
+        wmma::load_matrix_sync(b, &shared.b[stage][first + 16 * n][16 * k], kStride);
+        wmma::mma_sync(product, a_[k], b, product);
       }
-      wmma::store_matrix_sync(&shared.logits[warp()][0][n], sum, kLogitStride, wmma::mem_row_major);
-    }
-    __syncwarp();
-    const float* mine = shared.logits[warp()][lane() / 2];
-    for (int c = 0; c < kColumnsPerThread; c += 4) {
-      const float4 product = load4(mine + column(c));
-      const float4 bias = load4(shared.bias[stage] + column(c));
-      out[0][c] = fmaf(product.x, scale, bias.x);
-      out[0][c + 1] = fmaf(product.y, scale, bias.y);
-      out[0][c + 2] = fmaf(product.z, scale, bias.z);
-      out[0][c + 3] = fmaf(product.w, scale, bias.w);
+      Product bias;
+      if (biased) {
+        wmma::load_matrix_sync(bias, &shared.bias[stage][0][first + 16 * n], kBiasStride, wmma::mem_row_major);
+      } else {
+        wmma::fill_fragment(bias, 0.0F);
+      }
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        out[slot][n] = fmaf(product.x[slot], scale, bias.x[slot]);
+      }
     }
   }
 
-  __device__ static int row(int /*r*/) { return 16 * warp() + lane() / 2; }
+  __device__ static void put(Shared& shared, int matrix, const float (&values)[kSlots]) {
+    Product product;
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      product.x[slot] = values[slot];
+    }
+    nvcuda::wmma::store_matrix_sync(&shared.slots[matrix][first_row()][0], product, kSlotStride, nvcuda::wmma::mem_row_major);
+  }
 
-  // Groups of 4 for 16-byte reads. The two halves of a row start 4 groups apart where they would meet in one bank.
-  __device__ static int column(int c) {
-    constexpr int kShift = kColumns == 64 ? 4 : 0;
-    const int half = lane() % 2;
-    return half * kColumnsPerThread + (c / 4 + kShift * half) % (kColumnsPerThread / 4) * 4 + c % 4;
+  __device__ static void take(const Shared& shared, int matrix, float (&values)[kSlots]) {
+    Product product;
+    nvcuda::wmma::load_matrix_sync(product, &shared.slots[matrix][first_row()][0], kSlotStride, nvcuda::wmma::mem_row_major);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      values[slot] = product.x[slot];
+    }
   }
 
  private:
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int first_row() { return static_cast<int>(threadIdx.x) / 32 * 16; }
 
   nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, T, nvcuda::wmma::row_major> a_[D / 16];
 };
