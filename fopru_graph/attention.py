@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fopru_graph.shapes import attribute_int, constant_scalar, dims
+from fopru_graph.shapes import attribute_int, constant_scalar, dims, same
 
 __all__ = [
     "AttentionCore",
@@ -194,7 +194,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 
 def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
-    """The ONNX operator, as a vision encoder uses it: bidirectional, no cache, no grouped heads."""
+    """The ONNX operator, as a vision encoder uses it: every query may look at every key, no cache."""
     query, key = dims(node.inputs[0]), dims(node.inputs[1])
     if query is None or key is None or len(query) != len(key) or len(query) not in (3, 4):
         return NearMiss(
@@ -202,10 +202,10 @@ def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
         )
     if attribute_int(node, "is_causal", 0):
         return NearMiss(node, 1, "it is causal, and a causal layer gives early tokens no say in the score")
-    softcap = node.attributes.get("softcap")
-    if softcap is not None and softcap.as_float() != 0.0:
+    windows = [attribute_int(node, f"{side}_window_size", -1) for side in ("left", "right")]
+    if windows != [-1, -1]:
         return NearMiss(
-            node, 2, f"it caps logits (softcap {softcap.as_float()}), which the side branch does not repeat"
+            node, 2, f"its queries look {windows[0]} keys back and {windows[1]} ahead, not at every key"
         )
     if any(source is not None for source in node.inputs[4:]):
         return NearMiss(node, 3, "it reads a key/value cache, which a vision encoder has not")
@@ -214,8 +214,18 @@ def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
         if len(query) == 4
         else tuple(attribute_int(node, f"{x}_num_heads", 0) for x in ("q", "kv"))
     )
-    if heads[0] != heads[1] or not heads[0]:
+    fixed = [size for size in heads if isinstance(size, int) and size > 0]
+    grouped = len(fixed) == 2 and fixed[0] % fixed[1] == 0
+    if 0 in heads or not (grouped or same(*heads)):
         return NearMiss(
-            node, 4, f"it has {heads[0]} query heads and {heads[1]} key heads, and they must be as many"
+            node,
+            4,
+            f"it has {heads[0]} query heads and {heads[1]} key heads, and the one must be a multiple of the "
+            "other",
+        )
+    mask = dims(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else (key[-2],)
+    if mask is None or (isinstance(mask[-1], int) and isinstance(key[-2], int) and mask[-1] != key[-2]):
+        return NearMiss(
+            node, 5, f"its mask has dims {mask} for {key[-2]} keys, and must have one column each"
         )
     return AttentionCore("attention_op", node, node)
