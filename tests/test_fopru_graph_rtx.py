@@ -232,10 +232,10 @@ def test_a_profile_out_of_order(points: tuple[tuple[int, ...], ...], message: st
 
 @pytest.mark.parametrize(("inputs", "given", "message"), [
     ("float[b,3] x", {"z": ((1,), (1,), (1,))}, "profile of input 'z', but the inputs are x"),
-    ("float[b,3] x", {"x": ((1, 2), (1, 2), (1, 2))}, r"'x' is \(1, 2\) to \(1, 2\), but its dims are \('b', 3\)"),
+    ("float[b,3] x", {"x": ((1, 2),) * 3}, r"'x' is \(1, 2\) to \(1, 2\), but its dims are \('b', 3\)"),
     ("int64[1] k, float[2,3] x", {"k": ((1, 2),) * 3}, "'k' has 2 numbers, but the input holds 1"),
     ("float[b,3,h,w] x", {}, r"'x' has dims \('b', 3, 'h', 'w'\), and more than the number of images"),
-    ("float[b,n] x, int64[1] num_keep", {"x": ((1, 4), (1, 4), (1, 8))}, "and so does 'num_keep': give its"),
+    ("float[b,n] x, int64[1] num_keep", {"x": ((1, 4),) * 3}, "'num_keep' can be anything: give its profile"),
 ])  # fmt: skip
 def test_profiles_that_do_not_fit(
     inputs: str, given: dict[str, tuple[tuple[int, ...], ...]], message: str
@@ -251,3 +251,11 @@ def test_profiles_without_a_scores_output() -> None:
     profiles = derive_profiles(view_of(model), {}, 4)
     assert profiles["x"] == Profile((1, 7, 8), (1, 7, 8), (4, 7, 8))
     assert profiles["num_keep"] == Profile((1,), (2,), (4,))  # 30 % of 6; the limit is 4
+
+
+def test_profiles_where_the_number_of_tokens_varies() -> None:
+    body = "token_scores = ReduceMean<keepdims=0>(x, two) v, y = TopK<axis=1>(token_scores, num_keep)"
+    outputs = "int64[b,m] y, float[b,n] token_scores"
+    view = view_of(graph(body, "float[b,n,8] x, int64[1] num_keep", outputs, "int64[1] two = {2}"))
+    given = {"x": Profile((1, 4, 8), (1, 100, 8), (2, 5000, 8))}
+    assert derive_profiles(view, given, 3839)["num_keep"] == Profile((1,), (30,), (3839,))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_shape_inference import infer_symbolic_shapes
 
 from fopru_graph.lint.dependence import Dependence, dependences
 from fopru_graph.shapes import constant_ints, dims
@@ -116,11 +117,21 @@ def view_of(model: ir.Model, path: Path | None = None) -> GraphView:
             _log.debug("functions were not inlined: %s", error)
     if all(_is_there(tensor) for tensor in external_tensors(copy)):
         with without_external_weights(copy):
-            try:
-                ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-            except Exception as error:  # a rule that needs a shape then says that it is unknown
-                _log.debug("shapes were not inferred: %s", error)
+            for infer in (_infer_by_onnx, _infer_by_symbols):
+                try:
+                    infer(copy)
+                except Exception as error:  # a rule that needs a shape then says that it is unknown
+                    _log.debug("shapes were not inferred: %s", error)
     return GraphView(copy, path)
+
+
+def _infer_by_onnx(model: ir.Model) -> None:
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _infer_by_symbols(model: ir.Model) -> None:
+    """Follows the arithmetic that exporters do on sizes, which ONNX's own inference gives up at."""
+    infer_symbolic_shapes(model, warn_on_missing=False)
 
 
 def _is_there(tensor: ir.ExternalTensor) -> bool:

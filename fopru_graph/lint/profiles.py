@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from fopru_graph.errors import OptionError
-from fopru_graph.lint.graph import GraphView, constants
+from fopru_graph.lint.graph import GraphView, constants, view_of
 from fopru_graph.lint.rules_topk import most_selected
 from fopru_graph.options import NUM_KEEP, TOKEN_SCORES
 from fopru_graph.shapes import Dim, attribute_int, dims
 
-__all__ = ["POINTS", "Profile", "derive_profiles", "read_on_host"]
+__all__ = ["POINTS", "Profile", "at_point", "derive_profiles", "read_on_host"]
 
 POINTS = ("minimum", "optimum", "maximum")
 
@@ -71,10 +72,10 @@ def derive_profiles(view: GraphView, given: Mapping[str, Profile], topk_limit: i
     for name, value in inputs.items():
         if name in given:
             profiles[name] = _checked(name, value, given[name])
-        elif name == NUM_KEEP:
-            profiles[name] = _kept(view, value, topk_limit)
-        elif not _static(dims(value)):
+        elif name != NUM_KEEP and not _static(dims(value)):
             profiles[name] = _sizes(name, dims(value), images)
+    if NUM_KEEP in inputs and NUM_KEEP not in given:
+        profiles[NUM_KEEP] = _kept(view, profiles, topk_limit)
     return profiles
 
 
@@ -83,6 +84,29 @@ def read_on_host(value: ir.Value) -> bool:
     sizes = dims(value)
     integers = value.dtype in (ir.DataType.INT32, ir.DataType.INT64)
     return integers and sizes is not None and len(sizes) <= 1 and _static(sizes)
+
+
+def at_point(model: ir.Model, profiles: Mapping[str, Profile], point: str) -> ir.Model:
+    """The model with every input fixed to one point; inputs that the host reads become constants, as only so
+    the sizes that hang on them can be told."""
+    fixed = model.clone()
+    for value in list(fixed.graph.inputs):
+        profile = profiles.get(str(value.name))
+        if profile is None:
+            continue
+        if not read_on_host(value):
+            value.shape = ir.Shape(profile.at(point))
+            continue
+        dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
+        content = np.array(profile.at(point), dtype)
+        content = content if dims(value) else content.reshape(())
+        fixed.graph.inputs.remove(value)
+        value.const_value = ir.tensor(content, name=value.name)
+        fixed.graph.register_initializer(value)
+    for node in fixed.graph:
+        for value in node.outputs:
+            value.shape = None  # names of sizes, which inference would keep where it could tell the number
+    return fixed
 
 
 def _checked(name: str, value: ir.Value, profile: Profile) -> Profile:
@@ -117,16 +141,18 @@ def _sizes(name: str, sizes: tuple[Dim, ...] | None, images: Dim) -> Profile:
     return Profile(*points)
 
 
-def _kept(view: GraphView, value: ir.Value, topk_limit: int) -> Profile:
-    """From one token, or one grid row, to all of them."""
-    step = _step(value)
-    tokens = _tokens(view)
-    if tokens is None:
+def _kept(view: GraphView, profiles: Mapping[str, Profile], topk_limit: int) -> Profile:
+    """From one token, or one grid row, to all of them; where their number varies, to all at each point."""
+    fixed = [view_of(at_point(view.model, profiles, point)) for point in POINTS]
+    tokens = [_tokens(each) for each in fixed]
+    step = _step(next(value for value in view.model.graph.inputs if value.name == NUM_KEEP))
+    counts = [number for number in tokens if number is not None]
+    if len(counts) < len(POINTS):
         raise OptionError(
-            f"the number of tokens varies with the image, and so does '{NUM_KEEP}': give its profile"
+            f"the number of tokens cannot be told, so '{NUM_KEEP}' can be anything: give its profile"
         )
-    most = max(step, min(tokens, topk_limit * step))
-    usual = min(most, max(step, int(tokens * _RATIO + 0.5) // step * step))
+    most = max(step, min(counts[-1], topk_limit * step))
+    usual = min(most, max(step, int(counts[1] * _RATIO + 0.5) // step * step))
     return Profile((step,), (usual,), (most,))
 
 

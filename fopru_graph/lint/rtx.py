@@ -20,13 +20,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from fopru_graph.api import load_graph
+from fopru_graph.api import TENSORRT_TOPK, load_graph
 from fopru_graph.errors import OptionError
 from fopru_graph.lint.graph import GraphView, view_of
-from fopru_graph.lint.profiles import POINTS, Profile, derive_profiles, read_on_host
+from fopru_graph.lint.profiles import POINTS, Profile, at_point, derive_profiles
 from fopru_graph.lint.report import Finding
 from fopru_graph.lint.run import lint_view
 from fopru_graph.lint.targets import TARGETS
@@ -112,7 +111,7 @@ def build_check(
     Args:
         path: an ONNX file.
         profiles: by input name, where the derived ones do not do: images 1, 1, 4; `num_keep` 1, 30 % and all
-            tokens up to 3840; every other dim that varies has to be given.
+            tokens up to 3839; every other dim that varies has to be given.
         capabilities: names as TensorRT for RTX has them, SM75 to SM121.
         timeout: seconds for everything.
 
@@ -130,12 +129,11 @@ def build_check(
     )
     if fatal:  # the parser would abort the process
         return BuildReport("", None, (), (), fatal)
-    limit = TARGETS[_TARGET].topk_limit
-    chosen = derive_profiles(view, profiles or {}, limit if limit is not None else 1)
+    chosen = derive_profiles(view, profiles or {}, TENSORRT_TOPK)
     with tempfile.TemporaryDirectory(prefix="fopru_lint_") as name:
         folder = Path(name)
         fixed = (
-            {point: _at_point(model, chosen, point) for point in POINTS} if chosen else {"fixed point": model}
+            {point: at_point(model, chosen, point) for point in POINTS} if chosen else {"fixed point": model}
         )
         views = {point: view_of(each, path) for point, each in fixed.items()}
         job = {
@@ -151,26 +149,6 @@ def build_check(
 
 def _installed() -> bool:
     return importlib.util.find_spec("tensorrt_rtx") is not None
-
-
-def _at_point(model: ir.Model, profiles: Mapping[str, Profile], point: str) -> ir.Model:
-    """The model with every input fixed to one point; inputs that the host reads become constants, as only so
-    the sizes that hang on them can be told."""
-    fixed = model.clone()
-    for value in list(fixed.graph.inputs):
-        profile = profiles.get(str(value.name))
-        if profile is None:
-            continue
-        if not read_on_host(value):
-            value.shape = ir.Shape(profile.at(point))
-            continue
-        dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
-        content = np.array(profile.at(point), dtype)
-        content = content if dims(value) else content.reshape(())
-        fixed.graph.inputs.remove(value)
-        value.const_value = ir.tensor(content, name=value.name)
-        fixed.graph.register_initializer(value)
-    return fixed
 
 
 def _save(model: ir.Model, file: Path) -> str:
@@ -227,7 +205,7 @@ def _report(
     engines = []
     for line in stages.get("built", []):
         if line["bytes"] is None:
-            why = _first_line(line["logged"][0] if line["logged"] else "no reason given")
+            why = _one_line(line["logged"][0] if line["logged"] else "no reason given")
             findings.append(_error("rtx-build", f"no engine for {line['capability']}: {why}", _BUILD_FIX))
         else:
             engines.append(Engine(line["capability"], line["seconds"], line["bytes"]))
@@ -265,7 +243,7 @@ def _not_caught(view: GraphView, where: str) -> Iterator[Finding]:
 
 
 def _refused(rule: str, error: Mapping[str, str], where: str) -> Finding:
-    message = _first_line(error["message"]) + (f" ({where})" if where else "")
+    message = _one_line(error["message"]) + (f" ({where})" if where else "")
     return _error(rule, message, "lint names what it takes instead", (error["op"], error["node"]))
 
 
@@ -283,5 +261,5 @@ def _error(rule: str, message: str, fix: str, node: tuple[str, str] = ("", "")) 
     return Finding(rule, "error", node[0], node[1], "", message, fix)
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:400] or "no reason given"

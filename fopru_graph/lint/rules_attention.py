@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from fopru_graph.lint.graph import GraphView, used_outputs
 from fopru_graph.lint.registry import Hit, rule
-from fopru_graph.lint.targets import ONE_OUTPUT_ONLY, Target
+from fopru_graph.lint.targets import ONE_OUTPUT_ONLY, OP_RELEASES, Target
 from fopru_graph.shapes import attribute_int, dims
 
 __all__: list[str] = []
@@ -90,6 +90,8 @@ def attention_softcap(view: GraphView, target: Target) -> Iterator[Hit]:
     rtx="error",
 )
 def attention_kernel(view: GraphView, target: Target) -> Iterator[Hit]:
+    if target.before(*OP_RELEASES["Attention"]):
+        return  # too young there anyway
     seen = "TensorRT for RTX builds none" if target.family == "tensorrt" else "none is built"
     for site in view.of("Attention"):
         query = site.node.inputs[0]
