@@ -182,6 +182,11 @@ def _gather(node: ir.Node, demand: Demand) -> InputDemands | None:
     return None
 
 
+def _split(node: ir.Node, demand: Demand) -> InputDemands | None:
+    axis = attribute_int(node, "axis", 0) % len(dims(node.outputs[0]) or ())
+    return None if axis == demand.axis else ((0, demand),)
+
+
 def _squeeze(node: ir.Node, demand: Demand) -> InputDemands | None:
     source = dims(node.inputs[0]) or ()
     gone = _axes(node, len(source)) or [axis for axis, size in enumerate(source) if size == 1]
@@ -210,6 +215,7 @@ _RULES: dict[str, _Rule] = {
     "Gather": _gather,
     "MatMul": _matmul,
     "Reshape": _reshape,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

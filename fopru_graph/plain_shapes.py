@@ -148,12 +148,12 @@ def _is_size(value: ir.Value) -> bool:
 
 
 def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
-    """Take a size that is known, or that is a size of an input, from there and not off a tensor in between.
+    """Read a size that is known off a constant, and any other off the first tensor that has it.
 
-    Such a reader would need all of that tensor's rows.
+    A reader of a tensor needs all of that tensor's rows; the first one is whole in any case.
     """
     origin: dict[str, tuple[ir.Value, int]] = {}
-    for value in graph.inputs:
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         for axis, size in enumerate(dims(value) or ()):
             if isinstance(size, str):
                 origin.setdefault(size, (value, axis))
@@ -163,17 +163,17 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
         found = _one_size(node)
         if found is None:
             continue
-        size, as_vector = found
+        source, size, as_vector = found
+        if isinstance(size, str) and origin[size][0] is source:
+            continue
         if (size, as_vector) not in made:
             if isinstance(size, int):
                 made[size, as_vector] = (
                     builder.ints("size", [size]) if as_vector else builder.scalar("size", size)
                 )
-            elif size in origin:
+            else:
                 read = builder.size_1d if as_vector else builder.size
                 made[size, as_vector] = read(*origin[size])
-            else:
-                continue
         node.outputs[0].replace_all_uses_with(made[size, as_vector])
         count += 1
     if count:
@@ -181,8 +181,8 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
     return count
 
 
-def _one_size(node: ir.Node) -> tuple[int | str, bool] | None:
-    """The size that a node reads off a tensor that another node made, and whether it gives it as [1]."""
+def _one_size(node: ir.Node) -> tuple[ir.Value, int | str, bool] | None:
+    """(tensor that another node made, the size that this node reads off it, whether it gives it as [1])."""
     out = node.outputs[0]
     if out.is_graph_output():
         return None
@@ -207,4 +207,4 @@ def _one_size(node: ir.Node) -> tuple[int | str, bool] | None:
     if source is None or source.producer() is None or found is None:
         return None
     size = sizes[found]
-    return None if size is None else (size, as_vector)
+    return None if size is None else (source, size, as_vector)

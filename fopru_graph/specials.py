@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from fopru_graph.attention import upstream_nodes
 from fopru_graph.lineage import Lineage, Stop
 from fopru_graph.shapes import attribute_int, constant_ints, dims, same
 from fopru_graph.tokenwise import Demand, Refusal, demands_of
@@ -25,7 +26,7 @@ def special_rows(lineage: Lineage, dropped: int) -> int | None:
     """
     if not lineage.stops:
         return dropped
-    joins = [stop for stop in lineage.stops if _is_stream(stop) and not _pixel_free(stop.node.outputs[0])]
+    joins = _first([stop for stop in lineage.stops if not _pixel_free(stop.node.outputs[0])])
     counts = {_leading(stop.node.outputs[0], stop.demand.axis) for stop in joins}
     # Rows of the join are rows of the attention only if as many are dropped on both ways.
     if len(counts) != 1 or {stop.demand.offset for stop in joins} != {dropped}:
@@ -33,9 +34,10 @@ def special_rows(lineage: Lineage, dropped: int) -> int | None:
     return counts.pop()
 
 
-def _is_stream(stop: Stop) -> bool:
-    """Whether it is about rows of images, tokens and width, in any order, and not about logits per head."""
-    return len(dims(stop.node.outputs[0]) or ()) == 3
+def _first(stops: list[Stop]) -> list[Stop]:
+    """Stops that depend on no other: rows came to be there, and others are branches that join them later."""
+    nodes = {stop.node for stop in stops}
+    return [stop for stop in stops if not nodes & (upstream_nodes(stop.node.outputs[0]) - {stop.node})]
 
 
 def _leading(value: ir.Value | None, axis: int) -> int | None:
@@ -65,8 +67,15 @@ def _leading(value: ir.Value | None, axis: int) -> int | None:
 
 
 def _same_rows(value: ir.Value, axis: int, source: ir.Value | None, source_axis: int) -> bool:
+    """Whether rows of the value are rows of the source, one by one.
+
+    An operand with a named number of rows may be one row for all. Its leading rows are those of the value all
+    the same: none stay none, and one that joins learnt rows and patches has more than one.
+    """
     sizes, of_source = dims(value) or (), dims(source) or ()
-    return len(of_source) == len(sizes) and same(of_source[source_axis], sizes[axis])
+    if len(of_source) != len(sizes):
+        return False
+    return same(of_source[source_axis], sizes[axis]) or isinstance(of_source[source_axis], str)
 
 
 def _leading_of_join(node: ir.Node, axis: int) -> int | None:

@@ -22,6 +22,7 @@ CASES = {
     "picked behind the tokens": ("(float[7,B,8] x, int64[2] i) => (float[7,B,2] y) { y = Gather<axis=2>(x, i) }", 0, Demand(0, 0)),
     "an axis of one goes": ("(float[1,7,B,8] x, int64[1] zero) => (float[7,B,8] y) { y = Squeeze(x, zero) }", 0, Demand(1, 0)),
     "every axis of one goes": ("(float[1,7,B,8] x) => (float[7,B,8] y) { y = Squeeze(x) }", 0, Demand(1, 0)),
+    "one of three packed parts": ("(float[3,7,B,8] x) => (float[1,7,B,8] y) { y, z, w = Split<axis=0, num_outputs=3>(x) }", 1, Demand(1, 0)),
     "an axis of one comes": ("(float[7,B,8] x, int64[1] zero) => (float[1,7,B,8] y) { y = Unsqueeze(x, zero) }", 1, Demand(0, 0)),
 }  # fmt: skip
 
@@ -32,6 +33,7 @@ STOPS = {
     "tokens are an index": ("(float[9,8] x, int64[7,B] i) => (float[7,B,8] y) { y = Gather<axis=0>(x, i) }", 0),
     "tokens are normalised away": ("(float[B,8,7] x) => (float[B,8,7] y) { y = Softmax(x) }", 2),
     "tokens are summed over": ("(float[7,B,8] x, float[7,8,4] w) => (float[7,B,4] y) { y = MatMul(x, w) }", 0),
+    "parts of the tokens": ("(float[14,B,8] x) => (float[7,B,8] y) { y, z = Split<axis=0, num_outputs=2>(x) }", 0),
     "the new axis": ("(float[B,8] x, int64[1] one) => (float[B,1,8] y) { y = Unsqueeze(x, one) }", 1),
     "one row stands for all": ("(float[7,B,8] x, float[N,B,8] w) => (float[7,B,8] y) { y = Mul(x, w) }", 0),
 }  # fmt: skip
