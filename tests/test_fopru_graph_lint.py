@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fopru_graph import GraphFileError, OptionError, load_graph, prune
+from fopru_graph import GraphFileError, OptionError, UnsupportedGraphError, load_graph, prune
 from fopru_graph.lint import RULES, SEVERITIES, TARGETS, Finding, LintReport, lint, lint_file
 from fopru_graph.lint.rtx import BUILD_RULES
 from tests.toy_encoders import Toy, export
@@ -72,6 +72,13 @@ CASES = [
     Case("opset", (E, E, W, None), graph("y = Relu(x)", opset=25), RELU, "the graph has opset 25, the range is 9 to "),
     Case("opset", (E, None, None, None), graph("y = Relu(x)", opset=21), RELU, "opset 20 or earlier"),
     Case("opset", (E, E, W, None), graph("y = Relu(x)", opset=8), graph("y = Relu(x)", opset=9), "opset 9 or later"),
+    Case("invalid-node", (E, E, E, E), graph("y = Attention(x, x, x)"), PLAIN, "ONNX has no operator Attention at opset 20"),
+    Case("invalid-node", (E, E, E, E), graph("y = Relu(x, x)"), RELU, "it has 2 inputs, ONNX says 1$|it has 2 inputs, ONNX says 1;"),
+    Case("invalid-node", (E, E, E, E), graph("y = MatMul(x, )"), RELU, "it has 1 inputs, ONNX says 2|its input 'B' is missing"),
+    Case("invalid-node", (E, E, E, E), graph("y, z = Relu(x)"), RELU, "it has 2 outputs, ONNX says 1"),
+    Case("invalid-node", (E, E, E, E), graph("y = Softmax<axes=1>(x)"), graph("y = Softmax<axis=1>(x)"), "no attribute 'axes'"),
+    Case("invalid-node", (E, E, E, E), graph("y = Softmax<axis=1.5>(x)"), RELU, "'axis' is FLOAT, ONNX says INT"),
+    Case("invalid-node", (E, E, E, E), graph("y = Cast(x)"), graph("y = Cast<to=1>(x)"), "its attribute 'to' is missing"),
     Case("op-too-young", (E, None, None, None), PLAIN, RELU, r"takes Attention from TensorRT 10\.14 on, here it is 10\.3; export with opset 20"),
     Case("op-too-young", (E, None, None, None), graph("y = BlackmanWindow(n)", "int32 n", "float[m] y"), RELU, "write it with older operators"),
     Case("op-unsupported", (E, E, E, None), graph("y = BitwiseNot(x)", "int64[n] x", "int64[n] y"), graph("y = Not(x)", "bool[n] x", "bool[n] y")),
@@ -256,6 +263,13 @@ def test_an_encoder_of_opset_23_is_refused_for_jetpack_6() -> None:
     assert (
         worst(lint(model, "tensorrt-rtx"), "attention-kernel") == E
     )  # float32: no kernel, seen when building
+
+
+def test_a_damaged_graph_is_a_sentence() -> None:
+    model = graph("a = Relu(x) y = Relu(a)")
+    model.graph.remove(model.graph[0])  # its reader stays
+    with pytest.raises(UnsupportedGraphError, match=r"the graph is not valid ONNX \(.*\): export it again"):
+        lint(model, "ort")
 
 
 def test_the_model_stays_as_it_is() -> None:

@@ -80,7 +80,7 @@ def _visit(graph: ir.Graph | ir.Function, found: dict[ir.Value, Dependence]) -> 
     for node in graph:
         inputs = [found.get(value, _CONSTANT) if value is not None else _CONSTANT for value in node.inputs]
         result = _gravest([*inputs, *_of_bodies(node, inputs, found)])
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in ("Shape", "Size") and inputs:
             result = _of_shape(node, inputs[0])
         elif selected := _selected(node, inputs):
             result = Dependence(result.kind, result.source, selected, result.counted)

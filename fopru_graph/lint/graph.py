@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 from onnx_shape_inference import infer_symbolic_shapes
 
+from fopru_graph.errors import UnsupportedGraphError
 from fopru_graph.lint.dependence import Dependence, dependences
-from fopru_graph.shapes import constant_ints, dims
+from fopru_graph.lint.schema import schema_violation
+from fopru_graph.shapes import Dim, constant_ints, dims
 from fopru_graph.weights import external_tensors, without_external_weights
 
-__all__ = ["GraphView", "Site", "constants", "upper_bound", "used_outputs", "view_of"]
+__all__ = ["GraphView", "Site", "axis_size", "constants", "upper_bound", "used_outputs", "view_of"]
 
 _log = logging.getLogger(__name__)
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -25,10 +27,11 @@ _SAME_ELEMENTS = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
 
 @dataclass(frozen=True)
 class Site:
-    """A node, and where it stands: "" is the main graph."""
+    """A node, where it stands ("" is the main graph), and the version of its domain that holds there."""
 
     node: ir.Node
     where: str
+    opset: int
 
     @property
     def name(self) -> str:
@@ -56,14 +59,22 @@ class GraphView:
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """Every node of the graph, of the bodies of If, Loop and Scan, and of functions that stayed."""
-        found = list(_walk(self.model.graph, ""))
+        found = list(_walk(self.model.graph, "", self.model.opset_imports))
         for function in self.model.functions.values():
-            found += _walk(function, f"function '{function.domain}::{function.name}'")
+            where = f"function '{function.domain}::{function.name}'"
+            found += _walk(function, where, function.opset_imports)
         return tuple(found)
 
+    @cached_property
+    def invalid(self) -> dict[ir.Node, str]:
+        """Nodes that are not what ONNX says of their operator, and why; rules do not look at these."""
+        reasons = {site.node: schema_violation(site.node, site.opset) for site in self.sites if site.standard}
+        return {node: reason for node, reason in reasons.items() if reason}
+
     def of(self, *op_types: str) -> Iterator[Site]:
-        """The nodes of some operators of the default domain."""
-        return (site for site in self.sites if site.standard and site.node.op_type in op_types)
+        """The valid nodes of some operators of the default domain."""
+        wanted = (site for site in self.sites if site.standard and site.node.op_type in op_types)
+        return (site for site in wanted if site.node not in self.invalid)
 
     @cached_property
     def opset(self) -> int:
@@ -108,8 +119,17 @@ class GraphView:
 
 
 def view_of(model: ir.Model, path: Path | None = None) -> GraphView:
-    """Copy a model, inline its functions, infer shapes; what cannot be done is left undone."""
-    copy = model.clone()
+    """Copy a model, inline its functions, infer shapes; what cannot be inferred is left open.
+
+    Raises:
+        UnsupportedGraphError: the graph is so damaged that it cannot be copied.
+    """
+    try:
+        copy = model.clone()
+    except Exception as error:
+        raise UnsupportedGraphError(
+            f"the graph is not valid ONNX ({_cause(error)}): export it again"
+        ) from error
     if copy.functions:
         try:
             InlinePass()(copy)
@@ -139,9 +159,17 @@ def _is_there(tensor: ir.ExternalTensor) -> bool:
     return ".." not in Path(tensor.location).parts and Path(tensor.path).is_file()
 
 
-def _walk(graph: ir.Graph | ir.Function, where: str) -> Iterator[Site]:
+def _cause(error: BaseException) -> str:
+    """First line of what set off an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _walk(graph: ir.Graph | ir.Function, where: str, opsets: Mapping[str, int]) -> Iterator[Site]:
     for node in graph:
-        yield Site(node, where)
+        site = Site(node, where, opsets.get(node.domain, opsets.get("ai.onnx", 0)))
+        yield site
         for name, attribute in node.attributes.items():
             if attribute.is_ref():
                 continue
@@ -153,8 +181,8 @@ def _walk(graph: ir.Graph | ir.Function, where: str) -> Iterator[Site]:
                 else []
             )
             for body in bodies:
-                inside = f"{name} of {node.op_type} '{Site(node, where).name}'"
-                yield from _walk(body, f"{inside}, {where}" if where else inside)
+                inside = f"{name} of {node.op_type} '{site.name}'"
+                yield from _walk(body, f"{inside}, {where}" if where else inside, opsets)
 
 
 def used_outputs(node: ir.Node) -> list[int]:
@@ -166,34 +194,30 @@ def constants(value: ir.Value | None) -> list[int] | None:
     """Elements of a small integer constant, None for everything else and where its weight file is gone."""
     try:
         return constant_ints(value)
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):  # the file is gone, or the constant is damaged
         return None
 
 
+def axis_size(value: ir.Value | None, axis: int) -> Dim:
+    """Size of an axis of a value, None where it is unknown or there is no such axis."""
+    sizes = dims(value)
+    return sizes[axis] if sizes is not None and -len(sizes) <= axis < len(sizes) else None
+
+
 def upper_bound(value: ir.Value | None) -> int | None:
-    """Greatest element that an integer tensor can hold, as far as constants, Shape, Min and Clip tell."""
+    """Greatest element that an integer tensor can hold, as far as constants, Min and Clip tell."""
     numbers = constants(value)
     if numbers is not None:
         return max(numbers, default=None)
     node = value.producer() if value is not None else None
     if node is None:
         return None
-    if node.op_type in _SAME_ELEMENTS:
+    if node.op_type in _SAME_ELEMENTS and node.inputs:
         return upper_bound(node.inputs[0])
     limits: list[int | None] = []
     if node.op_type == "Min":
         limits = [upper_bound(source) for source in node.inputs]
     elif node.op_type == "Clip" and len(node.inputs) > 2:
         limits = [upper_bound(node.inputs[0]), upper_bound(node.inputs[2])]
-    elif node.op_type == "Shape":
-        sizes = dims(node.inputs[0])
-        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-        end = node.attributes["end"].as_int() if "end" in node.attributes else None
-        part = sizes[start:end] if sizes is not None else (None,)
-        return (
-            max((size for size in part if isinstance(size, int)), default=None)
-            if all(isinstance(size, int) for size in part)
-            else None
-        )
     known = [limit for limit in limits if limit is not None]
     return min(known, default=None)

@@ -160,7 +160,7 @@ def _step(value: ir.Value) -> int:
     """C where `num_keep` is divided into whole grid rows of C tokens, else 1."""
     for use in value.uses():
         node = use.node
-        divisor = constants(node.inputs[1]) if node.op_type == "Div" and use.idx == 0 else None
+        divisor = constants(node.inputs[-1]) if node.op_type == "Div" and use.idx == 0 else None
         if divisor:
             return divisor[0]
     return 1

@@ -51,6 +51,20 @@ def ir_version(view: GraphView, target: Target) -> Iterator[Hit]:
         )
 
 
+@rule(
+    "invalid-node",
+    "node that is not what ONNX says of its operator",
+    tensorrt="error",
+    rtx="error",
+    ort="error",
+)
+def invalid_node(view: GraphView, target: Target) -> Iterator[Hit]:
+    del target
+    for site in view.sites:
+        if site.node in view.invalid:
+            yield Hit(view.invalid[site.node], "export it again", site)
+
+
 @rule("op-too-young", "operator that came to the parser in a later release", tensorrt="error", rtx="error")
 def op_too_young(view: GraphView, target: Target) -> Iterator[Hit]:
     for site in view.sites:

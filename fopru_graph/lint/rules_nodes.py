@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from fopru_graph.lint.dependence import SHAPE_INPUTS
-from fopru_graph.lint.graph import GraphView, Site, constants
+from fopru_graph.lint.graph import GraphView, Site, axis_size, constants
 from fopru_graph.lint.registry import Hit, rule
 from fopru_graph.lint.targets import DTYPES, INTEGER_MATH_REFUSED, Release, Target
-from fopru_graph.shapes import attribute_int, dims
+from fopru_graph.shapes import attribute_int
 
 __all__: list[str] = []
 
@@ -208,10 +208,8 @@ def resize_antialias(view: GraphView, target: Target) -> Iterator[Hit]:
 def gather_range(view: GraphView, target: Target) -> Iterator[Hit]:
     del target
     for site in view.of("Gather"):
-        numbers, sizes = constants(site.node.inputs[1]), dims(site.node.inputs[0])
-        if not numbers or not sizes:
-            continue
-        size = sizes[attribute_int(site.node, "axis", 0)]
+        numbers = constants(site.node.inputs[1]) or []
+        size = axis_size(site.node.inputs[0], attribute_int(site.node, "axis", 0))
         wrong = [at for at in numbers if isinstance(size, int) and not -size <= at < size]
         if wrong:
             yield Hit(

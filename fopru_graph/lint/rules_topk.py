@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from fopru_graph.lint.graph import GraphView, constants, upper_bound
+from fopru_graph.lint.graph import GraphView, axis_size, constants, upper_bound
 from fopru_graph.lint.registry import Hit, rule
 from fopru_graph.lint.targets import Target
 from fopru_graph.shapes import attribute_int, dims
@@ -65,10 +65,9 @@ def topk_beyond_axis(view: GraphView, target: Target) -> Iterator[Hit]:
     del target
     for site in view.of("TopK"):
         fixed = constants(site.node.inputs[1]) if len(site.node.inputs) > 1 else None
-        sizes = dims(site.node.inputs[0])
-        if not fixed or not sizes:
+        if not fixed:
             continue
-        size = sizes[attribute_int(site.node, "axis", -1)]
+        size = axis_size(site.node.inputs[0], attribute_int(site.node, "axis", -1))
         if isinstance(size, int) and fixed[0] > size:
             yield Hit(f"K is {fixed[0]}, but the axis has {size} elements", f"keep no more than {size}", site)
         elif not isinstance(size, int) and fixed[0] > 1:
@@ -128,6 +127,8 @@ def half_softmax(view: GraphView, target: Target) -> Iterator[Hit]:
 
 def most_selected(node: ir.Node) -> int | None:
     """Greatest K that a TopK can be asked for: a bound of K itself, or the length of its axis."""
+    if len(node.inputs) != 2:
+        return None
     axis = attribute_int(node, "axis", -1)
     known = [upper_bound(node.inputs[1]), _axis_length(node.inputs[0], axis)]
     return min((number for number in known if number is not None), default=None)
@@ -142,7 +143,7 @@ def _axis_length(value: ir.Value | None, axis: int) -> int | None:
     if isinstance(size, int):
         return size
     node = value.producer()
-    if node is None:
+    if node is None or not node.inputs:
         return None
     if node.op_type == "TopK" and (attribute_int(node, "axis", -1) - axis) % len(sizes) == 0:
         return most_selected(node)

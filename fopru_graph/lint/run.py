@@ -31,6 +31,7 @@ def lint(model: ir.Model, target: str) -> LintReport:
 
     Raises:
         OptionError: there is no such target.
+        UnsupportedGraphError: the graph is too damaged to be read.
     """
     return lint_view(view_of(model), target_named(target))
 
@@ -40,6 +41,7 @@ def lint_file(path: str | os.PathLike[str], target: str) -> LintReport:
 
     Raises:
         OptionError: there is no such target.
+        UnsupportedGraphError: the graph is too damaged to be read.
         GraphFileError: the file or a weight file is missing or damaged.
     """
     chosen = target_named(target)
