@@ -180,7 +180,10 @@ int attribute(cudaDeviceAttr which) {
 
 // Dense float16 multiply-adds per clock and multiprocessor, from published peak rates; 0 where unknown here.
 double multiply_adds_per_clock(int capability) {
-  return capability == 80 || capability == 87 ? 1024.0 : capability == 86 || capability == 89 ? 512.0 : capability == 90 ? 2048.0 : 0.0;
+  return capability == 80 || capability == 87   ? 1024.0
+         : capability == 86 || capability == 89 ? 512.0
+         : capability == 90                     ? 2048.0
+                                                : 0.0;
 }
 
 void print_device() {
@@ -192,8 +195,9 @@ void print_device() {
   must(cudaRuntimeGetVersion(&runtime), "runtime");
   std::printf("{\n  \"device\": \"%s\", \"compute_capability\": \"%d.%d\", \"multiprocessors\": %d,\n", properties.name,
               properties.major, properties.minor, attribute(cudaDevAttrMultiProcessorCount));
-  std::printf("  \"driver\": %d, \"runtime\": %d, \"clock_khz\": %d, \"memory_clock_khz\": %d, \"bus_bits\": %d,\n", driver, runtime,
-              attribute(cudaDevAttrClockRate), attribute(cudaDevAttrMemoryClockRate), attribute(cudaDevAttrGlobalMemoryBusWidth));
+  std::printf("  \"driver\": %d, \"runtime\": %d, \"clock_khz\": %d, \"memory_clock_khz\": %d, \"bus_bits\": %d,\n", driver,
+              runtime, attribute(cudaDevAttrClockRate), attribute(cudaDevAttrMemoryClockRate),
+              attribute(cudaDevAttrGlobalMemoryBusWidth));
 }
 
 // Two data transfers a clock, as in every DDR and HBM. Infinite, printed as null, where the driver does not say.
@@ -213,7 +217,8 @@ void print_floors(const Shape& s) {
   const double bytes = 2.0 * 2.0 * static_cast<double>(s.values()) + 4.0 * s.tokens;  // Q, K in float16; scores
   const double multiply_adds = 2.0 * static_cast<double>(s.values()) * s.tokens;      // QK^T in either pass
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
-  const double clocks = static_cast<double>(attribute(cudaDevAttrMultiProcessorCount)) * attribute(cudaDevAttrClockRate) / 1000.0;
+  const double clocks =
+      static_cast<double>(attribute(cudaDevAttrMultiProcessorCount)) * attribute(cudaDevAttrClockRate) / 1000.0;
   std::printf("     \"bytes\": %.0f, \"multiply_adds\": %.0f, \"exponentials\": %.0f", bytes, multiply_adds,
               2.0 * static_cast<double>(s.rows()) * s.tokens);
   print_floor("floor_memory_us", bytes, bytes_per_microsecond());
@@ -222,10 +227,12 @@ void print_floors(const Shape& s) {
 }
 
 void measure(const Shape& s, int repeats, bool last) {
-  std::printf("    {\"heads\": %d, \"tokens\": %d, \"head_dim\": %d,\n     \"max_error_times_tokens\": {", s.heads, s.tokens, s.head_dim);
+  std::printf("    {\"heads\": %d, \"tokens\": %d, \"head_dim\": %d,\n     \"max_error_times_tokens\": {", s.heads, s.tokens,
+              s.head_dim);
   std::printf("\"float32\": %.3g, ", error_of<float>(s, FOPRU_FLOAT32, [](float value) { return value; }));
   std::printf("\"float16\": %.3g, ", error_of<__half>(s, FOPRU_FLOAT16, [](float value) { return __float2half(value); }));
-  std::printf("\"bfloat16\": %.3g", error_of<__nv_bfloat16>(s, FOPRU_BFLOAT16, [](float value) { return __float2bfloat16(value); }));
+  std::printf("\"bfloat16\": %.3g",
+              error_of<__nv_bfloat16>(s, FOPRU_BFLOAT16, [](float value) { return __float2bfloat16(value); }));
 
   const auto half = [](float value) { return __float2half(value); };
   const Device<__half> q(converted<__half>(random_values(s.values(), 1), half));
@@ -248,13 +255,15 @@ void measure(const Shape& s, int repeats, bool last) {
   const Device<float> p(s.rows() * static_cast<std::size_t>(s.tokens));
   const Device<float> partial(s.rows() * bench::kSlices);
   const Device<float> unfused_scores(static_cast<std::size_t>(s.tokens));
-  const bench::Unfused unfused{q.get(), k.get(), p.get(), partial.get(), unfused_scores.get(), s.heads, s.tokens, s.head_dim, fused.scale};
+  const bench::Unfused unfused{q.get(), k.get(),  p.get(),    partial.get(), unfused_scores.get(),
+                               s.heads, s.tokens, s.head_dim, fused.scale};
   std::vector<Variant> variants = {{"fused", [&] { must(fopru_column_score(&fused, nullptr)); }, {}},
                                    {"fused_lse_given", [&] { must(fopru_column_score(&given, nullptr)); }, {}},
                                    {"unfused", [&] { must(bench::run_unfused(unfused), "unfused kernels"); }, {}}};
   time_interleaved(variants, repeats);
   const std::size_t tokens = static_cast<std::size_t>(s.tokens);
-  std::printf("},\n     \"unfused_against_fused_times_tokens\": %.3g,\n", worst_of_uniform(unfused_scores.host(tokens), scores.host(tokens)));
+  std::printf("},\n     \"unfused_against_fused_times_tokens\": %.3g,\n",
+              worst_of_uniform(unfused_scores.host(tokens), scores.host(tokens)));
   std::printf("     \"workspace_bytes\": %zu, \"p_bytes\": %zu,\n", bytes, s.rows() * tokens * sizeof(float));
   print_floors(s);
   std::printf("     \"microseconds\": {");

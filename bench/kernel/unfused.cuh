@@ -12,16 +12,16 @@ namespace bench {
 constexpr int kTileRows = 64;
 template <int D>
 constexpr int kTileColumns = D > 96 ? 32 : 64;  // below 48 KiB of shared memory
-constexpr int kSlices = 16;  // partial column sums, so that the last step has enough threads
+constexpr int kSlices = 16;                     // partial column sums, so that the last step has enough threads
 
 __host__ __device__ inline int divide_up(int count, int by) { return (count + by - 1) / by; }
 
 struct Unfused {
   const __half* q;  // [heads, tokens, head_dim]
   const __half* k;
-  float* p;         // [heads, tokens, tokens]
-  float* partial;   // [heads, kSlices, tokens]
-  float* scores;    // [tokens]
+  float* p;        // [heads, tokens, tokens]
+  float* partial;  // [heads, kSlices, tokens]
+  float* scores;   // [tokens]
   int heads, tokens, head_dim;
   float scale;
 };
@@ -148,11 +148,12 @@ cudaError_t launch_logits(const Unfused& u) {
 
 // Queues the four kernels on the default stream.
 inline cudaError_t run_unfused(const Unfused& u) {
-  const cudaError_t errors[] = {
-      u.head_dim <= 64 ? launch_logits<64>(u) : u.head_dim <= 80 ? launch_logits<80>(u) : launch_logits<128>(u),
-      launch(unfused_softmax, divide_up(u.heads * u.tokens, fopru::kThreads / 32), u),
-      launch(unfused_columns, divide_up(u.tokens, fopru::kThreads) * u.heads * kSlices, u),
-      launch(unfused_mean, divide_up(u.tokens, fopru::kThreads), u)};
+  const cudaError_t errors[] = {u.head_dim <= 64   ? launch_logits<64>(u)
+                                : u.head_dim <= 80 ? launch_logits<80>(u)
+                                                   : launch_logits<128>(u),
+                                launch(unfused_softmax, divide_up(u.heads * u.tokens, fopru::kThreads / 32), u),
+                                launch(unfused_columns, divide_up(u.tokens, fopru::kThreads) * u.heads * kSlices, u),
+                                launch(unfused_mean, divide_up(u.tokens, fopru::kThreads), u)};
   for (const cudaError_t error : errors) {
     if (error != cudaSuccess) {
       return error;

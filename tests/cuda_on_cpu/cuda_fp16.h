@@ -12,7 +12,8 @@ struct __half {
 inline float __half2float(__half value) {
   const int exponent = value.bits >> 10 & 0x1F;
   const int fraction = value.bits & 0x3FF;
-  float magnitude = std::ldexp(static_cast<float>(exponent == 0 ? fraction : fraction + 1024), exponent == 0 ? -24 : exponent - 25);
+  float magnitude =
+      std::ldexp(static_cast<float>(exponent == 0 ? fraction : fraction + 1024), exponent == 0 ? -24 : exponent - 25);
   if (exponent == 0x1F) {
     magnitude = fraction == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
   }

@@ -1,8 +1,9 @@
 // One block of CUDA threads on one CPU thread: each is a fiber that runs until it meets a barrier.
 //
 // Stricter than a GPU on purpose. Between two barriers the threads run one after the other, in rising or falling order, so a
-// missing barrier gives different results in the two orders. Copies marked asynchronous happen either at once or not before they
-// are waited for, the two ends of what a GPU may do. Divergent barriers, collectives that not every lane joins and copies never waited for end the program with a sentence.
+// missing barrier gives different results in the two orders. Copies marked asynchronous happen either at once or not before
+// they are waited for, the two ends of what a GPU may do. Divergent barriers, collectives that not every lane joins and copies
+// never waited for end the program with a sentence.
 #pragma once
 
 #include <ucontext.h>
@@ -63,10 +64,10 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   void* sanitizer = nullptr;  // what AddressSanitizer keeps for a stack that is not running
   Wait wait = Wait::nothing;
-  unsigned int collectives = 0;           // wmma calls so far: equal in all lanes of a warp at each of its barriers
-  std::deque<std::vector<Copy>> groups;   // committed copies, oldest first
-  std::vector<Copy> open;                 // copies not committed yet
-  double exchanged = 0.0;                 // what a shuffle gives to the other lane
+  unsigned int collectives = 0;          // wmma calls so far: equal in all lanes of a warp at each of its barriers
+  std::deque<std::vector<Copy>> groups;  // committed copies, oldest first
+  std::vector<Copy> open;                // copies not committed yet
+  double exchanged = 0.0;                // what a shuffle gives to the other lane
 };
 
 class Scheduler {

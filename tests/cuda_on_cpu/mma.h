@@ -1,6 +1,6 @@
-// nvcuda::wmma for 16 x 16 x 16 with float accumulators. Lane l holds, of an accumulator, the elements (2 e + l / 16, l % 16) for
-// e in 0..7: not the layout of any GPU, so a kernel that assumes one is found out. Of the factors it holds the rows and the
-// column that its elements need; no lane sees another's registers.
+// nvcuda::wmma for 16 x 16 x 16 with float accumulators. Lane l holds, of an accumulator, the elements (2 e + l / 16, l % 16)
+// for e in 0..7: not the layout of any GPU, so a kernel that assumes one is found out. Of the factors it holds the rows and
+// the column that its elements need; no lane sees another's registers.
 #pragma once
 
 #include <cstdint>

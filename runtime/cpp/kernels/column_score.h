@@ -90,7 +90,8 @@ struct FopruColumnScoreArgs {
   std::size_t workspace_bytes = 0;
 };
 
-// At or below this a key_mask value means "no such key"; it covers -inf and the lowest float32, float16 masks need no cast.
+// At or below this a key_mask value means "no such key": -inf and the lowest float32 do. The lowest float16, -65504, is a number
+// like any other: no mass beside an unmasked key, but a softmax of its own where every key has it, as in any framework.
 constexpr float FOPRU_KEY_REMOVED = -1.0e30F;
 
 // Bytes of workspace: 4 * images * heads * tokens for the column sums per head, and as much again for the log-sum-exp unless

@@ -7,7 +7,7 @@ namespace fopru {
 namespace {
 
 constexpr std::int64_t kMostRows = (std::int64_t{1} << 31) - 1;  // rows are counted, and blocks launched, in 32 bits
-constexpr std::size_t kAlignment = 16;                          // the kernels copy 16 bytes at a time
+constexpr std::size_t kAlignment = 16;                           // the kernels copy 16 bytes at a time
 
 bool aligned(const void* pointer, std::size_t bytes) { return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0; }
 
@@ -78,7 +78,8 @@ std::size_t fopru_column_score_workspace_bytes(std::int32_t images, std::int32_t
   if (!fopru::counts_allowed(images, heads, tokens)) {
     return 0;
   }
-  const std::size_t rows = static_cast<std::size_t>(images) * static_cast<std::size_t>(heads) * static_cast<std::size_t>(tokens);
+  const std::size_t rows =
+      static_cast<std::size_t>(images) * static_cast<std::size_t>(heads) * static_cast<std::size_t>(tokens);
   return sizeof(float) * rows * (lse_given != 0 ? 1 : 2);
 }
 

@@ -74,7 +74,9 @@ class FloatTile {
   }
 
  private:
-  __device__ static int row(int slot) { return static_cast<int>(threadIdx.x) / kSlotsPerRow + slot * (kThreads / kSlotsPerRow); }
+  __device__ static int row(int slot) {
+    return static_cast<int>(threadIdx.x) / kSlotsPerRow + slot * (kThreads / kSlotsPerRow);
+  }
   __device__ static int column(int c) { return static_cast<int>(threadIdx.x) % kSlotsPerRow + c * kSlotsPerRow; }
 };
 

@@ -1,8 +1,9 @@
 // Internal: the tile of float16 and bfloat16, by tensor cores through nvcuda::wmma (compute capability 8.0 and above).
 //
-// A warp owns 16 rows of A and keeps them as fragments. wmma does not say which element of a product a lane holds, but it is
-// the same one every time: element e of lane l is a slot, and the products of the tile's 16-column parts are its logits. So
-// running sums never leave the registers, and the product never goes through shared memory.
+// A warp owns 16 rows of A and keeps them as fragments. wmma does not say which element of a product a lane holds, but in one
+// kernel it is the same for every fragment of the type, and element-wise work is allowed (CUDA C++ programming guide, warp
+// matrix functions). So element e of lane l is a slot, the products of the tile's 16-column parts are its logits, running sums
+// never leave the registers, and the product never goes through shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,12 +24,12 @@ class TensorTile {
   static constexpr int kDepth = D;
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kColumns = 64;
-  static constexpr int kStages = 2;                   // one tile of B is copied while the other is used
+  static constexpr int kStages = 2;  // one tile of B is copied while the other is used
   static constexpr int kSlots = Product::num_elements;
   static constexpr int kPerSlot = Parts;
   static constexpr int kBlocks = Parts > 2 && D > 64 ? 3 : 4;  // a multiprocessor holds at least so many by registers
-  static constexpr int kBiasRows = 16;                // a bias is added as a product of equal rows
-  static constexpr int kStride = D + 8;               // an odd number of 16 bytes: rows start in different banks
+  static constexpr int kBiasRows = 16;                         // a bias is added as a product of equal rows
+  static constexpr int kStride = D + 8;                        // an odd number of 16 bytes: rows start in different banks
   static constexpr int kBiasStride = kColumns + 4;
   static constexpr int kSlotStride = kSlotsPerRow + 4;
 
