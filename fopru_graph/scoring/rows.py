@@ -8,7 +8,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from fopru_graph.builder import GraphBuilder, Made
-from fopru_graph.shapes import Dim, dims
+from fopru_graph.shapes import INT64_MAX, Dim, dims, same
 
 __all__ = ["QueryRange", "Rows", "SlicedRows", "query_range"]
 
@@ -67,6 +67,19 @@ class SlicedRows:
         sizes = list(dims(value) or ())
         if self._chosen.whole or sizes[axis] == 1:
             return value
-        sizes[axis] = self.count
+        start, end = self._chosen.start, self._chosen.end
+        certain = same(sizes[axis], self._chosen.queries)
+        sizes[axis] = self.count if certain else None
         made = Made("score_rows", value.dtype or ir.DataType.FLOAT, tuple(sizes))
-        return self._builder.slice(value, axis, (self._chosen.start, self._chosen.end), made)
+        if certain or not start:
+            return self._builder.slice(value, axis, (start, end), made)
+        first = _no_further(self._builder, self._builder.ints("start", [start]), (value, axis))
+        bounds = [first, self._builder.ints("end", [INT64_MAX]), self._builder.ints("axis", [axis])]
+        return self._builder.op("Slice", [value, *bounds], made)
+
+
+def _no_further(builder: GraphBuilder, position: ir.Value, rows: tuple[ir.Value, int]) -> ir.Value:
+    """int64 [1]: a position, but no row behind the last one: a mask may have one row for all queries."""
+    made = Made("row", ir.DataType.INT64, (1,))
+    last = builder.op("Sub", [builder.size_1d(*rows), builder.ints("one", [1])], made)
+    return builder.op("Min", [position, last], made)

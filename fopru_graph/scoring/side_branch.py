@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from fopru_graph.shapes import attribute_int, constant_scalar, dims
 __all__ = ["Site", "probabilities"]
 
 _FLOAT = ir.DataType.FLOAT
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,7 @@ def probabilities(core: AttentionCore, site: Site) -> ir.Value:
     if core.form == "attention_op":
         logits = _operator_logits(core.node, site)
     else:
-        product = logits_product(core.node.inputs[0])
-        if product is None:
-            raise RewriteError(f"no QK^T leads to '{core.node.name}': its probabilities cannot be repeated")
+        product = _required(logits_product(core.node.inputs[0]), core.node)
         logits = _logits_again(core.node.inputs[0], product, site)
     made = Made("probabilities", _FLOAT, dims(logits) or ())
     result = site.each.op("Softmax", [logits], made, {"axis": -1})
@@ -62,8 +62,7 @@ def probabilities(core: AttentionCore, site: Site) -> ir.Value:
 
 def _logits_again(value: ir.Value | None, product: ir.Node, site: Site) -> ir.Value:
     """The logits behind a chain of scale, mask and cast; conditions stay boolean, all else is float32."""
-    if value is None:
-        raise RewriteError("a node between QK^T and Softmax lacks an input: the graph is not valid ONNX")
+    value = _required(value, product)
     node = value.producer()
     if node is None or logits_product(value) is not product:
         rows, builder = site.operand(value)
@@ -73,9 +72,7 @@ def _logits_again(value: ir.Value | None, product: ir.Node, site: Site) -> ir.Va
     sizes = dims(value) or ()
     made = Made("logits", _FLOAT, (*sizes[:-2], site.rows.count, *sizes[-1:]))
     if node is product:
-        query, key = node.inputs[0], node.inputs[1]
-        if query is None or key is None:
-            raise RewriteError(f"'{node.name}' lacks an input: the graph is not valid ONNX")
+        query, key = (_required(source, node) for source in node.inputs)
         rows, builder = site.operand(query)
         factors = [builder.cast(rows, _FLOAT), site.once.cast(key, _FLOAT)]
         return site.each.op("MatMul", factors, made)
@@ -85,9 +82,7 @@ def _logits_again(value: ir.Value | None, product: ir.Node, site: Site) -> ir.Va
 def _operator_logits(node: ir.Node, site: Site) -> ir.Value:
     """Q K^T * scale, then a cap, then the mask: the order of the ONNX operator."""
     query_heads, key_heads = (_heads(node, index) for index in (0, 1))
-    query, key = node.inputs[0], node.inputs[1]
-    if query is None or key is None:
-        raise RewriteError(f"'{node.name}' lacks Q or K: the graph is not valid ONNX")
+    query, key = (_required(source, node) for source in node.inputs[:2])
     rows, builder = site.operand(query)
     rows = builder.cast(_split_heads(builder, rows, query_heads), _FLOAT)
     key = site.once.cast(_split_heads(site.once, key, key_heads), _FLOAT)
@@ -141,9 +136,13 @@ def _heads(node: ir.Node, index: int) -> int:
     """Heads of input 0 or 1: an attribute where heads have no axis of their own."""
     sizes = dims(node.inputs[index]) or ()
     heads = sizes[1] if len(sizes) == 4 else attribute_int(node, ("q_num_heads", "kv_num_heads")[index], 0)
-    if not isinstance(heads, int) or not heads:
-        raise RewriteError(f"'{node.name}' has {heads} heads in input {index}: their number must be fixed")
-    return heads
+    return int(heads or 0)  # the locate pass saw that it is a number
+
+
+def _required(found: _Found | None, node: ir.Node) -> _Found:
+    if found is None:
+        raise RewriteError(f"QK^T of '{node.name}' cannot be repeated: an operand of it is missing")
+    return found
 
 
 def _split_heads(builder: GraphBuilder, value: ir.Value, heads: int) -> ir.Value:
