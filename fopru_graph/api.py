@@ -61,6 +61,7 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
 
     run(PreparePass())
     found = run(LocatePass(options))
+    features = str(found.features.name)  # a late gather hands the name on to the pruned tensor
     needs_scores = SELECTORS[options.strategy].needs_scores
     scored = run(ScorePass(options, found)) if needs_scores else None
     selected = None if options.scores_only else run(SelectPass(options, found, scored))
@@ -74,11 +75,13 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         attention=found.core.node.name or "",
         form=found.core.form,
         score_path=scored.path if scored else "none",
+        score_bytes=scored.bytes if scored else None,
+        score_chunk=scored.chunk if scored else None,
         gather=gathered.place,
         gather_reason=gathered.reason,
         gathered=gathered.tensors,
         heads=found.heads,
-        features=str(found.features.name),
+        features=features,
         tokens=found.tokens,
         prefix_tokens=found.prefix,
         dropped_rows=found.dropped,

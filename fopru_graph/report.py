@@ -27,8 +27,11 @@ class PruneReport:
         locator_misses: why each earlier locator of the chain did not answer.
         attention: name of the scoring node, `form` its form (`softmax` or `attention_op`).
         score_path: `one_pass` (QK^T is computed once and its softmax is tapped), `side_branch` (a second
-            QK^T in float32), `chunked` (the same, a block of queries at a time) or `none` for a selector that
-            needs no scores.
+            QK^T in float32), `cls_row` (the same for the class token's row alone), `chunked` (a block of
+            queries at a time) or `none` for a selector that needs no scores.
+        score_bytes: bytes of the float32 probabilities of one image that a path other than `chunked` holds;
+            None where the number of tokens varies, or without scores.
+        score_chunk: queries in a block of `chunked`, 0 if the graph computes their number; else None.
         gather: `early` (the last used layer computes kept rows only), `late`, or `none` if only scores were
             asked for, with `gather_reason` in words.
         gathered: tensors from which kept rows are taken.
@@ -50,6 +53,8 @@ class PruneReport:
     attention: str
     form: str
     score_path: str
+    score_bytes: int | None
+    score_chunk: int | None
     gather: str
     gather_reason: str
     gathered: tuple[str, ...]

@@ -215,6 +215,8 @@ def test_other_outputs_stay_or_go() -> None:
     report = prune(kept)
     assert (report.features, report.gather, report.dropped_outputs) == ("image_features", "late", ())
     assert "a3" in [value.name for value in kept.graph.outputs]
+    scope = prune(two_outputs(), PruneOptions(strategy="scope"))
+    assert (scope.features, scope.gathered) == ("image_features", ("image_features",))
     gone = two_outputs()
     report = prune(gone, PruneOptions(keep_other_outputs=False))
     assert (report.gather, report.dropped_outputs, report.passes[1].modified) == ("early", ("a3",), 1)

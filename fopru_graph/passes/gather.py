@@ -75,6 +75,8 @@ class GatherPass(GraphPass[Gathered]):
         RemoveUnusedNodesPass()(model)
         dead = before - len(model.graph)
         plan = plan_hoist(model.graph, located.features)
+        place, reason = _verdict(plan, located)
+        names = tuple(str(frontier.value.name) for frontier in plan.frontier)
         builder = GraphBuilder(model.graph, self.name)
         rows = _Rows(builder, self._selected.indices, located.prefix)
         for frontier in plan.frontier:
@@ -86,8 +88,6 @@ class GatherPass(GraphPass[Gathered]):
         for node in slices:
             _bypass(model.graph, node)
         model.graph.sort()
-        place, reason = _verdict(plan, located)
-        names = tuple(str(frontier.value.name) for frontier in plan.frontier)
         found = Gathered(place, reason, names, builder.added, dead + len(slices))
         return Rewritten(model, found, builder.added + len(plan.nodes) + dead)
 
