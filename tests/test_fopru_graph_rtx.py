@@ -17,9 +17,10 @@ import pytest
 from fopru_graph import OptionError, PruneOptions, load_graph, prune
 from fopru_graph.lint import rtx
 from fopru_graph.lint.graph import view_of
-from fopru_graph.lint.profiles import POINTS, Profile, derive_profiles
+from fopru_graph.lint.profiles import POINTS, Profile, derive_profiles, read_on_host
 from fopru_graph.lint.rtx import BuildReport, build_check
-from tests.test_fopru_graph_lint import attention, graph, topk
+from fopru_graph.shapes import dims
+from tests.test_fopru_graph_lint import CASES, Case, attention, graph, topk
 from tests.toy_encoders import Toy, export, text_encoder
 
 INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -141,6 +142,37 @@ def test_attention_in_float32_parses_and_does_not_build(tmp_path: Path) -> None:
     )
     assert build_check(saved(half, tmp_path), capabilities=("SM86",)).ok
     assert rules(build_check(saved(single, tmp_path), capabilities=("SM86",))) == ["rtx-build"]
+
+
+OURS = (
+    "custom-domain",
+    "invalid-node",
+    "topk-beyond-axis",
+    "gather-range",
+)  # it takes these, or must not see them
+REFUSED = {case.rule: case for case in CASES if case.severities[2] == "error" and case.rule not in OURS}
+
+
+def fixed_profiles(model: ir.Model) -> dict[str, Profile]:
+    """One size for every dim that varies, and ones for numbers that the host gives."""
+    profiles = {}
+    for value in model.graph.inputs:
+        sizes = dims(value) or ()
+        point = tuple(
+            size if isinstance(size, int) else {"b": 1, "n": 16}.get(str(size), 4) for size in sizes
+        )
+        if read_on_host(value):
+            point = (1,) * (point[0] if point else 1)
+        profiles[str(value.name)] = Profile(point, point, point)
+    return profiles
+
+
+@needs_rtx
+@pytest.mark.parametrize("case", REFUSED.values(), ids=list(REFUSED))
+def test_it_refuses_what_lint_calls_an_error(case: Case, tmp_path: Path) -> None:
+    path = saved(case.fires, tmp_path)
+    report = build_check(path, fixed_profiles(case.fires), capabilities=("SM86",))
+    assert any(rule.startswith("rtx-") for rule in rules(report))
 
 
 @needs_rtx

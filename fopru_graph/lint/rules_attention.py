@@ -94,7 +94,7 @@ def attention_kernel(view: GraphView, target: Target) -> Iterator[Hit]:
         return  # too young there anyway
     seen = "TensorRT for RTX builds none" if target.family == "tensorrt" else "none is built"
     for site in view.of("Attention"):
-        query = site.node.inputs[0]
+        query, key = site.node.inputs[:2]
         sizes = dims(query)
         size = sizes[-1] if sizes is not None and len(sizes) == 4 else None
         if query is not None and query.dtype == ir.DataType.FLOAT:
@@ -103,6 +103,8 @@ def attention_kernel(view: GraphView, target: Target) -> Iterator[Hit]:
                 "export Q, K and V in float16 or bfloat16, or with opset 20, which writes MatMul and Softmax",
                 site,
             )
+        elif query is key and target.family == "tensorrt-rtx":
+            yield Hit("Q and K are one tensor, at which the builder dies", "project them apart", site)
         elif isinstance(size, int) and not _HEAD_SIZES[0] <= size <= _HEAD_SIZES[1]:
             yield Hit(
                 f"its heads have size {size}, and kernels were found from {_HEAD_SIZES[0]} to "
@@ -131,7 +133,7 @@ def rotary_positions(view: GraphView, target: Target) -> Iterator[Hit]:
             )
 
 
-@rule("tensor-scatter", "TensorScatter of another rank or axis", tensorrt="error")
+@rule("tensor-scatter", "TensorScatter of another rank or axis", tensorrt="error", rtx="error")
 def tensor_scatter(view: GraphView, target: Target) -> Iterator[Hit]:
     del target
     for site in view.of("TensorScatter"):

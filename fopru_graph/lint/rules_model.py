@@ -126,11 +126,10 @@ def custom_domain(view: GraphView, target: Target) -> Iterator[Hit]:
 def selects_by_data(view: GraphView, target: Target) -> Iterator[Hit]:
     fix = "select with TopK and Gather, the number kept an input"
     for site in view.of(*SELECTING_OPS):
-        constant = all(
-            view.depends(value).kind == "constant" for value in site.node.inputs if value is not None
-        )
-        if constant and site.node.op_type == "NonZero":
-            continue  # exporters fold it or runtimes do
+        if site.node.op_type == "NonZero" and target.family != "tensorrt-rtx":
+            source = site.node.inputs[0]
+            if source is not None and view.depends(source).kind == "constant":
+                continue  # its size is known
         if target.family == "ort":
             yield Hit("the size of the result is known only while running: no CUDA graph", fix, site)
         elif site.node.op_type == "NonZero" and target.family == "tensorrt":

@@ -10,7 +10,7 @@ from fopru_graph.lint.dependence import SHAPE_INPUTS
 from fopru_graph.lint.graph import GraphView, Site, axis_size, constants
 from fopru_graph.lint.registry import Hit, rule
 from fopru_graph.lint.targets import DTYPES, INTEGER_MATH_REFUSED, Release, Target
-from fopru_graph.shapes import attribute_int
+from fopru_graph.shapes import attribute_int, dims
 
 __all__: list[str] = []
 
@@ -196,6 +196,22 @@ def resize_antialias(view: GraphView, target: Target) -> Iterator[Hit]:
             yield Hit("the parser takes no antialiasing", "resize without it, or on the host", site)
         elif policy is not None and policy.as_string() != "stretch":
             yield Hit(f"the parser takes no policy '{policy.as_string()}'", "give the sizes in full", site)
+
+
+@rule("slice-axes", "Slice without axes, of fewer axes than there are", tensorrt="error", rtx="error")
+def slice_axes(view: GraphView, target: Target) -> Iterator[Hit]:
+    del target
+    for site in view.of("Slice"):
+        sizes = dims(site.node.inputs[0])
+        if site.opset < 10 or sizes is None or _inputs(site.node, (3,)):
+            continue
+        starts = axis_size(site.node.inputs[1], 0)
+        if isinstance(starts, int) and starts != len(sizes):
+            yield Hit(
+                f"it has no axes and {starts} starts for {len(sizes)} dims, the parser takes one for each",
+                "name the axes",
+                site,
+            )
 
 
 @rule(
