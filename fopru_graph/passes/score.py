@@ -41,7 +41,7 @@ class Scored:
         added: number of nodes.
         note: what a user should know about precision or memory, or empty.
         bytes: of the float32 probabilities of one image that the plain path holds; None where Q varies.
-        chunk: queries in a chunk, 0 if the graph computes their number, None for other paths than `chunked`.
+        chunk: queries in a chunk; None where the graph computes it, and for paths other than `chunked`.
     """
 
     scores: ir.Value

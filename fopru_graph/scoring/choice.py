@@ -30,7 +30,7 @@ class Choice:
     Attributes:
         path: `one_pass`, `side_branch`, `cls_row` or `chunked`.
         bytes: of the float32 probabilities of one image that the plain path holds; None where Q varies.
-        chunk: queries in a chunk; 0 if a `chunked` graph computes it, None for other paths.
+        chunk: queries in a chunk; None where the graph computes it, and for paths other than `chunked`.
         query_bytes: what one query takes in a chunk, per key.
         note: precision or memory, in words, or empty.
     """
@@ -79,7 +79,7 @@ def choose(located: Located, core: AttentionCore, rows: QueryRange, budget: int 
         note = (
             f"the number of queries varies: scores are added up over chunks of them in at most {budget} bytes"
         )
-        return Choice("chunked", size, 0, query_bytes, note)
+        return Choice("chunked", size, None, query_bytes, note)
     chunks = -(-rows.count // (budget // one))
     chunk = -(-rows.count // chunks)
     note = (
