@@ -51,9 +51,9 @@ def without_external_weights(model: ir.Model) -> Iterator[None]:
         for value in model.graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    for value, tensor in hidden.items():
-        value.const_value = ir.tensor(tensor.numpy(), name=tensor.name) if tensor.size <= _SMALL else None
     try:
+        for value, tensor in hidden.items():
+            value.const_value = ir.tensor(tensor.numpy(), name=tensor.name) if tensor.size <= _SMALL else None
         yield
     finally:
         for value, tensor in hidden.items():
