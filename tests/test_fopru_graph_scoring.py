@@ -298,21 +298,22 @@ def test_one_query_is_no_work_for_chunks(name: str) -> None:
     assert_scores(run(model, x=X), attention_of(X, scale, bias)[:, :, 0].mean(axis=1)[:, 1:], ROWS)
 
 
-@pytest.mark.parametrize("limit", [None, 300])
-@pytest.mark.parametrize("aggregation", ["col_mean", "col_mean_patch", "cls"])
+@pytest.mark.parametrize("path", ["one_pass", "side_branch", "chunked"])
+@pytest.mark.parametrize("aggregation", ["col_mean", "col_mean_patch"])
 @pytest.mark.parametrize("rows", [1, ROWS])
-def test_a_mask_that_may_have_one_row_for_all_queries(aggregation: str, limit: int | None, rows: int) -> None:
+def test_a_mask_that_may_have_one_row_for_all_queries(aggregation: str, path: str, rows: int) -> None:
     # The mask is x x^T, and the largest element of x says how many of its rows there are.
-    attention = (
+    mask = (
         "t = Transpose<perm=[0,2,1]>(x) n = ReduceMax<keepdims=0>(x) c = Cast<to=7>(n) e = Reshape(c, minus) "
-        f"h = Slice(x, zero, e, one) g = MatMul(h, t) f = Unsqueeze(g, one) s = MatMul(q, k) m = Add(s, f) {SOFTMAX_TAIL}"
+        "h = Slice(x, zero, e, one) g = MatMul(h, t) f = Unsqueeze(g, one) s = MatMul(q, k) m = Add(s, f)"
     )
+    half = "m16 = Cast<to=10>(m) p = Softmax<axis=-1>(m16) p32 = Cast<to=1>(p) a = MatMul(p32, v)"
     x = X / 10
     x[0, 0, 0] = rows
-    model = text_encoder(attention=attention)
+    model = text_encoder(attention=f"{mask} {half if path == 'side_branch' else SOFTMAX_TAIL}")
+    limit = 300 if path == "chunked" else None
     report = prune(model, PruneOptions(aggregation=aggregation, special_tokens=1, score_memory=limit))
-    above = "cls_row" if aggregation == "cls" else "chunked"
-    assert report.score_path == ("one_pass" if limit is None else above)
+    assert report.score_path == path
     bias = (x[:, :rows] @ x.transpose(0, 2, 1)).astype(np.float64)[:, None]
     expected = attention_of(x, 1.0, bias)[:, :, QUERIES[aggregation]].mean(axis=(1, 2))[:, 1:]
     # float32 logits reach 60 here: one rounding is 4e-6 of a probability
