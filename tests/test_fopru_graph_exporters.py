@@ -184,6 +184,37 @@ def test_as_written_no_bit_changes(case: Case) -> None:
                 assert out[name].tobytes() == whole[name].tobytes()
 
 
+def rounded_where_gathered(case: Case, gathered: tuple[str, ...], target: Path) -> Path:
+    """The unpruned graph with three no-ops behind each gathered tensor, for all readers but the LayerNorms,
+    which the rewriter leaves whole. One alone would be computed in float32 like its neighbours.
+    """
+    model = ir.load(export(case))
+    for value in [value for node in model.graph for value in node.outputs if value.name in gathered]:
+        readers = [use for use in value.uses() if use.node.op_type != "LayerNormalization"]
+        last = value
+        for _ in range(3):
+            made = ir.Value(name=f"{last.name}_again", type=value.type, shape=value.shape)
+            model.graph.append(ir.node("Identity", [last], outputs=[made]))
+            last = made
+        for use in readers:
+            use.node.replace_input_with(use.idx, last)
+    model.graph.sort()
+    ir.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize("case", [case for case in VARIANTS if case.half], ids=str)
+def test_in_float16_only_the_gather_rounds(case: Case, tmp_path: Path) -> None:
+    path, report = pruned(case, defaults(case))
+    rounded = rounded_where_gathered(case, report.gathered, tmp_path / "rounded.onnx")
+    images = pixels(case, 2, seed=6)
+    whole = run(rounded, {"pixel_values": images}, optimised=False)[case.features]
+    for keep in (5, 16):
+        out = run(path, {"pixel_values": images, "num_keep": np.array([keep], np.int64)}, optimised=False)
+        expected = kept_rows(whole, case.prefix, out["kept_indices"])
+        assert difference(out[case.features], expected) == 0.0
+
+
 @pytest.mark.parametrize("case", [case for case in VARIANTS if case.outputs in ("pooled", "hidden")], ids=str)
 def test_without_its_other_outputs_an_encoder_gathers_early(case: Case) -> None:
     path, report = pruned(case, PruneOptions(features=case.features, keep_other_outputs=False))
