@@ -43,7 +43,7 @@ class PruneOptions:
             what the selector is published with, which is `col_mean` for `rank` and `row`.
         layer: 0-based number of the encoder layer whose attention scores the tokens; None: the deepest
             attention whose result reaches the features.
-        first_layer: first layer that `cls_sum` adds up.
+        first_layer: first layer that `cls_sum` adds up; needs a CLS row, and no `tap`.
         tap: name of a tensor of attention probabilities [images, heads, queries, keys] to score by, instead
             of `layer`.
         prefix_tokens: p, leading rows of the features that are always kept and not scored (a CLS row that the
@@ -60,8 +60,9 @@ class PruneOptions:
         scores_output: whether `token_scores` [images, N] float32 becomes an output.
         scores_only: the features stay unpruned and only `token_scores` is added, for a runtime that selects
             on the host.
-        score_memory: most bytes per image that scoring may hold; above it column sums are added up over
-            chunks of queries. None: no limit.
+        score_memory: most bytes per image that scoring may hold beside Q, K and V (a batch of B holds B times
+            as much). Above it, and wherever Q varies, column sums are added up over chunks of queries; where
+            Q varies a chunk has at least one query, even if that is more. None: no limit.
         similarity: name of a tensor [images, p + N, D'] whose rows a selector by diversity compares; None:
             the features.
         seed: of the selector `random`, >= 0.

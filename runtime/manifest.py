@@ -38,7 +38,7 @@ __all__ = [
 FORMAT_VERSION = 1
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
-SCORE_PATHS = ("one_pass", "side_branch")
+SCORE_PATHS = ("one_pass", "side_branch", "cls_row", "chunked")
 GATHERS = ("early", "late")
 GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)
 
