@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from fopru_graph import LocateError, PruneOptions, prune
+from fopru_graph import LocateError, PruneOptions, UnsupportedGraphError, prune
 from fopru_graph.builder import STAMP, GraphBuilder
 from fopru_graph.lineage import follow
 from fopru_graph.passes import PreparePass
@@ -214,3 +214,13 @@ def test_torchscript_expand_with_a_frozen_number_of_images(images: int) -> None:
     model = model_of(text, "?,?,8")
     PreparePass().run(model)
     assert next(dims(node.outputs[0]) for node in model.graph if node.op_type == "Expand") == (images, 1, 8)
+
+
+def test_a_node_that_is_no_onnx_is_refused() -> None:
+    model = text_encoder()
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    softmax.attributes["axis"] = ir.AttrString("axis", "last")
+    with pytest.raises(
+        UnsupportedGraphError, match=r"the graph is not valid ONNX \(.*axis.*\): export it again"
+    ):
+        prune(model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import CheckerPass, InlinePass, ShapeInferencePass
 from onnx_shape_inference import infer_symbolic_shapes
 
 from fopru_graph.builder import GraphBuilder
@@ -60,6 +60,14 @@ class PreparePass(GraphPass[Prepared]):
             raise UnsupportedGraphError(
                 f"the graph already has '{clash[0]}': it is pruned, start from the unpruned graph"
             )
+
+        # Every pass may then rely on valid nodes: as many inputs and attributes as their operators take.
+        try:
+            with without_external_weights(model):
+                CheckerPass()(model)
+        except Exception as error:
+            reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+            raise UnsupportedGraphError(f"the graph is not valid ONNX ({reason}): export it again") from error
 
     def call(self, model: ir.Model) -> Rewritten[Prepared]:
         functions = len(model.functions)
