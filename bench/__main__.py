@@ -35,6 +35,7 @@ class Step:
     threads: bool = True
 
 
+PATCHES = ("--encoder", "patches-4096", "--score-memory", "64MiB", "--rounds", "3")
 TINY = ("--model", "tiny", "--rounds", "2")
 # Building comes first: it makes the bundle that `ttft` then measures.
 MEASUREMENTS = (
@@ -42,6 +43,19 @@ MEASUREMENTS = (
     Step("encoder", "bench.encoder", (), TINY),
     Step("ttft", "bench.ttft", (), TINY),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
+    Step(
+        "exporters",
+        "bench.exporters",
+        (),
+        ("--only", "deit eager torchscript", "--images", "2"),
+        threads=False,
+    ),
+    Step("rewrite", "bench.rewrite_cost", (), ("--encoder", "tiny", "--rounds", "1"), threads=False),
+    Step("score-clip", "bench.score_share", (), ("--encoder", "tiny", "--rounds", "2")),
+    Step("score-siglip", "bench.score_share", ("--encoder", "siglip-so400m-384"), None),
+    Step("score-4096", "bench.score_share", PATCHES, None),
+    Step("score-4096-opset23", "bench.score_share", (*PATCHES, "--opset", "23"), None),
+    Step("rtx", "bench.rtx_build", (), ("--encoder", "tiny")),
     Step(
         "exactness-clip-l",
         "bench.exactness",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("numpy", "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+PACKAGES = ("numpy", "onnxruntime", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def running_command() -> str:
         program = [Path(sys.argv[0]).name]
     else:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
-    return " ".join([*program, *(argument.replace(f"{ROOT}/", "") for argument in sys.argv[1:])])
+    return shlex.join([*program, *(argument.replace(f"{ROOT}/", "") for argument in sys.argv[1:])])
 
 
 def _system() -> str:
