@@ -50,6 +50,13 @@ class SelectPass(GraphPass[Selected]):
 
     def requires(self, model: ir.Model) -> None:
         del model
+        strategy, similarity = self._options.strategy, self._options.similarity
+        if similarity is not None and not SELECTORS[strategy].needs_rows:
+            comparing = ", ".join(name for name, each in SELECTORS.items() if each.needs_rows)
+            raise OptionError(
+                f"similarity is '{similarity}', but strategy '{strategy}' compares no rows: leave it at "
+                f"None, or use one of {comparing}"
+            )
         grid, tokens = self._options.grid, self._located.tokens
         if not isinstance(grid, tuple):
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.shapes import Dim
 
-__all__ = ["SelectContext", "Selector", "highest"]
+__all__ = ["SelectContext", "Selector", "count_up", "every_token", "highest", "same_for_all"]
 
 _INT64 = ir.DataType.INT64
 _FLOAT = ir.DataType.FLOAT
@@ -67,6 +68,7 @@ class Selector(Protocol):
         name: what `--strategy` takes.
         source: the paper or the rule, in one line.
         needs_scores, needs_grid, needs_rows: what of the context it reads.
+        topk: what its TopK chooses from, for runtimes that limit it: tokens, grid rows, or no TopK at all.
     """
 
     name: ClassVar[str]
@@ -74,9 +76,14 @@ class Selector(Protocol):
     needs_scores: ClassVar[bool]
     needs_grid: ClassVar[bool]
     needs_rows: ClassVar[bool]
+    topk: ClassVar[Literal["tokens", "rows", "none"]]
 
     def aggregation(self, special_tokens: int) -> str:
-        """The aggregation it is published with, for an encoder with that many special tokens."""
+        """The aggregation it is published with, for an encoder with that many special tokens.
+
+        Raises:
+            OptionError: it means nothing for such an encoder.
+        """
 
     def select(self, context: SelectContext) -> ir.Value:
         """int64 [images, K]: strictly increasing positions in 0..N-1."""
@@ -97,3 +104,29 @@ def highest(builder: GraphBuilder, scores: ir.Value, count: ir.Value, sizes: tup
         {"axis": 1, "largest": 0, "sorted": 1},
     )
     return ascending
+
+
+def count_up(builder: GraphBuilder, count: ir.Value, hint: str) -> ir.Value:
+    """int64 [count]: 0, 1, 2, ... for a count given as int64 [1]."""
+    end = builder.op("Squeeze", [count, builder.ints("axis", [0])], Made(f"{hint}_end", _INT64, ()))
+    bounds = [builder.scalar("zero", 0), end, builder.scalar("one", 1)]
+    return builder.op("Range", bounds, Made(hint, _INT64, (None,)))
+
+
+def every_token(context: SelectContext) -> ir.Value:
+    """int64 [N]: 0..N-1, a constant where N is one."""
+    if isinstance(context.tokens, int):
+        return context.builder.constant("positions", np.arange(context.tokens, dtype=np.int64))
+    return count_up(context.builder, context.count_tokens(), "positions")
+
+
+def same_for_all(context: SelectContext, positions: ir.Value) -> ir.Value:
+    """int64 [images, K]: positions int64 [K], repeated for every image."""
+    builder = context.builder
+    shape = builder.op(
+        "Concat",
+        [context.count_images(), builder.ints("one", [1])],
+        Made("repeats", _INT64, (2,)),
+        {"axis": 0},
+    )
+    return builder.op("Expand", [positions, shape], Made("chosen", _INT64, (context.images, "kept")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -20,6 +20,7 @@ class Rank:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    topk: ClassVar[Literal["tokens", "rows", "none"]] = "tokens"
 
     def aggregation(self, special_tokens: int) -> str:
         del special_tokens

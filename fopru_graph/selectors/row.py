@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import RewriteError
-from fopru_graph.selectors.base import SelectContext, highest
+from fopru_graph.selectors.base import SelectContext, count_up, highest
 
 __all__ = ["Row"]
 
@@ -30,6 +30,7 @@ class Row:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = False
+    topk: ClassVar[Literal["tokens", "rows", "none"]] = "rows"
 
     def aggregation(self, special_tokens: int) -> str:
         del special_tokens
@@ -72,9 +73,6 @@ def _grid(builder: GraphBuilder, grid: tuple[int, int] | ir.Value) -> tuple[ir.V
     every = builder.ints("every", [-1])
     shape = builder.op("Concat", [every, grid], Made("grid_shape", _INT64, (3,)), {"axis": 0})
     width = builder.slice(grid, 0, (1, 2), Made("columns", _INT64, (1,)))
-    end = builder.op("Squeeze", [width, builder.ints("axis", [0])], Made("column_count", _INT64, ()))
-    steps_1d = builder.op(
-        "Range", [builder.scalar("zero", 0), end, builder.scalar("one", 1)], Made("steps", _INT64, (None,))
-    )
+    steps_1d = count_up(builder, width, "steps")
     target = builder.ints("row_steps_shape", [1, 1, -1])
     return shape, width, builder.op("Reshape", [steps_1d, target], Made("row_steps", _INT64, (1, 1, None)))
