@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from fopru_graph.errors import GraphFileError
+from fopru_graph.errors import GraphFileError, first_cause
 from fopru_graph.options import PruneOptions
 from fopru_graph.passes import (
     UNGATHERED,
@@ -101,17 +101,17 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
 
 
 def _notes(options: PruneOptions, tokens: Dim) -> tuple[str, ...]:
-    if options.scores_only:
+    topk = SELECTORS[options.strategy].topk
+    if options.scores_only or topk == "none":
         return ()
-    if SELECTORS[options.strategy].needs_grid and isinstance(options.grid, tuple):
+    if topk == "rows" and isinstance(options.grid, tuple):
         candidates: Dim = options.grid[0]
-        unit = "rows"
     else:
-        candidates, unit = tokens, "tokens"
+        candidates = tokens
     if isinstance(candidates, int) and candidates <= TENSORRT_TOPK:
         return ()
     total = f"{candidates} per image" if isinstance(candidates, int) else "an image"
-    return (f"TensorRT's TopK takes at most {TENSORRT_TOPK}: keep no more {unit} of {total} there",)
+    return (f"TensorRT's TopK takes at most {TENSORRT_TOPK}: keep no more {topk} of {total} there",)
 
 
 def load_graph(path: str | os.PathLike[str]) -> ir.Model:
@@ -126,7 +126,9 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:
-        raise GraphFileError(f"'{path}' is not a readable ONNX file ({error}): export it again") from error
+        raise GraphFileError(
+            f"'{path}' is not a readable ONNX file ({first_cause(error)}): export it again"
+        ) from error
     if not len(model.graph):
         raise GraphFileError(f"'{path}' is not a readable ONNX file (it has no nodes): export it again")
     check_weight_files(model, path)

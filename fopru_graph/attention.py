@@ -200,6 +200,10 @@ def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
         return NearMiss(
             node, 0, f"its query and key have dims {query} and {key}, but both must have rank 3 or 4"
         )
+    if dims(node.outputs[0]) is None:
+        return NearMiss(node, 0, "the shape of its result is unknown")
+    if "scale" not in node.attributes and not isinstance(query[-1], int):
+        return NearMiss(node, 0, f"its query has dims {query}, and the width of a head must be fixed")
     if attribute_int(node, "is_causal", 0):
         return NearMiss(node, 1, "it is causal, and a causal layer gives early tokens no say in the score")
     windows = [attribute_int(node, f"{side}_window_size", -1) for side in ("left", "right")]

@@ -22,7 +22,15 @@ __all__ = [
     "OptionError",
     "RewriteError",
     "UnsupportedGraphError",
+    "first_cause",
 ]
+
+
+def first_cause(error: BaseException) -> str:
+    """First line of what set off an error; tools that wrap errors say only what they were doing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class GraphError(Exception):

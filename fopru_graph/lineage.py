@@ -169,6 +169,12 @@ def _factors(sizes: tuple[Dim, ...]) -> tuple[int, list[str]] | None:
     return number, sorted(names)
 
 
+def _attention(node: ir.Node, demand: Demand) -> InputDemands | None:
+    """Rows are those of the queries, whatever the mask."""
+    rank = len(dims(node.outputs[0]) or ())
+    return ((0, demand),) if demand.axis == rank - 2 and len(dims(node.inputs[0]) or ()) == rank else None
+
+
 def _gather(node: ir.Node, demand: Demand) -> InputDemands | None:
     """Picking along another axis; the indices' axes take the place of that one."""
     source, indices = dims(node.inputs[0]) or (), dims(node.inputs[1])
@@ -212,6 +218,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(["Add", "Div", "Mul", "Sub", "Where"], _broadcast),
     **dict.fromkeys(["Cast", "Dropout", "Identity"], lambda _node, demand: ((0, demand),)),
     **dict.fromkeys(["LayerNormalization", "RMSNormalization", "Softmax"], _first),
+    "Attention": _attention,
     "Gather": _gather,
     "MatMul": _matmul,
     "Reshape": _reshape,

@@ -34,7 +34,7 @@ class PruneOptions:
     """How to prune one vision encoder.
 
     Attributes:
-        strategy: name of a selector (`fopru_graph/selectors/`). `rank` keeps the highest scores; `row` keeps
+        strategy: name of a selector (docs/selectors.md). `rank` keeps the highest scores; `row` keeps
             whole grid rows with the highest mean score. A `num_keep` that is no multiple of the grid's
             columns is cut down to one at run time.
         aggregation: how attention becomes one score per token. `col_mean`: mean over heads and all queries;
@@ -150,6 +150,6 @@ class PruneOptions:
             raise OptionError(f"grid is {self.grid}, but it is (rows, columns), both >= 1")
         if SELECTORS[self.strategy].needs_grid and self.grid is None and not self.scores_only:
             raise OptionError(
-                f"strategy {self.strategy!r} keeps whole grid rows: give grid=(rows, columns), or use "
+                f"strategy {self.strategy!r} works on a grid of tokens: give grid=(rows, columns), or use "
                 "strategy 'rank'"
             )

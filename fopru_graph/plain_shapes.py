@@ -43,7 +43,10 @@ def fold_integers(graph: ir.Graph, builder: GraphBuilder) -> int:
             continue
         if any(value is not None and constant_ints(value) is None for value in node.inputs):
             continue
-        result = _evaluate(node, builder.opset)
+        try:
+            result = _evaluate(node, builder.opset)
+        except Exception:  # arithmetic that is wrong in itself stays: the runtime says why
+            continue
         if result.dtype != np.int64:
             continue
         out.replace_all_uses_with(builder.constant("folded", result))
@@ -74,7 +77,7 @@ def rewrite_expands(graph: ir.Graph, builder: GraphBuilder) -> int:
     """
     count = 0
     for node in list(graph):
-        if node.op_type == "Expand" and node.inputs[1] is not None:
+        if node.op_type == "Expand" and node.inputs[1] is not None and node.outputs[0].uses():
             plain = _without_minus_one(node.inputs[1], builder)
             if plain is not None:
                 node.replace_input_with(1, plain)
@@ -184,7 +187,7 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
 def _one_size(node: ir.Node) -> tuple[ir.Value, int | str, bool] | None:
     """(tensor that another node made, the size that this node reads off it, whether it gives it as [1])."""
     out = node.outputs[0]
-    if out.is_graph_output():
+    if out.is_graph_output() or not out.uses():
         return None
     if node.op_type == "Shape":  # with start and end since opset 15
         source = node.inputs[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fopru_graph.errors import UnsupportedGraphError
+
 __all__ = [
     "INT32_MAX",
     "INT64_MAX",
@@ -61,7 +63,14 @@ def static_product(sizes: tuple[Dim, ...]) -> int | None:
 
 def _small_constant(value: ir.Value | None) -> np.ndarray | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return tensor.numpy() if tensor is not None and tensor.size <= _SMALL else None
+    if value is None or tensor is None or tensor.size > _SMALL:
+        return None
+    try:
+        return tensor.numpy()
+    except (TypeError, ValueError) as error:  # other bytes than its dims and dtype say
+        raise UnsupportedGraphError(
+            f"constant '{value.name}' cannot be read ({error}): export the graph again"
+        ) from error
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:

@@ -12,6 +12,7 @@ from fopru_graph.tokenwise import Demand, Refusal, demands_of
 __all__ = ["special_rows"]
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
+_MOST = 4096  # special rows; a larger number is a size that lies
 _PATCHES = frozenset({"Conv", "Flatten", "Gemm", "MatMul", "Reshape", "Transpose"})
 
 
@@ -31,7 +32,8 @@ def special_rows(lineage: Lineage, dropped: int) -> int | None:
     # Rows of the join are rows of the attention only if as many are dropped on both ways.
     if len(counts) != 1 or {stop.demand.offset for stop in joins} != {dropped}:
         return None
-    return counts.pop()
+    count = counts.pop()
+    return count if count is None or count <= _MOST else None
 
 
 def _first(stops: list[Stop]) -> list[Stop]:

@@ -285,7 +285,7 @@ def test_more_than_two_gigabytes_of_weights_stay_on_disk(tmp_path: Path) -> None
         ),
         ({"grid": (0, 4)}, r"grid is \(0, 4\), but it is \(rows, columns\), both >= 1"),
         ({"grid": (4,)}, r"grid is \(4,\), but it is \(rows, columns\)"),
-        ({"strategy": "row"}, "strategy 'row' keeps whole grid rows: give grid="),
+        ({"strategy": "row"}, "strategy 'row' works on a grid of tokens: give grid="),
     ],
 )
 def test_options_that_cannot_be_meant(choices: dict[str, object], message: str) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {".git", ".venv", "bundles", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".work"}
+ELSEWHERE = {
+    ".git",
+    ".venv",
+    "bundles",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    ".work",
+}
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not ELSEWHERE & set(p.relative_to(ROOT).parts))
 
 

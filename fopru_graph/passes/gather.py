@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fopru_graph.builder import GraphBuilder, Made
-from fopru_graph.errors import RewriteError
+from fopru_graph.errors import RewriteError, UnsupportedGraphError
 from fopru_graph.hoisting import Frontier, HoistPlan, plan_hoist
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.passes.locate import Located
@@ -21,6 +21,7 @@ from fopru_graph.tokenwise import Demand, is_token_slice
 __all__ = ["UNGATHERED", "GatherPass", "Gathered"]
 
 _INT64 = ir.DataType.INT64
+_MOST_BLOCKS = 65536  # images times heads whose positions are stored; more are counted at run time
 KEPT_ROWS = "kept_rows"
 
 
@@ -175,7 +176,12 @@ class _Rows:
         """int64 [images, heads…, 1]: 0, T, 2T, … where T is the number of tokens."""
         builder, axis = self._builder, len(lead) - 1
         blocks, tokens = static_product(lead[:-1]), lead[-1]
-        if blocks is not None and isinstance(tokens, int):
+        if 0 in lead:
+            raise UnsupportedGraphError(
+                f"'{value.name}' has dims {dims(value)}, but an encoder has at least one of each: export it "
+                "again"
+            )
+        if blocks is not None and blocks <= _MOST_BLOCKS and isinstance(tokens, int):
             starts = np.arange(blocks, dtype=np.int64) * tokens
             return builder.constant(
                 "block_starts", starts.reshape(*(int(size or 1) for size in lead[:-1]), 1)

@@ -11,10 +11,11 @@ from onnx_ir.passes.common import CheckerPass, InlinePass, ShapeInferencePass
 from onnx_shape_inference import infer_symbolic_shapes
 
 from fopru_graph.builder import GraphBuilder
-from fopru_graph.errors import UnsupportedGraphError
+from fopru_graph.errors import UnsupportedGraphError, first_cause
 from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_SCORES
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.plain_shapes import fold_integers, reroute_sizes, rewrite_expands
+from fopru_graph.shapes import INT32_MAX, constant_ints, dims
 from fopru_graph.weights import without_external_weights
 
 __all__ = ["PreparePass", "Prepared"]
@@ -66,8 +67,10 @@ class PreparePass(GraphPass[Prepared]):
             with without_external_weights(model):
                 CheckerPass()(model)
         except Exception as error:
-            reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnsupportedGraphError(f"the graph is not valid ONNX ({reason}): export it again") from error
+            raise UnsupportedGraphError(
+                f"the graph is not valid ONNX ({first_cause(error)}): export it again"
+            ) from error
+        _check_sizes(model.graph)
 
     def call(self, model: ir.Model) -> Rewritten[Prepared]:
         functions = len(model.functions)
@@ -90,6 +93,7 @@ def _infer_shapes(model: ir.Model) -> None:
         infer_symbolic_shapes(model, warn_on_missing=False)
     except Exception as error:  # an annotation less is a refusal later, with its own words
         _log.debug("symbolic shape inference gave up: %s", error)
+    _check_sizes(model.graph)
     untyped = {value: value.shape for node in model.graph for value in node.outputs if value.type is None}
     for value in untyped:
         value.shape = None
@@ -97,3 +101,23 @@ def _infer_shapes(model: ir.Model) -> None:
     for value, shape in untyped.items():
         if value.type is not None and shape is not None:
             value.shape = shape
+
+
+def _check_sizes(graph: ir.Graph) -> None:
+    """Sizes that no tensor has are refused; ONNX's own inference would end the process over some of them."""
+    for value in (
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(out for node in graph for out in node.outputs),
+    ):
+        sizes = dims(value) or ()
+        if any(isinstance(size, int) and not 0 <= size <= INT32_MAX for size in sizes):
+            raise UnsupportedGraphError(
+                f"tensor '{value.name}' has dims {sizes}, but a size is 0 to {INT32_MAX}: export it again"
+            )
+    for node in graph:
+        target = constant_ints(node.inputs[1]) if node.op_type == "Reshape" else None
+        if target is not None and min(target, default=0) < -1:
+            raise UnsupportedGraphError(
+                f"Reshape '{node.name}' has target {target}, but its numbers are >= -1: export it again"
+            )

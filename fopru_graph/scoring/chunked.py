@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from fopru_graph.attention import AttentionCore, key_operand
 from fopru_graph.builder import GraphBuilder, Made
+from fopru_graph.loop import LoopBody
 from fopru_graph.scoring.choice import Choice
 from fopru_graph.scoring.rows import QueryRange
 from fopru_graph.scoring.side_branch import Site, probabilities
@@ -53,8 +53,7 @@ def chunked_means(
         if choice.chunk
         else _dynamic_chunks(builder, rows, queries, budget // choice.query_bytes)
     )
-    body = _Body(builder)
-    sums = _loop(builder, body, core, rows, chunks)
+    sums = _loop(builder, core, rows, chunks)
     count = builder.cast(chunks.averaged, _FLOAT)
     return builder.op("Div", [sums, count], Made("column_means", _FLOAT, dims(sums) or ()))
 
@@ -94,25 +93,20 @@ def _dynamic_chunks(builder: GraphBuilder, rows: QueryRange, queries: ir.Value, 
     return _Chunks(queries, averaged, chunk, trips, steps, None)
 
 
-def _loop(
-    builder: GraphBuilder, body: _Body, core: AttentionCore, rows: QueryRange, chunks: _Chunks
-) -> ir.Value:
+def _loop(builder: GraphBuilder, core: AttentionCore, rows: QueryRange, chunks: _Chunks) -> ir.Value:
     """float32 [B, H, 1, Q]: sums over the averaged queries."""
-    step, condition = body.input("chunk_number", _INT64, ()), body.input("go_on", ir.DataType.BOOL, ())
-    start = body.op("Mul", [step, chunks.chunk], Made("chunk_start", _INT64, (1,)))
+    body = LoopBody(builder, "score")
+    start = body.op("Mul", [body.step, chunks.chunk], Made("chunk_start", _INT64, (1,)))
     every = body.op("Add", [start, chunks.steps], Made("chunk_queries", _INT64, (chunks.size,)))
     taken = _ChunkRows(builder, body, rows, every, chunks)
     result = probabilities(core, Site(builder, body, taken))
     images, heads, _, keys = dims(result) or (None,) * 4
     made = Made("chunk_sums", _FLOAT, (images, heads, 1, keys))
-    state = body.input("sums_so_far", _FLOAT, made.dims)
+    state = body.state(_zeros(builder, core, made.dims, chunks), Made("sums_so_far", _FLOAT, made.dims))
     sums = body.op("MatMul", [taken.weights(), result], made)
-    body.output(body.op("Identity", [condition], Made("go_on", ir.DataType.BOOL, ())))
-    body.output(body.op("Add", [state, sums], Made("sums", _FLOAT, made.dims)))
+    total = body.op("Add", [state, sums], Made("sums", _FLOAT, made.dims))
     trips = builder.op("Squeeze", [chunks.trips, builder.ints("axis", [0])], Made("chunks", _INT64, ()))
-    inputs = [trips, builder.constant("go_on", np.asarray(True)), _zeros(builder, core, made.dims, chunks)]
-    builder.added += body.added
-    return builder.op("Loop", inputs, Made("column_sums", _FLOAT, made.dims), {"body": body.graph})
+    return body.run(trips, [total])[0]
 
 
 def _zeros(builder: GraphBuilder, core: AttentionCore, sizes: tuple[Dim, ...], chunks: _Chunks) -> ir.Value:
@@ -170,29 +164,3 @@ class _ChunkRows:
     def _clamped(self, positions: ir.Value, size: ir.Value) -> ir.Value:
         last = self._builder.op("Sub", [size, self._builder.ints("one", [1])], Made("last", _INT64, (1,)))
         return self._body.op("Min", [positions, last], Made("clamped", _INT64, (self.count,)))
-
-
-class _Body(GraphBuilder):
-    """The body of a Loop: names and constants are those of the graph around it."""
-
-    def __init__(self, outer: GraphBuilder) -> None:
-        graph = ir.Graph(
-            [], [], nodes=[], opset_imports=dict(outer.graph.opset_imports), name=outer.fresh("chunk")
-        )
-        super().__init__(graph, "score")
-        self._outer = outer
-
-    def fresh(self, hint: str) -> str:
-        return self._outer.fresh(hint)
-
-    def constant(self, hint: str, array: np.ndarray) -> ir.Value:
-        return self._outer.constant(hint, array)
-
-    def input(self, hint: str, dtype: ir.DataType, sizes: tuple[Dim, ...]) -> ir.Value:
-        made = Made(self.fresh(hint), dtype, sizes)
-        value = ir.Value(name=made.name, shape=made.shape(), type=ir.TensorType(dtype))
-        self.graph.inputs.append(value)
-        return value
-
-    def output(self, value: ir.Value) -> None:
-        self.graph.outputs.append(value)

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import RewriteError
+from fopru_graph.loop import LoopBody
 from fopru_graph.selectors.base import SelectContext, every_token, highest
-from fopru_graph.selectors.loop import LoopBody
 from fopru_graph.shapes import Dim, dims
 
 __all__ = ["Scope"]

@@ -1,4 +1,4 @@
-"""The body of an ONNX Loop, for selectors that pick one token after the other."""
+"""The body of an ONNX Loop: chunks of queries, tokens picked one after the other."""
 
 from __future__ import annotations
 
