@@ -198,7 +198,7 @@ class _Writer:
         outputs = [f"val_{number}"] + [f"val_{number}_{at}" for at in range(1, count)]
         block = f"blocks.{self.layer}" if self.layer is not None else "stem"
         name = {"scopes": f"node_{number}", "names": f"/{block}/{op_type}_{number}", "none": ""}[named]
-        node = helper.make_node(op_type, list(inputs), outputs, name=name, **attributes)
+        node = helper.make_node(op_type, list(inputs), outputs, name=name, **attributes)  # type: ignore[arg-type]
         if named == "scopes":
             entry = node.metadata_props.add()
             entry.key, entry.value = SCOPES, f"['', '{block}', '{block}.attn', '{op_type.lower()}']"
