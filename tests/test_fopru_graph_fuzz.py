@@ -500,8 +500,10 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
 
 def test_a_child_that_dies_or_hangs_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The net itself: a child that a signal ends, and one that never answers.
-    monkeypatch.setattr(sys.modules[__name__], "PATIENCE", 0.5)
-    for code, expected in (("import os; os.abort()", "ended with -6"), ("input(); input()", "more than")):
+    ends = ("import os; os.abort()", PATIENCE, "ended with -6")
+    hangs = ("input(); input()", 0.5, "more than")
+    for code, patience, expected in (ends, hangs):
+        monkeypatch.setattr(sys.modules[__name__], "PATIENCE", patience)
         command = [sys.executable, "-c", code]
         monkeypatch.setattr(sys.modules[__name__], "_command", lambda command=command: command)
         outcomes = process([tmp_path], tmp_path / "log")
