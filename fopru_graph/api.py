@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
 import onnx_ir as ir
 
 from fopru_graph.errors import GraphFileError, first_cause
+from fopru_graph.files import check_shared_folder, write_model
 from fopru_graph.options import PruneOptions
 from fopru_graph.passes import (
     UNGATHERED,
@@ -25,7 +24,7 @@ from fopru_graph.passes import (
 from fopru_graph.report import PassCount, PruneReport
 from fopru_graph.selectors import SELECTORS
 from fopru_graph.shapes import Dim
-from fopru_graph.weights import check_weight_files, external_tensors
+from fopru_graph.weights import check_weight_files
 
 __all__ = ["TENSORRT_TOPK", "load_graph", "prune", "prune_file"]
 
@@ -158,39 +157,7 @@ def prune_file(
         raise GraphFileError(
             f"target '{target}' is the source: name another file, the unpruned graph is still needed"
         )
-    shared = sorted({str(tensor.location) for tensor in external_tensors(model)})
-    if shared and target.resolve().parent != source.resolve().parent:
-        raise GraphFileError(
-            f"target '{target}' is not in the folder of '{source}', but it shares the weight file "
-            f"'{shared[0]}': write it there"
-        )
+    check_shared_folder(model, source, target)
     report = prune(model, options)
-    _write(model, target)
+    write_model(model, target)
     return report
-
-
-def _write(model: ir.Model, target: Path) -> None:
-    """Write beside the target and rename."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".onnx", dir=target.parent)
-    except OSError as error:
-        raise GraphFileError(f"cannot write '{target}': {_reason(error)}") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        ir.save(model, partial)
-        partial.chmod(0o644)
-        partial.replace(target)
-    except OSError as error:
-        raise GraphFileError(f"cannot write '{target}': {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-
-
-def _reason(error: OSError) -> str:
-    """What the system said; numpy says "N requested and M written" without an error number on a full disk."""
-    if error.strerror:
-        return error.strerror
-    text = str(error) or type(error).__name__
-    return f"no space left on device ({text})" if "requested and" in text else text

@@ -17,7 +17,7 @@ from fopru_graph.selectors import SELECTORS
 from fopru_graph.shapes import Dim, attribute_int, dims, same
 from fopru_graph.specials import special_rows
 
-__all__ = ["LocatePass", "Located"]
+__all__ = ["LocatePass", "Located", "features_output"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LocatePass(GraphPass[Located]):
 
     def call(self, model: ir.Model) -> Rewritten[Located]:
         options = self._options
-        features, rows = _features(model.graph, options.features)
+        features, rows = features_output(model.graph, options.features)
         gone = () if options.keep_other_outputs else _drop_outputs(model.graph, features)
         upstream = upstream_nodes(features)
         search = find_cores(node for node in model.graph if node in upstream)
@@ -145,7 +145,7 @@ class LocatePass(GraphPass[Located]):
         return search.cores[position], self._options.layer, numbering.locator
 
 
-def _features(graph: ir.Graph, wanted: str | None) -> tuple[ir.Value, Dim]:
+def features_output(graph: ir.Graph, wanted: str | None) -> tuple[ir.Value, Dim]:
     """The features output and its number of rows."""
     outputs = {str(value.name): value for value in graph.outputs}
     of_rank_3 = [name for name, value in outputs.items() if len(dims(value) or ()) == 3]
