@@ -1,36 +1,50 @@
-"""What is in an encoder: attention layers, special tokens, and whether pruning would work."""
+"""What is in an encoder: attention layers, special tokens, weights, and whether pruning would work."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 
 from fopru_graph.api import load_graph, prune
-from fopru_graph.attention import AttentionCore, find_cores, logits_product, upstream_nodes
+from fopru_graph.attention import AttentionCore, NearMiss, find_cores, logits_product, upstream_nodes
 from fopru_graph.errors import GraphError, first_cause
 from fopru_graph.layers import number_layers
 from fopru_graph.lineage import follow, row_offset
 from fopru_graph.options import PruneOptions
 from fopru_graph.passes import PreparePass
 from fopru_graph.passes.locate import features_output
+from fopru_graph.report import PruneReport
 from fopru_graph.shapes import Dim, attribute_int, dims, static_product
 from fopru_graph.specials import special_rows
 from fopru_graph.weights import external_tensors
 
-__all__ = ["InspectReport", "Layer", "Miss", "Port", "inspect_file"]
+__all__ = ["LOCATORS", "InspectReport", "Layer", "Miss", "Port", "inspect", "inspect_file", "ports"]
 
-_FLOAT = 4  # bytes
+LOCATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "scope": "the name scopes of torch's exporter",
+        "name": "the names of nodes",
+        "structure": "the order of attentions in the graph",
+        "tensor": "the tensor you named",
+        "": "nothing",
+    }
+)
+"""What numbered the layers, in words; "" is for a graph without attention."""
+
+_FLOAT32 = 4  # bytes
+_DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}  # as numpy has it
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the graph; `dims` None: not even its rank is known."""
+    """An input or output of the graph; `dims` is None where not even the rank is known."""
 
     name: str
     dtype: str
@@ -42,15 +56,20 @@ class Layer:
     """One attention.
 
     Attributes:
-        number: as `--layer` takes it.
+        number: as `PruneOptions.layer` takes it; None where it does not lead to the features.
+        upstream: whether it leads to the features; None where they are not known.
         form: `softmax` or `attention_op`.
-        queries, keys: a name where they vary.
-        masked: whether something is added to, or chosen instead of, its logits.
-        probability_bytes: float32 probabilities of one image, None where their number varies.
-        tap: name of the tensor of probabilities, or of the operator's result.
+        node: name of the Softmax or Attention node.
+        heads: H.
+        queries, keys: rows and columns of the probabilities; names where they vary.
+        dtype: of the probabilities, or of the operator's result.
+        masked: whether a mask, or a bias, is added to its logits.
+        score_bytes: of one image's probabilities in float32, None where their number varies.
+        tap: tensor of the probabilities, or the operator's result, as `PruneOptions.tap` takes it.
     """
 
-    number: int
+    number: int | None
+    upstream: bool | None
     form: str
     node: str
     heads: Dim
@@ -58,13 +77,13 @@ class Layer:
     keys: Dim
     dtype: str
     masked: bool
-    probability_bytes: int | None
+    score_bytes: int | None
     tap: str
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A node that began to look like attention, and why it is none."""
+    """A node that began to look like attention, and why it cannot be used."""
 
     op_type: str
     node: str
@@ -76,10 +95,19 @@ class InspectReport:
     """What was found.
 
     Attributes:
-        features: the output that would be pruned, "" if none is told.
-        locator: what numbered the layers; `locator_misses` why earlier locators did not.
-        special_tokens: leading rows of the deepest attention that are no patches; None: not told.
-        prunable: whether pruning with defaults works; `verdict` how, or why not.
+        path: the file, "" for a model in memory.
+        producer, opset, ir_version: of the file; opset 0 if the default domain is not imported.
+        weight_bytes: of all weights, `external_bytes` of those in `weight_files` beside the graph.
+        features: output that would be pruned, "" if it is not known which.
+        locator: what numbers the layers, a key of `LOCATORS`; `locator_misses` why earlier ones did not.
+        layers: every attention of the graph, in topological order.
+        near_misses: nodes that look like attention, up to a point.
+        fused: attentions that a runtime's optimiser has fused.
+        special_tokens: leading rows of the deepest attention that are no patches; None: the graph does not
+            tell.
+        prunable: whether pruning works; None if it was not tried.
+        verdict: how it would be pruned, or the sentence that refuses it, or "".
+        notes: of the pruning that was tried.
     """
 
     path: str
@@ -88,7 +116,7 @@ class InspectReport:
     ir_version: int
     weight_bytes: int
     external_bytes: int
-    weight_files: int
+    weight_files: tuple[str, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     features: str
@@ -96,110 +124,127 @@ class InspectReport:
     locator_misses: tuple[str, ...]
     layers: tuple[Layer, ...]
     near_misses: tuple[Miss, ...]
+    fused: tuple[Miss, ...]
     special_tokens: int | None
-    prunable: bool
-    verdict: str
+    prunable: bool | None = None
+    verdict: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
-        plain = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
-def inspect_file(path: str | os.PathLike[str], features: str | None = None) -> InspectReport:
-    """Look at an encoder; writes nothing, and does not fail on a graph that cannot be pruned.
+def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectReport:
+    """Look at an encoder in memory, which gets shapes filled in and local functions inlined.
+
+    Whether it can be pruned is left open: trying would change it. `inspect_file` tries.
+
+    Args:
+        model: any ONNX model.
+        options: only `features` is asked.
+    """
+    options = options or PruneOptions()
+    inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    external = external_tensors(model)
+    features = _prepare(model, options.features)
+    upstream = upstream_nodes(features) if features is not None else set()
+    search = find_cores(model.graph)
+    ours = [core for core in search.cores if features is None or core.node in upstream]
+    numbering = number_layers(ours)
+    numbers = dict(zip((core.node for core in ours), numbering.layers, strict=True))
+    return InspectReport(
+        path="",
+        producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
+        opset=model.graph.opset_imports.get("", 0),
+        ir_version=model.ir_version,
+        weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
+        external_bytes=sum(tensor.nbytes for tensor in external),
+        weight_files=tuple(sorted({str(tensor.location) for tensor in external})),
+        inputs=inputs,
+        outputs=outputs,
+        features=str(features.name) if features is not None else "",
+        locator=numbering.locator if ours else "",
+        locator_misses=numbering.misses if ours else (),
+        layers=tuple(
+            _layer(core, numbers.get(core.node), core.node in upstream if features is not None else None)
+            for core in search.cores
+        ),
+        near_misses=tuple(map(_near_miss, search.near_misses)),
+        fused=tuple(map(_fused, search.fused)),
+        special_tokens=_special(features, ours),
+    )
+
+
+def inspect_file(path: str | os.PathLike[str], options: PruneOptions | None = None) -> InspectReport:
+    """Look at an encoder and try to prune it; writes nothing, and a refusal is an answer, no error.
 
     Args:
         path: an ONNX file.
-        features: output that would be pruned; None: as `PruneOptions.features`.
+        options: how to prune it; `features` is also the output that is looked at.
 
     Raises:
         GraphFileError: the file or a weight file is missing or damaged.
     """
-    model = load_graph(path)
-    inputs, outputs = _ports(model.graph.inputs), _ports(model.graph.outputs)
-    weights = [
-        value.const_value for value in model.graph.initializers.values() if value.const_value is not None
-    ]
-    external = external_tensors(model)
-    prunable, verdict = _dry_run(path, features)
-    value, found = _prepared(model, features)
-    upstream = upstream_nodes(value) if value is not None else None
-    search = find_cores(node for node in model.graph if upstream is None or node in upstream)
-    numbering = number_layers(search.cores)
-    misses = [Miss(miss.node.op_type, miss.node.name or "", miss.reason) for miss in search.near_misses]
-    misses += [
-        Miss(
-            f"{node.domain}::{node.op_type}",
-            node.name or "",
-            "it is fused: its probabilities are out of reach",
-        )
-        for node in search.fused
-    ]
-    return InspectReport(
-        path=str(Path(path)),
-        producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
-        opset=model.graph.opset_imports.get("", 0),
-        ir_version=model.ir_version,
-        weight_bytes=sum(tensor.nbytes for tensor in weights),
-        external_bytes=sum(tensor.nbytes for tensor in external),
-        weight_files=len({str(tensor.location) for tensor in external}),
-        inputs=inputs,
-        outputs=outputs,
-        features=found,
-        locator=numbering.locator if search.cores else "",
-        locator_misses=numbering.misses if search.cores else (),
-        layers=tuple(map(_layer, search.cores, numbering.layers)),
-        near_misses=tuple(misses),
-        special_tokens=_special(value, search.cores),
-        prunable=prunable,
-        verdict=verdict,
-    )
+    report = inspect(load_graph(path), options)
+    # Read again: the first model is prepared already, and a copy would share its tensors.
+    prunable, verdict, notes = _attempt(load_graph(path), options or PruneOptions())
+    return dataclasses.replace(report, path=str(Path(path)), prunable=prunable, verdict=verdict, notes=notes)
 
 
-def _ports(values: Sequence[ir.Value]) -> tuple[Port, ...]:
+def ports(values: Iterable[ir.Value]) -> tuple[Port, ...]:
+    """Inputs or outputs of a graph."""
     return tuple(Port(str(value.name), _dtype(value), dims(value)) for value in values)
 
 
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _dtype(value: ir.Value) -> str:
-    return value.dtype.name.lower() if value.dtype is not None else "?"
+    if value.dtype is None:
+        return "?"
+    return _DTYPES.get(value.dtype, value.dtype.name.lower())
 
 
-def _prepared(model: ir.Model, features: str | None) -> tuple[ir.Value | None, str]:
-    """The features output and its name, once shapes are filled in; (None, "") where none is told."""
+def _prepare(model: ir.Model, wanted: str | None) -> ir.Value | None:
+    """The features output once shapes are filled in; None where it is not known, and pruning says why."""
     try:
         PreparePass().run(model)
-        value, _ = features_output(model.graph, features)
-    except GraphError:  # the verdict says why
-        return None, ""
-    return value, str(value.name)
+        return features_output(model.graph, wanted)[0]
+    except GraphError:
+        return None
 
 
-def _dry_run(path: str | os.PathLike[str], features: str | None) -> tuple[bool, str]:
-    """Prune a model of its own: tensors would be shared with a copy."""
+def _attempt(model: ir.Model, options: PruneOptions) -> tuple[bool, str, tuple[str, ...]]:
     try:
-        report = prune(load_graph(path), PruneOptions(features=features))
+        report: PruneReport = prune(model, options)
     except GraphError as error:
-        return False, str(error)
-    except Exception as error:
-        return False, f"the rewriter failed ({type(error).__name__}: {first_cause(error)}): please report it"
-    return True, f"gather {report.gather}: {report.gather_reason}"
+        return False, str(error), ()
+    except Exception as error:  # whatever a damaged graph sets off, the rest of the table is still of use
+        why = f"{type(error).__name__}: {first_cause(error)}"
+        return False, f"the rewriter failed ({why}): this is a bug, report it with the graph", ()
+    return True, f"{report.gather} gather: {report.gather_reason}", report.notes
 
 
-def _layer(core: AttentionCore, number: int) -> Layer:
-    operator = core.form == "attention_op"
-    query = dims(core.node.inputs[0]) or ()
+def _layer(core: AttentionCore, number: int | None, upstream: bool | None) -> Layer:
     shape = dims(core.anchor) or ()
-    if operator:
-        heads: Dim = query[1] if len(query) == 4 else attribute_int(core.node, "q_num_heads", 0)
-        queries, keys = query[-2], (dims(core.node.inputs[1]) or (None, None))[-2]
-        masked = len(core.node.inputs) > 3 and core.node.inputs[3] is not None
+    if core.form == "softmax":
+        heads, queries, keys = shape[1:4]
+        masked = _masked(core.node.inputs[0])
     else:
-        heads, queries, keys = shape[1:4] if len(shape) == 4 else (None, None, None)
-        masked = _has_mask(core.node.inputs[0])
-    size = static_product((heads, queries, keys))
+        query, key = dims(core.node.inputs[0]) or (), dims(core.node.inputs[1]) or ()
+        heads = query[1] if len(query) == 4 else attribute_int(core.node, "q_num_heads", 0)
+        queries, keys = query[-2], key[-2]
+        masked = len(core.node.inputs) > 3 and core.node.inputs[3] is not None
+    elements = static_product((heads, queries, keys))
     return Layer(
         number=number,
+        upstream=upstream,
         form=core.form,
         node=core.node.name or "",
         heads=heads,
@@ -207,25 +252,34 @@ def _layer(core: AttentionCore, number: int) -> Layer:
         keys=keys,
         dtype=_dtype(core.anchor),
         masked=masked,
-        probability_bytes=None if size is None else _FLOAT * size,
+        score_bytes=None if elements is None else _FLOAT32 * elements,
         tap=str(core.anchor.name),
     )
 
 
-def _has_mask(logits: ir.Value | None) -> bool:
+def _masked(logits: ir.Value | None) -> bool:
     """Whether an Add or a Where stands between QK^T and Softmax."""
     product = logits_product(logits)
-    while logits is not None and product is not None:
-        node = logits.producer()
-        if node is None or node is product:
-            return False
+    while logits is not None and (node := logits.producer()) is not None and node is not product:
         if node.op_type in ("Add", "Where"):
             return True
         logits = next((value for value in node.inputs if logits_product(value) is product), None)
     return False
 
 
-def _special(features: ir.Value | None, cores: tuple[AttentionCore, ...]) -> int | None:
+def _near_miss(miss: NearMiss) -> Miss:
+    return Miss(miss.node.op_type, miss.node.name or "", miss.reason)
+
+
+def _fused(node: ir.Node) -> Miss:
+    return Miss(
+        f"{node.domain}::{node.op_type}",
+        node.name or "",
+        "a runtime's optimiser fused it, and its probabilities are out of reach",
+    )
+
+
+def _special(features: ir.Value | None, cores: list[AttentionCore]) -> int | None:
     if features is None or not cores:
         return None
     lineage = follow(features, axis=1)

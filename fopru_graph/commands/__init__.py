@@ -1,4 +1,4 @@
-"""The sub-commands, one module each: `NAME`, `HELP`, `add_options(parser)` and `run(args)`."""
+"""The sub-commands of `python -m fopru_graph`, one module each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ __all__ = ["COMMANDS", "Command"]
 
 
 class Command(Protocol):
-    """What a module of this folder has."""
+    """What a module of this folder has; `HELP` is one sentence or two."""
 
-    NAME: str
     HELP: str
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Declare its arguments."""
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare all arguments but `--json`."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
+        """Do it and print the report; returns the exit code."""
 
 
-COMMANDS = cast("tuple[Command, ...]", (inspect, prune, lint, splice))
+COMMANDS: dict[str, Command] = {
+    "inspect": cast("Command", inspect),
+    "prune": cast("Command", prune),
+    "lint": cast("Command", lint),
+    "splice": cast("Command", splice),
+}
+"""By name, in the order of a first use."""

@@ -3,94 +3,152 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 
-from fopru_graph.api import prune_file
-from fopru_graph.commands.printing import facts, print_json
-from fopru_graph.commands.sizes import byte_size, grid_size, in_bytes
-from fopru_graph.options import AGGREGATIONS, KEPT_INDICES, NUM_KEEP, TOKEN_SCORES, PruneOptions
+from fopru_graph.api import load_graph, prune_file
+from fopru_graph.commands.printing import port_text, print_facts, print_json
+from fopru_graph.commands.sizes import byte_size, bytes_text, grid_size
+from fopru_graph.inspection import LOCATORS, Port, ports
+from fopru_graph.options import (
+    AGGREGATIONS,
+    GRID,
+    KEPT_INDICES,
+    NUM_KEEP,
+    STRATEGIES,
+    TOKEN_SCORES,
+    PruneOptions,
+)
 from fopru_graph.report import PruneReport
-from fopru_graph.selectors import SELECTORS
 
-__all__ = ["HELP", "NAME", "OPTIONS", "add_options", "options_from", "run"]
+__all__ = ["HELP", "add_arguments", "options_from", "run"]
 
-NAME = "prune"
 HELP = (
     "Insert token pruning into a vision encoder. How many tokens are kept is said at run time, by the input "
-    "num_keep; the weights stay where they are."
+    f"{NUM_KEEP}. Weights in files beside the encoder stay where they are and are shared."
 )
-RATIOS = (0.5, 0.3, 0.1)
-OPTIONS = {
-    "strategy": "strategy",
-    "aggregation": "aggregation",
-    "layer": "layer",
-    "first_layer": "first_layer",
-    "tap": "tap",
-    "prefix_tokens": "prefix_tokens",
-    "special_tokens": "special_tokens",
-    "grid": "grid",
-    "features": "features",
-    "keep_other_outputs": "drop_other_outputs",
-    "scores_output": "no_scores_output",
-    "scores_only": "scores_only",
-    "score_memory": "score_memory",
-    "similarity": "similarity",
-    "seed": "seed",
-    "dropped_rows": "dropped_rows",
+_RATIOS = (0.5, 0.3, 0.1)
+_SCORE_PATHS = {
+    "one_pass": "QK^T is computed once and its softmax is tapped",
+    "side_branch": "by a second QK^T in float32",
+    "cls_row": "by the class token's row alone, in float32",
+    "chunked": "by a second QK^T in float32, a block of queries at a time",
 }
-"""Field of `PruneOptions` → the command-line option that sets it; `drop_…` and `no_…` turn one off."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Arguments: one per field of `PruneOptions`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option per field of `PruneOptions`, by its name; the rest is files."""
     parser.add_argument("encoder", type=Path, help="ONNX file of the encoder, as exported, before any fusion")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, beside the encoder")
-    what = parser.add_argument_group("what is kept")
-    what.add_argument("--strategy", choices=tuple(SELECTORS), default="rank", help="default: rank")
-    what.add_argument(
-        "--grid", metavar="RxC", help="grid of the tokens, e.g. 24x24; `input`: given at run time"
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, beside the encoder"
     )
-    what.add_argument("--seed", type=int, default=0, help="of --strategy random (default 0)")
-    what.add_argument("--similarity", metavar="TENSOR", help="rows that --strategy scope compares")
-    how = parser.add_argument_group("how tokens are scored")
-    how.add_argument(
-        "--aggregation", choices=AGGREGATIONS, help="default: what the strategy is published with"
+    _add_choice(parser.add_argument_group("which tokens are kept"))
+    _add_scores(parser.add_argument_group("how tokens are scored"))
+    _add_rows(parser.add_argument_group("what the encoder looks like (found in the graph where not given)"))
+    _add_outputs(parser.add_argument_group("what comes out"))
+
+
+def _add_choice(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="rank",
+        metavar="NAME",
+        help=f"one of {', '.join(STRATEGIES)} (default: %(default)s)",
     )
-    layer = how.add_mutually_exclusive_group()
-    layer.add_argument("--layer", type=int, help="number of the scoring layer, from 0 (default: the deepest)")
-    layer.add_argument(
-        "--tap", metavar="TENSOR", help="probabilities [images, heads, queries, keys] to score by"
+    group.add_argument(
+        "--grid",
+        type=grid_size,
+        metavar="RxC",
+        help=f"rows x columns of the tokens, as in 24x24; `input` makes the graph ask for it (input {GRID})",
     )
-    how.add_argument("--first-layer", type=int, default=0, help="first layer of --aggregation cls_sum")
-    how.add_argument(
-        "--score-memory", metavar="SIZE", help="most that scoring may hold per image, e.g. 64MiB"
+    group.add_argument(
+        "--similarity", metavar="TENSOR", help="rows that --strategy scope compares (default: the features)"
     )
-    where = parser.add_argument_group("what the encoder looks like; found in the graph where not given")
-    where.add_argument("--features", metavar="TENSOR", help="output to prune (default: the one of rank 3)")
-    where.add_argument(
-        "--special-tokens", type=int, metavar="S", help="leading attention rows that are no patches"
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of --strategy random (default: %(default)s)"
     )
-    where.add_argument(
-        "--prefix-tokens", type=int, metavar="P", help="leading feature rows that are always kept"
+
+
+def _add_scores(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--aggregation",
+        choices=AGGREGATIONS,
+        metavar="NAME",
+        help=f"one of {', '.join(AGGREGATIONS)} (default: what the strategy is published with)",
     )
-    where.add_argument(
-        "--dropped-rows", type=int, metavar="O", help="leading attention rows that are no features"
+    group.add_argument(
+        "--layer", type=int, metavar="L", help="layer whose attention scores, from 0 (default: the deepest)"
     )
-    outputs = parser.add_argument_group("what comes out")
-    outputs.add_argument("--drop-other-outputs", action="store_true", help="only the features stay an output")
-    outputs.add_argument("--no-scores-output", action="store_true", help=f"leave out {TOKEN_SCORES}")
-    outputs.add_argument("--scores-only", action="store_true", help=f"add {TOKEN_SCORES}, prune nothing")
+    group.add_argument(
+        "--tap",
+        metavar="TENSOR",
+        help="score by these probabilities [images, heads, queries, keys], instead of --layer",
+    )
+    group.add_argument(
+        "--first-layer",
+        type=int,
+        default=0,
+        metavar="L",
+        help="first layer of --aggregation cls_sum (default: %(default)s)",
+    )
+    group.add_argument(
+        "--score-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="most that scoring may hold per image, as in 64MiB (default: no limit)",
+    )
+
+
+def _add_rows(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--features", metavar="TENSOR", help="output to prune, [images, tokens, width]")
+    group.add_argument(
+        "--prefix-tokens", type=int, metavar="P", help="leading rows of the features that are always kept"
+    )
+    group.add_argument(
+        "--special-tokens",
+        type=int,
+        metavar="S",
+        help="leading rows of the attention that are no patches: class token, registers",
+    )
+    group.add_argument(
+        "--dropped-rows",
+        type=int,
+        metavar="O",
+        help="leading rows of the attention that never become features",
+    )
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--drop-other-outputs",
+        dest="keep_other_outputs",
+        action="store_false",
+        help="of the encoder's outputs, only the features stay",
+    )
+    group.add_argument(
+        "--no-scores-output",
+        dest="scores_output",
+        action="store_false",
+        help=f"do not make {TOKEN_SCORES} an output",
+    )
+    group.add_argument(
+        "--scores-only",
+        action="store_true",
+        help=f"prune nothing, only add {TOKEN_SCORES}, for a host that selects itself",
+    )
 
 
 def options_from(args: argparse.Namespace) -> PruneOptions:
-    """The options that a command line says."""
-    chosen = {field: getattr(args, option) for field, option in OPTIONS.items()}
-    chosen["keep_other_outputs"] = not args.drop_other_outputs
-    chosen["scores_output"] = not args.no_scores_output
-    chosen["grid"] = None if args.grid is None else grid_size(args.grid)
-    chosen["score_memory"] = None if args.score_memory is None else byte_size(args.score_memory)
-    return PruneOptions(**chosen)
+    """The options that a command line says.
+
+    Raises:
+        OptionError: they do not go together.
+    """
+    return PruneOptions(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(PruneOptions)}
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,67 +156,97 @@ def run(args: argparse.Namespace) -> int:
     options = options_from(args)
     report = prune_file(args.encoder, args.output, options)
     if args.json:
-        print_json(report.to_dict() | {"output": str(args.output)})
-    else:
-        facts(f"{args.encoder} → {args.output}", _rows(report, options))
+        print_json(report.to_dict())
+        return 0
+    graph = load_graph(args.output).graph  # as it was written: names, dtypes and dims of what goes in and out
+    rows = [*_found(report), *_done(report), *_ports(report, ports(graph.inputs), ports(graph.outputs))]
+    rows += [("count", line) for line in _count(report, options)]
+    rows += [("note", note) for note in report.notes]
+    print_facts(f"{args.encoder} → {args.output}", rows)
     return 0
 
 
-def _rows(report: PruneReport, options: PruneOptions) -> list[tuple[str, str]]:
-    rows = [
-        ("scoring layer", f"{report.layer}, found by {report.locator}: {report.attention} ({report.form})"),
+def _found(report: PruneReport) -> list[tuple[str, str]]:
+    form = {"softmax": "Softmax between two MatMuls", "attention_op": "the ONNX operator Attention"}
+    per_image = f"{report.tokens} per image" if isinstance(report.tokens, int) else "as many as an image has"
+    return [
+        ("scored by", f"layer {report.layer}, known from {LOCATORS[report.locator]}"),
         *(("", f"not by {miss}") for miss in report.locator_misses),
-        ("tokens", _tokens(report)),
-        ("scores", _scores(report)),
+        ("attention", f"{form[report.form]}, {report.heads} heads, node '{report.attention}'"),
+        ("tokens", f"{per_image}, in output '{report.features}'"),
+        ("special rows", f"{report.special_tokens} leading attention rows are no patches: not scored"),
+        ("dropped rows", f"{report.dropped_rows} leading attention rows never become features"),
+        ("prefix rows", f"{report.prefix_tokens} leading rows of the features are always kept"),
     ]
-    if report.gather != "none":
-        rows.append(("selection", report.strategy))
-        rows.append(("gather", f"{report.gather}: {report.gather_reason}"))
-        rows += _contract(report, options)
+
+
+def _done(report: PruneReport) -> list[tuple[str, str]]:
+    """What the passes did; a report of `scores_only` has no selection and no gather."""
+    rows = [("scores", _scores(report))]
+    if report.gather == "none":
+        rows.append(("pruned", f"nothing: {report.gather_reason}"))
     else:
-        rows.append(("out", f"{TOKEN_SCORES} float32 [images, {report.tokens}]; the features are unpruned"))
+        rows.append(("strategy", f"{report.strategy} (docs/selectors.md)"))
+        rows.append(("gather", f"{report.gather}: {report.gather_reason}"))
+        rows.append(("", f"rows are taken from {', '.join(report.gathered)}"))
     if report.dropped_outputs:
         rows.append(("outputs gone", ", ".join(report.dropped_outputs)))
     counts = ", ".join(f"{count.name} {count.modified}" for count in report.passes)
-    rows.append(("nodes", f"{report.nodes_added} added, {report.nodes_removed} removed ({counts})"))
-    return rows + [("note", note) for note in report.notes]
-
-
-def _tokens(report: PruneReport) -> str:
-    count = f"{report.tokens} per image" if isinstance(report.tokens, int) else "as many as the image gives"
-    special = f"{report.special_tokens} special rows" if report.special_tokens else "no special rows"
-    return f"{count}; {special} in the attention; '{report.features}' keeps {report.prefix_tokens} rows in any case"
+    rows.append(("nodes", f"{report.nodes_added} added, {report.nodes_removed} removed"))
+    rows.append(("passes", f"{counts} (nodes that each added, changed or removed)"))
+    return rows
 
 
 def _scores(report: PruneReport) -> str:
     if report.score_path == "none":
-        return "none: the strategy needs none"
-    held = f", {in_bytes(report.score_bytes)} of probabilities per image" if report.score_bytes else ""
-    chunk = f", in chunks of {report.score_chunk} queries" if report.score_chunk else ""
-    return f"{report.aggregation} over {report.heads} heads, {report.score_path}{held}{chunk}"
+        return "none, as the strategy needs none"
+    text = f"{report.aggregation}, {_SCORE_PATHS[report.score_path]}"
+    if report.score_bytes is not None:
+        text += f"; {bytes_text(report.score_bytes)} of probabilities per image"
+    if report.score_chunk is not None:
+        text += f"; {report.score_chunk or 'a computed number of'} queries in a block"
+    return text
 
 
-def _contract(report: PruneReport, options: PruneOptions) -> list[tuple[str, str]]:
-    feed = f"{NUM_KEEP} int64 [1], from 1 to the number of tokens"
-    if options.grid == "input":
-        feed += "; grid int64 [2], rows and columns of the image"
-    rows_out = f"{report.prefix_tokens} + {NUM_KEEP}" if report.prefix_tokens else NUM_KEEP
-    out = f"{report.features} [images, {rows_out}, width], {KEPT_INDICES} int64 [images, {NUM_KEEP}]"
-    if options.scores_output and report.score_path != "none":
-        out += f", {TOKEN_SCORES} float32 [images, {report.tokens}]"
-    rows = [("feed", feed), ("out", out)]
-    rule = f"{NUM_KEEP} = clamp(floor(tokens * ratio + 0.5), 1, tokens), ratio = fraction kept"
-    if isinstance(report.tokens, int) and not SELECTORS[report.strategy].needs_grid:
-        counts = (f"{ratio} → {_kept_count(report.tokens, ratio)}" for ratio in RATIOS)
-        rule += f": {', '.join(counts)}"
-    elif report.strategy == "row":
-        rule = f"{NUM_KEEP} = columns * clamp(floor(rows * ratio + 0.5), 1, rows), ratio = fraction kept"
-        if isinstance(options.grid, tuple):
-            high, wide = options.grid
-            rule += f": {', '.join(f'{ratio} → {wide * _kept_count(high, ratio)}' for ratio in RATIOS)}"
-    return [*rows, ("count", rule)]
+def _ports(report: PruneReport, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> list[tuple[str, str]]:
+    """What to feed and what comes out, with `num_keep` and N where the graph has names of its own."""
+    pruned = report.gather != "none"
+    kept = NUM_KEEP if pruned and report.strategy != "none" else "N"
+    rows = f"{report.prefix_tokens} + {kept}" if report.prefix_tokens else kept
+    tokens = report.tokens if isinstance(report.tokens, int) else "N"
+    sizes = {KEPT_INDICES: kept, TOKEN_SCORES: tokens, **({report.features: rows} if pruned else {})}
+    renamed = [
+        dataclasses.replace(port, dims=(port.dims[0], sizes[port.name], *port.dims[2:]))
+        if port.name in sizes and port.dims
+        else port
+        for port in outputs
+    ]
+    return [*(("feed", port_text(port)) for port in inputs), *(("get", port_text(port)) for port in renamed)]
 
 
-def _kept_count(tokens: int, ratio: float) -> int:
-    """FoPru specification, section 4; the runtime has the function that a host uses."""
-    return min(max(math.floor(tokens * ratio + 0.5), 1), tokens)
+def _count(report: PruneReport, options: PruneOptions) -> list[str]:
+    """How to choose `num_keep`, in words and for some ratios."""
+    if report.gather == "none":
+        return []
+    if report.strategy == "none":
+        return [f"{NUM_KEEP} is read and ignored: strategy none keeps every token"]
+    if report.strategy != "row":
+        rule = f"{NUM_KEEP} = clamp(floor(N * ratio + 0.5), 1, N), N tokens, ratio = fraction kept"
+        return [rule, *_examples(report.tokens, 1)]
+    rule = f"{NUM_KEEP} = C * clamp(floor(R * ratio + 0.5), 1, R), R x C tokens, ratio = fraction kept"
+    rows, columns = options.grid if isinstance(options.grid, tuple) else (None, 1)
+    return [rule, *_examples(rows, columns)]
+
+
+def _examples(units: int | str | None, size: int) -> list[str]:
+    """`num_keep` for some ratios, where the number of units (tokens, or rows of `size` tokens) is fixed."""
+    if not isinstance(units, int):
+        return []
+    # FoPru specification, section 4; `runtime/counts.py` has it for hosts, and a test compares them.
+    counts = [size * min(max(math.floor(units * ratio + 0.5), 1), units) for ratio in _RATIOS]
+    return [
+        f"N = {units * size}: "
+        + ", ".join(
+            f"ratio {ratio} → {NUM_KEEP} {count}" for ratio, count in zip(_RATIOS, counts, strict=True)
+        )
+    ]
