@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fopru_graph.errors import GraphFileError
+from fopru_graph.errors import GraphFileError, UnsupportedGraphError
 
-__all__ = ["check_weight_files", "external_tensors", "without_external_weights"]
+__all__ = ["check_inner_weights", "check_weight_files", "external_tensors", "without_external_weights"]
 
 _SMALL = 64  # elements: shapes and axes, which shape inference wants to see
 
@@ -28,6 +28,12 @@ def check_weight_files(model: ir.Model, path: Path) -> None:
         GraphFileError: a weight file is missing or too short.
     """
     for tensor in external_tensors(model):
+        location = Path(tensor.location)  # as it is written: model caches keep weights behind links
+        if location.is_absolute() or ".." in location.parts:
+            raise GraphFileError(
+                f"weight file '{location}' of '{path}' lies outside the folder of the graph: move both into "
+                "one folder and export again"
+            )
         file = Path(tensor.path)
         if not file.is_file():
             raise GraphFileError(f"weight file '{file}' of '{path}' is missing: keep both in one folder")
@@ -36,6 +42,23 @@ def check_weight_files(model: ir.Model, path: Path) -> None:
             raise GraphFileError(
                 f"weight file '{file}' has {size} bytes, but '{tensor.name}' of '{path}' ends at {end}: "
                 "copy it again"
+            )
+
+
+def check_inner_weights(model: ir.Model) -> None:
+    """Compare weights inside the protobuf with their dims; the ONNX checker leaves large ones out.
+
+    Raises:
+        UnsupportedGraphError: a weight has another number of bytes than its dims and dtype need.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.TensorProtoTensor) or not tensor.raw.HasField("raw_data"):
+            continue
+        if len(tensor.raw.raw_data) != tensor.nbytes:
+            raise UnsupportedGraphError(
+                f"weight '{tensor.name}' has {len(tensor.raw.raw_data)} bytes, but its dims and dtype need "
+                f"{tensor.nbytes}: export it again"
             )
 
 

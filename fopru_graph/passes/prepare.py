@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import CheckerPass, InlinePass, ShapeInferencePass
 from onnx_shape_inference import infer_symbolic_shapes
@@ -16,7 +17,7 @@ from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_SCORES
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.plain_shapes import fold_integers, reroute_sizes, rewrite_expands
 from fopru_graph.shapes import INT32_MAX, constant_ints, dims
-from fopru_graph.weights import without_external_weights
+from fopru_graph.weights import check_inner_weights, without_external_weights
 
 __all__ = ["PreparePass", "Prepared"]
 
@@ -55,6 +56,12 @@ class PreparePass(GraphPass[Prepared]):
             raise UnsupportedGraphError(
                 f"the graph has opset {opset}, but {_MIN_OPSET} or later is needed: export it anew"
             )
+        newest = onnx.defs.onnx_opset_version()
+        if opset > newest:
+            raise UnsupportedGraphError(
+                f"the graph has opset {opset}, but {newest} is the newest that is known here: update onnx, "
+                "or export with an older opset"
+            )
         taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
         clash = [name for name in (NUM_KEEP, KEPT_INDICES, TOKEN_SCORES, GRID) if name in taken]
         if clash:
@@ -71,6 +78,7 @@ class PreparePass(GraphPass[Prepared]):
                 f"the graph is not valid ONNX ({first_cause(error)}): export it again"
             ) from error
         _check_sizes(model.graph)
+        check_inner_weights(model)
 
     def call(self, model: ir.Model) -> Rewritten[Prepared]:
         functions = len(model.functions)
