@@ -115,7 +115,8 @@ def splice(vision: ir.Model, decoder: ir.Model, options: SpliceOptions | None = 
     """Join a decoder to a vision encoder, in place: `vision` becomes the joined graph, `decoder` is used up.
 
     The joined graph gets `prefix_embeds` [batch, prefix, D] and `suffix_embeds` [batch, suffix, D], the
-    embeddings of the prompt before and behind the images; either may have no rows. It makes the attention mask
+    embeddings of the prompt before and behind the images; either may have no rows. It makes the attention
+    mask
     (ones), the positions (0, 1, 2, …: FoPru specification, section 8, `renumber`) and an empty cache itself.
 
     Raises:
@@ -192,6 +193,11 @@ def _check(vision: ir.Model, decoder: ir.Model, seam: tuple[ir.Value, ir.Value])
         raise UnsupportedGraphError(
             f"the decoder has the input '{unknown[0]}', and nobody knows what to feed: known are "
             f"{ATTENTION_MASK}, {POSITION_IDS}, {NUM_LOGITS_TO_KEEP} and past_key_values.N.key and .value"
+        )
+    through = [value.name for value in decoder.graph.outputs if value.is_graph_input()]
+    if through:
+        raise UnsupportedGraphError(
+            f"the decoder gives its input '{through[0]}' out again: export it without that output"
         )
     taken = {value.name for value in (*vision.graph.inputs, *vision.graph.outputs)}
     clash = sorted(str(value.name) for value in decoder.graph.outputs if value.name in taken)

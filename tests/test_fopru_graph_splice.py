@@ -1,10 +1,10 @@
 """One graph from two: against both run apart, on real exports; names, weights, and what is refused."""
 
+# ruff: noqa: E501  (one case per line)
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -62,9 +62,9 @@ def one(folder: Path, before: Arrays, files: dict[str, str]) -> tuple[Path, Spli
 
 
 @pytest.fixture(scope="module")
-def sessions(folder: Path, one: tuple[Path, SpliceReport]) -> Iterator[dict[str, ort.InferenceSession]]:
+def sessions(folder: Path, one: tuple[Path, SpliceReport]) -> dict[str, ort.InferenceSession]:
     names = {"vision": VISION_FILE, "decoder": DECODER_FILE}
-    yield {name: session(folder / file) for name, file in names.items()} | {"spliced": session(one[0])}
+    return {name: session(folder / file) for name, file in names.items()} | {"spliced": session(one[0])}
 
 
 def feeds_of(graph: ort.InferenceSession, batch: int, lengths: tuple[int, int], images: int = 1) -> Arrays:
@@ -201,7 +201,7 @@ def test_the_file_is_valid_and_the_report_says_what_it_is(one: tuple[Path, Splic
 
 
 def test_names_are_those_of_the_contract() -> None:
-    assert module.IMAGE_FEATURES == contract.IMAGE_FEATURES
+    assert SpliceOptions().features == contract.IMAGE_FEATURES
     assert SpliceOptions().embeds == contract.INPUTS_EMBEDS
     assert module.ATTENTION_MASK == contract.ATTENTION_MASK
     assert module.POSITION_IDS == contract.POSITION_IDS
@@ -250,12 +250,13 @@ def test_another_dtype_is_cast() -> None:
     (VISION.replace("[images, 2, 3]", "[2, 3]"), DECODER, LocateError, r"'image_features' has dims \(2, 3\), but it must be"),
     (VISION, DECODER.replace("[images, n, 3] inputs", "[n, 3] inputs"), LocateError, r"'inputs_embeds' has dims \('n', 3\)"),
     (VISION, DECODER.replace("[images, n, 3] inputs", "[images, n, 4] inputs"), UnsupportedGraphError, r"has width 3 and 'inputs_embeds' 4"),
+    (VISION, DECODER.replace("=> (", "=> (float[images, n, 3] inputs_embeds, "), UnsupportedGraphError, "decoder gives its input 'inputs_embeds' out again"),
     (VISION, DECODER.replace("position_ids", "rotary"), UnsupportedGraphError, r"input 'rotary', and nobody knows"),
     (VISION, DECODER.replace(": 20]", ": 21]"), UnsupportedGraphError, r"opset 20 of 'ai.onnx' and the decoder 21: export both"),
     (VISION.replace("pixel_values", "prefix_embeds"), DECODER, UnsupportedGraphError, r"'prefix_embeds' would be twice"),
     (VISION.replace("pixel_values", "logits"), DECODER, UnsupportedGraphError, r"'logits' would be twice .*rename it in the encoder"),
     (VISION, DECODER.replace("position_ids)", "position_ids, float[images, h, past, 4] \"past_key_values.0.key\")"), UnsupportedGraphError, r"a cache is \[batch, heads, past, width\]"),
-])  # fmt: skip  # noqa: E501
+])  # fmt: skip
 def test_refused(vision: str, decoder: str, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         joined(vision, decoder)
@@ -274,12 +275,12 @@ def test_other_domains_are_united() -> None:
 
 
 def test_files_in_two_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(GraphFileError, match="shares the weight file .*: write it there"):
+    with pytest.raises(GraphFileError, match=r"shares the weight file .*: write it there"):
         splice_files(folder / VISION_FILE, folder / DECODER_FILE, tmp_path / "out.onnx")
     with pytest.raises(GraphFileError, match="is one of the sources: name another file"):
         splice_files(folder / VISION_FILE, folder / DECODER_FILE, folder / DECODER_FILE)
     for path in folder.glob(f"{contract.DECODER}*"):
         shutil.copy(path, tmp_path)
-    with pytest.raises(GraphFileError, match="shares the weight file 'decoder_model_merged.onnx_data'"):
+    with pytest.raises(GraphFileError, match=r"shares the weight file 'decoder_model_merged\.onnx_data'"):
         splice_files(folder / VISION_FILE, tmp_path / DECODER_FILE, folder / "far.onnx")
     assert not (folder / "far.onnx").exists()
