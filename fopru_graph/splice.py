@@ -135,11 +135,10 @@ def splice(vision: ir.Model, decoder: ir.Model, options: SpliceOptions | None = 
     interface = list(decoder.graph.outputs)
     _keep_apart(vision, decoder)
     builder = GraphBuilder(vision.graph, "splice")
-    seam = _Seam(builder, options)
-    joined = seam.embeddings(features, embeds)
+    seam = _Seam(builder, options, features, embeds)
     computed = []
     for value in list(decoder.graph.inputs):
-        made = joined if value is embeds else seam.computed(value)
+        made = seam.embeddings if value is embeds else seam.computed(value)
         if value is not embeds:
             computed.append(str(value.name).removeprefix(_DECODER))
         value.replace_all_uses_with(made)
@@ -270,33 +269,31 @@ def _rename_dims(value: ir.Value, known: dict[str, str], prefix: str) -> None:
 
 
 class _Seam:
-    """Makes what the decoder is fed."""
+    """Makes what the decoder is fed.
 
-    def __init__(self, builder: GraphBuilder, options: SpliceOptions) -> None:
-        self.casts: list[str] = []
+    Attributes:
+        embeddings: [batch, prefix + rows + suffix, D] in the decoder's dtype.
+        casts: dtypes that were changed, in words.
+    """
+
+    def __init__(
+        self, builder: GraphBuilder, options: SpliceOptions, features: ir.Value, embeds: ir.Value
+    ) -> None:
         self._builder = builder
         self._options = options
-        self._batch: ir.Value | None = None
-        self._total: ir.Value | None = None
-
-    def embeddings(self, features: ir.Value, embeds: ir.Value) -> ir.Value:
-        """[batch, prefix + rows + suffix, D] in the decoder's dtype."""
-        builder, graph = self._builder, self._builder.graph
         dtype, width = embeds.dtype or ir.DataType.FLOAT, (dims(embeds) or (None,))[-1]
-        if features.dtype != dtype:
-            self.casts.append(f"{features.name}: {features.dtype} to {dtype}")
+        self.casts = [] if features.dtype == dtype else [f"{features.name}: {features.dtype} to {dtype}"]
         rows = builder.cast(features, dtype)
-        if self._options.images_per_prompt > 1:
+        if options.images_per_prompt > 1:
             rows = self._folded(rows, width)
         parts = []
         for name, size in ((PREFIX_EMBEDS, "prefix"), (SUFFIX_EMBEDS, "suffix")):
             value = ir.Value(name=name, shape=ir.Shape(["batch", size, width]), type=ir.TensorType(dtype))
-            graph.inputs.append(value)
+            builder.graph.inputs.append(value)
             parts.append(value)
         made = Made("inputs_embeds", dtype, ("batch", "total", width))
-        joined = builder.op("Concat", [parts[0], rows, parts[1]], made, {"axis": 1})
-        self._batch, self._total = builder.size_1d(joined, 0), builder.size_1d(joined, 1)
-        return joined
+        self.embeddings = builder.op("Concat", [parts[0], rows, parts[1]], made, {"axis": 1})
+        self._batch, self._total = (builder.size_1d(self.embeddings, axis) for axis in (0, 1))
 
     def _folded(self, rows: ir.Value, width: Dim) -> ir.Value:
         """[batch * n, rows, D] → [batch, n * rows, D]."""
@@ -323,19 +320,17 @@ class _Seam:
 
     def _positions(self) -> ir.Value:
         """0, 1, 2, … of all rows, int64 [total]."""
-        builder, total = self._builder, self._total
-        if total is None:
-            raise RuntimeError("embeddings are made first")
-        end = builder.op("Squeeze", [total, builder.ints("axis", [0])], Made("end", _INT64, ()))
+        builder = self._builder
+        end = builder.op("Squeeze", [self._total, builder.ints("axis", [0])], Made("end", _INT64, ()))
         limits = [builder.scalar("zero", 0), end, builder.scalar("one", 1)]
         return builder.op("Range", limits, Made("positions", _INT64, ("total",)))
 
     def _spread(self, row: ir.Value, value: ir.Value) -> ir.Value:
         """A row for every prompt, [batch, total], in the dtype that the decoder takes."""
-        builder, batch, total = self._builder, self._batch, self._total
-        if batch is None or total is None:
-            raise RuntimeError("embeddings are made first")
-        shape = builder.op("Concat", [batch, total], Made("prompt_shape", _INT64, (2,)), {"axis": 0})
+        builder = self._builder
+        shape = builder.op(
+            "Concat", [self._batch, self._total], Made("prompt_shape", _INT64, (2,)), {"axis": 0}
+        )
         made = Made(str(value.name).removeprefix(_DECODER), _INT64, ("batch", "total"))
         return builder.cast(builder.op("Expand", [row, shape], made), value.dtype or _INT64)
 
@@ -347,8 +342,6 @@ class _Seam:
                 f"'{value.name}' has dims {sizes}, but a cache is [batch, heads, past, width] with heads "
                 "and width fixed: export the decoder so"
             )
-        if self._batch is None:
-            raise RuntimeError("embeddings are made first")
         builder = self._builder
         rest = builder.ints("cache_dims", [sizes[1], 0, sizes[3]])
         shape = builder.op("Concat", [self._batch, rest], Made("cache_shape", _INT64, (4,)), {"axis": 0})
