@@ -71,4 +71,10 @@ def sizes_text(sizes: Sequence[Dim] | None) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    class Honest(Console):
+        """Leaves a reader that left to `main`; rich would end the process with exit code 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Honest(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)

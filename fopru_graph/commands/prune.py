@@ -201,10 +201,12 @@ def _scores(report: PruneReport) -> str:
     if report.score_path == "none":
         return "none, as the strategy needs none"
     text = f"{report.aggregation}, {_SCORE_PATHS[report.score_path]}"
+    chunked = report.score_path == "chunked"
+    if chunked:
+        text += f"; block: {report.score_chunk or 'a computed number of'} queries"
     if report.score_bytes is not None:
-        text += f"; {bytes_text(report.score_bytes)} of probabilities per image"
-    if report.score_chunk is not None:
-        text += f"; {report.score_chunk or 'a computed number of'} queries in a block"
+        held = f"{bytes_text(report.score_bytes)} of probabilities per image"
+        text += f", instead of {held}" if chunked else f"; {held}"
     return text
 
 
