@@ -35,6 +35,7 @@ NUM_LOGITS_TO_KEEP = "num_logits_to_keep"
 _PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
 _DECODER = "decoder/"
 _INT64 = ir.DataType.INT64
+_MASK_TYPES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 _OURS = frozenset({"batch", "total", "prefix", "suffix", "kept_rows"})  # names of sizes in the joined graph
 
 
@@ -104,6 +105,12 @@ def splice_files(
     if target.resolve() in {source.resolve() for source in sources}:
         raise GraphFileError(f"target '{target}' is one of the sources: name another file")
     models = [load_graph(source) for source in sources]
+    shared = [sorted({str(tensor.location) for tensor in external_tensors(model)}) for model in models]
+    if all(shared) and sources[0].resolve().parent != sources[1].resolve().parent:
+        raise GraphFileError(
+            f"'{sources[0]}' and '{sources[1]}' lie in two folders, with weight files '{shared[0][0]}' "
+            f"and '{shared[1][0]}': put both graphs and their weight files, under two names, in one folder"
+        )
     for model, source in zip(models, sources, strict=True):
         check_shared_folder(model, source, target)
     report = splice(models[0], models[1], options)
@@ -116,8 +123,7 @@ def splice(vision: ir.Model, decoder: ir.Model, options: SpliceOptions | None = 
 
     The joined graph gets `prefix_embeds` [batch, prefix, D] and `suffix_embeds` [batch, suffix, D], the
     embeddings of the prompt before and behind the images; either may have no rows. It makes the attention
-    mask
-    (ones), the positions (0, 1, 2, …: FoPru specification, section 8, `renumber`) and an empty cache itself.
+    mask (ones), the positions (0, 1, 2, …: FoPru specification, section 8, `renumber`) and an empty cache.
 
     Raises:
         LocateError: no such output or input, or it has another rank.
@@ -198,12 +204,26 @@ def _check(vision: ir.Model, decoder: ir.Model, seam: tuple[ir.Value, ir.Value])
         raise UnsupportedGraphError(
             f"the decoder gives its input '{through[0]}' out again: export it without that output"
         )
+    for value in decoder.graph.inputs:
+        _check_row(value)
     taken = {value.name for value in (*vision.graph.inputs, *vision.graph.outputs)}
     clash = sorted(str(value.name) for value in decoder.graph.outputs if value.name in taken)
     added = [name for name in (PREFIX_EMBEDS, SUFFIX_EMBEDS) if name in taken]
     if clash or added:
         raise UnsupportedGraphError(
             f"'{(clash or added)[0]}' would be twice in the joined graph: rename it in the encoder"
+        )
+
+
+def _check_row(value: ir.Value) -> None:
+    """A mask or positions of another form mean something else (added mask, M-RoPE): ones would be wrong."""
+    wanted = {ATTENTION_MASK: _MASK_TYPES, POSITION_IDS: _MASK_TYPES[:2]}.get(str(value.name))
+    sizes = dims(value)
+    if wanted and (sizes is None or len(sizes) != 2 or value.dtype not in wanted):
+        kinds = ", ".join(dtype.name for dtype in wanted)
+        raise UnsupportedGraphError(
+            f"decoder input '{value.name}' is {value.dtype} with dims {sizes}, but only [batch, rows] of "
+            f"{kinds} can be made in the graph: export the decoder so, or keep the graphs apart"
         )
 
 
@@ -215,8 +235,10 @@ def _known(value: ir.Value) -> bool:
 def _keep_apart(vision: ir.Model, decoder: ir.Model) -> None:
     """No name of one side means something on the other: both were made by exporters that count from 0."""
     outputs = {value.name for value in decoder.graph.outputs}
+    borders = {id(value) for value in (*vision.graph.inputs, *vision.graph.outputs)}
     for value in _values(vision.graph):
-        if value.name in outputs:
+        ours = str(value.name).startswith(_DECODER) and id(value) not in borders
+        if value.name in outputs or ours:
             value.name = f"vision/{value.name}"
         _rename_dims(value, {name: f"vision_{name}" for name in _OURS}, "")
     ports = {id(value) for value in decoder.graph.outputs}
@@ -262,7 +284,7 @@ def _rename_dims(value: ir.Value, known: dict[str, str], prefix: str) -> None:
         if not isinstance(size, str) or size in known:
             new.append(known[size] if isinstance(size, str) else size)
         elif not prefix:
-            new.append(size)
+            new.append(None if known.keys() & set(re.findall(r"\w+", size)) else size)
         else:  # an expression of names is dropped: it would have to be renamed inside
             new.append(f"{prefix}{size}" if size.isidentifier() else None)
     value.shape = ir.Shape(new)
