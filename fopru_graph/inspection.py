@@ -145,7 +145,6 @@ def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectRepo
         options: only `features` is asked.
     """
     options = options or PruneOptions()
-    inputs, outputs = ports(model.graph.inputs), ports(model.graph.outputs)
     weights = [value.const_value for value in model.graph.initializers.values()]
     external = external_tensors(model)
     features = _prepare(model, options.features)
@@ -162,8 +161,8 @@ def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectRepo
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         external_bytes=sum(tensor.nbytes for tensor in external),
         weight_files=tuple(sorted({str(tensor.location) for tensor in external})),
-        inputs=inputs,
-        outputs=outputs,
+        inputs=ports(model.graph.inputs),
+        outputs=ports(model.graph.outputs),
         features=str(features.name) if features is not None else "",
         locator=numbering.locator if ours else "",
         locator_misses=numbering.misses if ours else (),

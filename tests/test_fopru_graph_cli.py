@@ -20,6 +20,7 @@ import pytest
 
 from fopru_graph import PruneOptions, PruneReport
 from fopru_graph.__main__ import main
+from fopru_graph.commands import COMMANDS
 from fopru_graph.commands import lint as lint_command
 from fopru_graph.commands import prune as prune_command
 from fopru_graph.commands import splice as splice_command
@@ -441,3 +442,71 @@ def test_an_exported_encoder_from_end_to_end(tmp_path: Path, capsys: pytest.Capt
     session = ort.InferenceSession(tmp_path / "pruned.onnx", providers=["CPUExecutionProvider"])
     feeds = {"pixel_values": pixels(toy, 2), "num_keep": np.array([5], np.int64)}
     assert session.run(["kept_indices"], feeds)[0].shape == (2, 5)
+
+
+# docs/prune_your_encoder.md
+
+
+def test_the_walk_through_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "prune_your_encoder.md").read_text()
+    ir.save(ir.load(export(Toy())), tmp_path / "encoder.onnx", external_data="encoder.onnx.data")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"python -m fopru_graph ([^`\n]+)", text)
+    assert [command.split()[0] for command in commands] == ["inspect", "prune", "lint"]
+    for command in commands:
+        assert main(command.split()) == 0
+    capsys.readouterr()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "prune_your_encoder.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines() == [
+        "['image_features', 'token_scores', 'kept_indices'] (2, 5) (2, 16)",
+        "True",
+    ]
+
+
+def test_the_walk_through_names_real_options_and_fields() -> None:
+    text = (ROOT / "docs" / "prune_your_encoder.md").read_text()
+    known: set[str] = set()
+    for name, command in COMMANDS.items():
+        parser = argparse.ArgumentParser(name)
+        command.add_arguments(parser)
+        known.update(option for action in parser._actions for option in action.option_strings)
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) - known == {"--json"}
+    report = text.split("## The report of prune")[1].split("## Run it")[0]
+    fields = {field.name for field in dataclasses.fields(PruneReport)}
+    assert {name for name in fields if f"`{name}`" not in report} == set()
+
+
+def test_the_refusals_of_the_walk_through_are_sentences_of_the_package() -> None:
+    text = (ROOT / "docs" / "prune_your_encoder.md").read_text().split("## When it refuses")[1]
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(cells) >= 12
+    code = "".join(path.read_text() for path in (ROOT / "fopru_graph").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", code)  # sentences over several lines of code
+    parts = [part.strip(" ',") for cell in cells for part in re.split("…|com.microsoft::", cell)]
+    assert [part for part in parts if part and part not in said] == []
+
+
+def test_a_late_gather_beside_other_outputs_gets_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tail = (
+        "image_features = Slice(y, one, many, one, one) pooled = ReduceMean<keepdims=0>(image_features, one)"
+    )
+    model = text_encoder(tail=tail)
+    pooled = next(value for node in model.graph for value in node.outputs if value.name == "pooled")
+    pooled.shape, pooled.type = ir.Shape(["images", 8]), ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(pooled)
+    ir.save(model, tmp_path / "e.onnx")
+    hint = "hint an output besides the features may be why the gather is late: try --drop-other-outputs"
+    arguments = ("prune", tmp_path / "e.onnx", "-o", tmp_path / "p.onnx")
+    assert hint in ends(capsys, *arguments)[1]
+    assert hint in ends(capsys, "inspect", tmp_path / "e.onnx")[1]
+    out = ends(capsys, *arguments, "--drop-other-outputs")[1]
+    assert "gather early" in out
+    assert "hint" not in out

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fopru_graph.commands.printing import port_text, print_facts, print_json, print_table
+from fopru_graph.commands.prune import HINT
 from fopru_graph.commands.sizes import bytes_text
 from fopru_graph.inspection import LOCATORS, InspectReport, Layer, inspect_file
 from fopru_graph.options import PruneOptions
@@ -95,4 +96,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
 
 def _verdict(report: InspectReport) -> list[tuple[str, str]]:
     works = ("yes", report.verdict) if report.prunable else ("no", report.verdict)
-    return [works, *(("note", note) for note in report.notes)]
+    rows = [works, *(("note", note) for note in report.notes)]
+    if report.prunable and report.verdict.startswith("late") and len(report.outputs) > 1:
+        rows.append(("hint", HINT))
+    return rows

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["port_text", "print_facts", "print_json", "print_table", "sizes_text"]
 
-_PIPE_WIDTH = 120  # rich takes 80 columns where there is no terminal, and long node names need more
-_STYLES = {"note": "yellow", "warning": "yellow", "error": "red", "no": "red"}
+_PIPE_WIDTH = 160  # rich takes 80 columns where there is no terminal, and long node names need more
+_STYLES = {"note": "yellow", "hint": "cyan", "warning": "yellow", "error": "red", "no": "red"}
 
 
 def print_json(content: dict[str, Any]) -> None:

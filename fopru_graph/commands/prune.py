@@ -21,13 +21,15 @@ from fopru_graph.options import (
     PruneOptions,
 )
 from fopru_graph.report import PruneReport
+from fopru_graph.shapes import Dim
 
-__all__ = ["HELP", "add_arguments", "options_from", "run"]
+__all__ = ["HELP", "HINT", "add_arguments", "options_from", "run"]
 
 HELP = (
     "Insert token pruning into a vision encoder. How many tokens are kept is said at run time, by the input "
     f"{NUM_KEEP}. Weights in files beside the encoder stay where they are and are shared."
 )
+HINT = "an output besides the features may be why the gather is late: try --drop-other-outputs"
 _RATIOS = (0.5, 0.3, 0.1)
 _SCORE_PATHS = {
     "one_pass": "QK^T is computed once and its softmax is tapped",
@@ -162,6 +164,9 @@ def run(args: argparse.Namespace) -> int:
     rows = [*_found(report), *_done(report), *_ports(report, ports(graph.inputs), ports(graph.outputs))]
     rows += [("count", line) for line in _count(report, options)]
     rows += [("note", note) for note in report.notes]
+    ours = {report.features, KEPT_INDICES, TOKEN_SCORES}
+    if report.gather == "late" and {value.name for value in graph.outputs} - ours:
+        rows.append(("hint", HINT))
     print_facts(f"{args.encoder} → {args.output}", rows)
     return 0
 
@@ -218,12 +223,17 @@ def _ports(report: PruneReport, inputs: tuple[Port, ...], outputs: tuple[Port, .
     tokens = report.tokens if isinstance(report.tokens, int) else "N"
     sizes = {KEPT_INDICES: kept, TOKEN_SCORES: tokens, **({report.features: rows} if pruned else {})}
     renamed = [
-        dataclasses.replace(port, dims=(port.dims[0], sizes[port.name], *port.dims[2:]))
+        # exporters give the images of an output names of their own
+        dataclasses.replace(port, dims=(_images(port.dims[0]), sizes[port.name], *port.dims[2:]))
         if port.name in sizes and port.dims
         else port
         for port in outputs
     ]
     return [*(("feed", port_text(port)) for port in inputs), *(("get", port_text(port)) for port in renamed)]
+
+
+def _images(size: Dim) -> Dim:
+    return size if isinstance(size, int) else "images"
 
 
 def _count(report: PruneReport, options: PruneOptions) -> list[str]:
