@@ -28,7 +28,7 @@ from fopru_graph.commands.sizes import byte_size, bytes_text, grid_size
 from fopru_graph.errors import OptionError
 from fopru_graph.lint import Finding
 from fopru_graph.lint.rtx import BuildReport, Engine, Point
-from fopru_graph.splice import SpliceOptions
+from fopru_graph.splice import SpliceOptions, SpliceReport
 from runtime.counts import kept_count
 from tests.toy_encoders import Toy, export, pixels, text_encoder
 
@@ -510,3 +510,38 @@ def test_a_late_gather_beside_other_outputs_gets_a_hint(
     out = ends(capsys, *arguments, "--drop-other-outputs")[1]
     assert "gather early" in out
     assert "hint" not in out
+
+
+# splice
+
+
+def test_splice_shows_and_passes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = SpliceReport(
+        opset=20,
+        inputs=(("pixel_values", ("images", 3, 16, 16)), ("prefix_embeds", ("batch", "prefix", None))),
+        outputs=(("logits", ("batch", 1, 32)),),
+        computed=("attention_mask", "position_ids"),
+        casts=("image_features: FLOAT to FLOAT16",),
+        nodes=99,
+        weight_files=("v.data",),
+    )
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr(splice_command, "splice_files", lambda *given: seen.append(given) or report)
+    line = "splice v.onnx d.onnx -o s.onnx --features f --embeds e --images-per-prompt 2 --logits 0"
+    code, out, err = ends(capsys, *line.split())
+    assert (code, err) == (0, "")
+    options = SpliceOptions(features="f", embeds="e", images_per_prompt=2, logits=0)
+    assert seen == [(Path("v.onnx"), Path("d.onnx"), Path("s.onnx"), options)]
+    for part in (
+        "v.onnx + d.onnx → s.onnx graph 99 nodes, opset 20",
+        "feed pixel_values [images, 3, 16, 16] feed prefix_embeds [batch, prefix, ?]",
+        "get logits [batch, 1, 32]",
+        "made inside attention_mask, position_ids",
+        "cast image_features: FLOAT to FLOAT16",
+        "weights v.data",
+    ):
+        assert part in out
+    assert main([*line.split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report.to_dict()))
