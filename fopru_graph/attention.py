@@ -16,6 +16,7 @@ __all__ = [
     "find_cores",
     "key_operand",
     "logits_product",
+    "query_operand",
     "upstream_nodes",
     "value_product",
 ]
@@ -187,6 +188,18 @@ def key_operand(core: AttentionCore) -> tuple[ir.Value, int]:
     if keys is not None:
         return keys, len(dims(keys) or ()) - 1
     return core.anchor, len(dims(core.anchor) or ()) - 1
+
+
+def query_operand(core: AttentionCore) -> tuple[ir.Value, int]:
+    """A tensor that has one row per query, and its axis of queries."""
+    if core.form == "attention_op":
+        queries = core.node.inputs[0]
+    else:
+        product = logits_product(core.node.inputs[0]) if core.node.op_type == "Softmax" else None
+        queries = product.inputs[0] if product is not None else None
+    if queries is None:
+        return core.anchor, core.query_axis
+    return queries, len(dims(queries) or ()) - 2
 
 
 def _is_weight(value: ir.Value | None) -> bool:

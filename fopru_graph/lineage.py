@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from fopru_graph.attention import ONNX_DOMAINS
 from fopru_graph.shapes import Dim, attribute_int, constant_ints, dims, same
-from fopru_graph.tokenwise import Demand, InputDemands, Refusal, demands_of
+from fopru_graph.tokenwise import Demand, InputDemands, Refusal, demands_of, slice_axes
 
-__all__ = ["Lineage", "Stop", "follow", "row_offset"]
+__all__ = ["Lineage", "Stop", "follow", "row_offset", "same_rows"]
 
 
 _PRODUCT = re.compile(r"\w+(\*\w+)*")
@@ -44,7 +44,8 @@ class Lineage:
 
 
 def follow(value: ir.Value, axis: int) -> Lineage:
-    """Follow the rows of `value` along `axis` upwards, as far as they go."""
+    """Follow the rows of `value`, which has images on axis 0, along `axis` upwards, as far as they go."""
+    images = (dims(value) or (None,))[0]
     reached: dict[ir.Value, set[Demand]] = {}
     stops: list[Stop] = []
     pending = [(value, Demand(axis, 0))]
@@ -56,7 +57,7 @@ def follow(value: ir.Value, axis: int) -> Lineage:
         node = value.producer()
         if node is None:
             continue
-        answer = _sources(node, demand)
+        answer = _sources(node, demand, images)
         if isinstance(answer, Refusal):
             stops.append(Stop(node, answer.reason, demand))
             continue
@@ -74,21 +75,66 @@ def row_offset(features: Lineage, anchor: ir.Value, axis: int) -> int | None:
     row i + a, and row j of the anchor its row j + b, then o = a - b.
     """
     direct = {demand.offset for demand in features.reached.get(anchor, ()) if demand.axis == axis}
-    offsets = direct or {
-        ours.offset - theirs.offset
-        for value, demands in follow(anchor, axis).reached.items()
-        for theirs in demands
-        for ours in features.reached.get(value, ())
-        if ours.axis == theirs.axis
-    }
+    offsets = direct or _meet(features, follow(anchor, axis))
     offset = offsets.pop() if len(offsets) == 1 else -1
     return offset if offset >= 0 else None
 
 
-def _sources(node: ir.Node, demand: Demand) -> InputDemands | Refusal:
+def _meet(one: Lineage, other: Lineage) -> set[int]:
+    """Offsets between two sets of rows: row i of the one is row i + offset of the other."""
+    return {
+        ours.offset - theirs.offset
+        for value, demands in other.reached.items()
+        for theirs in demands
+        for ours in one.reached.get(value, ())
+        if ours.axis == theirs.axis
+    }
+
+
+def same_rows(one: tuple[ir.Value, int], other: tuple[ir.Value, int], depth: int = 3) -> bool:
+    """Whether two tensors are made from the same rows in the same order; each with the axis of its rows.
+
+    Both may be joined from parts along that axis (class token and patches with rotary positions): then the
+    parts are compared one by one, `depth` such joins deep.
+    """
+    lineages = follow(*one), follow(*other)
+    offsets = _meet(*lineages)
+    if offsets or not depth:
+        return offsets == {0}
+    joins = [[stop for stop in lineage.stops if _is_join(stop)] for lineage in lineages]
+    if [len(found) for found in joins] != [1, 1]:
+        return False
+    (left,), (right,) = joins
+    parts = list(zip(left.node.inputs, right.node.inputs, strict=False))
+    return (
+        len(left.node.inputs) == len(right.node.inputs)
+        and left.demand.offset == right.demand.offset
+        and all(_same_part(pair, (left.demand.axis, right.demand.axis), depth) for pair in parts)
+    )
+
+
+def _same_part(parts: tuple[ir.Value | None, ir.Value | None], axes: tuple[int, int], depth: int) -> bool:
+    one, other = parts
+    if one is None or other is None:
+        return False
+    sizes = dims(one), dims(other)
+    if sizes[0] is None or sizes[1] is None or not same(sizes[0][axes[0]], sizes[1][axes[1]]):
+        return False
+    return same_rows((one, axes[0]), (other, axes[1]), depth - 1)
+
+
+def _is_join(stop: Stop) -> bool:
+    rank = len(dims(stop.node.outputs[0]) or ())
+    along = rank and attribute_int(stop.node, "axis", 0) % rank
+    return stop.node.op_type == "Concat" and along == stop.demand.axis
+
+
+def _sources(node: ir.Node, demand: Demand, images: Dim) -> InputDemands | Refusal:
     answer = demands_of(node, demand)
     if not isinstance(answer, Refusal) or node.domain not in ONNX_DOMAINS:
         return answer
+    if _picks_images(node, images):
+        return Refusal("it picks images, or may do so")
     rule = _RULES.get(node.op_type)
     if rule is None or any(dims(value) is None for value in (*node.inputs[:1], node.outputs[0])):
         return answer
@@ -96,6 +142,25 @@ def _sources(node: ir.Node, demand: Demand) -> InputDemands | Refusal:
 
 
 _Rule = Callable[[ir.Node, Demand], InputDemands | None]
+
+
+def _picks_images(node: ir.Node, images: Dim) -> bool:
+    """Whether a node takes a part of an axis that is as long as there are images: rows may be of another."""
+    sizes = dims(node.inputs[0])
+    if sizes is None:
+        return True
+    if node.op_type in ("Gather", "Split"):
+        axes: list[int] | None = [attribute_int(node, "axis", 0) % len(sizes)]
+    elif node.op_type == "Slice":
+        axes = slice_axes(node)
+    else:
+        return False
+    return axes is None or any(same(sizes[axis], images) for axis in axes)
+
+
+def _slice(node: ir.Node, demand: Demand) -> InputDemands | None:
+    axes = slice_axes(node)
+    return None if axes is None or demand.axis in axes else ((0, demand),)
 
 
 def _broadcast(node: ir.Node, demand: Demand) -> InputDemands | None:
@@ -222,6 +287,7 @@ _RULES: dict[str, _Rule] = {
     "Gather": _gather,
     "MatMul": _matmul,
     "Reshape": _reshape,
+    "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
     "Transpose": _transpose,

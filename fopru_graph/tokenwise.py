@@ -16,7 +16,7 @@ import onnx_ir as ir
 from fopru_graph.attention import ONNX_DOMAINS
 from fopru_graph.shapes import INT32_MAX, attribute_int, constant_ints, dims, same, static_product
 
-__all__ = ["Demand", "InputDemands", "Refusal", "demands_of", "is_token_slice"]
+__all__ = ["Demand", "InputDemands", "Refusal", "demands_of", "is_token_slice", "slice_axes"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def is_token_slice(node: ir.Node, demand: Demand) -> bool:
     """Whether the node is a Slice along tokens: with a gather before it, it has nothing left to do."""
     if node.op_type != "Slice":
         return False
-    axes = _slice_axes(node)
+    axes = slice_axes(node)
     return axes is not None and demand.axis in axes
 
 
@@ -146,6 +146,8 @@ def _reduce(node: ir.Node, demand: Demand) -> _Answer:
     if not axes and not attribute_int(node, "noop_with_empty_axes", 0):
         axes = list(range(rank))
     reduced = {axis % rank for axis in axes}
+    if 0 in reduced:
+        return Refusal("it reduces over images")
     kept = list(range(rank))
     if not attribute_int(node, "keepdims", 1):
         kept = [axis for axis in kept if axis not in reduced]
@@ -179,7 +181,8 @@ def _reshape(node: ir.Node, demand: Demand) -> _Answer:
     return ((0, demand),)
 
 
-def _slice_axes(node: ir.Node) -> list[int] | None:
+def slice_axes(node: ir.Node) -> list[int] | None:
+    """Axes that a Slice cuts, or None if they are not constant."""
     rank = len(_known(node.inputs[0]))
     starts = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
@@ -191,11 +194,14 @@ def _slice_axes(node: ir.Node) -> list[int] | None:
 
 def _slice(node: ir.Node, demand: Demand) -> _Answer:
     """Along tokens: a constant start >= 0, forwards, every row (the offset of all rows before it grows)."""
-    axes = _slice_axes(node)
+    axes = slice_axes(node)
     starts = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
     steps = constant_ints(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else None
     if axes is None or starts is None:
         return Refusal("its bounds are not constant")
+    ends = constant_ints(node.inputs[2])
+    if 0 in axes and not _is_whole(axes.index(0), starts, ends, steps):
+        return Refusal("it slices images")
     if demand.axis not in axes:
         return ((0, demand),)
     position = axes.index(demand.axis)
@@ -203,7 +209,6 @@ def _slice(node: ir.Node, demand: Demand) -> _Answer:
         return Refusal("it slices tokens and another axis at once")
     if starts[position] < 0 or (steps is not None and steps[position] != 1):
         return Refusal("it counts tokens from the end, or skips some")
-    ends = constant_ints(node.inputs[2])
     if not isinstance(_known(node.inputs[0])[demand.axis], int) and (
         ends is None or ends[position] < INT32_MAX
     ):
@@ -211,16 +216,24 @@ def _slice(node: ir.Node, demand: Demand) -> _Answer:
     return ((0, Demand(demand.axis, demand.offset + starts[position])),)
 
 
+def _is_whole(position: int, starts: list[int], ends: list[int] | None, steps: list[int] | None) -> bool:
+    """Whether a Slice takes all of one of its axes, as TorchScript writes `x[:, 1:]`."""
+    to_the_end = ends is not None and ends[position] >= INT32_MAX
+    return starts[position] == 0 and to_the_end and (steps is None or steps[position] == 1)
+
+
 def _concat(node: ir.Node, demand: Demand) -> _Answer:
     axis = attribute_int(node, "axis", 0) % len(_known(node.outputs[0]))
-    if axis == demand.axis:
-        return Refusal("it concatenates along tokens")
+    if axis in (0, demand.axis):
+        return Refusal("it concatenates along tokens" if axis else "it concatenates images")
     return tuple((index, demand) for index in range(len(node.inputs)))
 
 
 def _split(node: ir.Node, demand: Demand) -> _Answer:
     axis = attribute_int(node, "axis", 0) % len(_known(node.outputs[0]))
-    return Refusal("it splits tokens") if axis == demand.axis else ((0, demand),)
+    if axis in (0, demand.axis):
+        return Refusal("it splits tokens" if axis else "it splits images")
+    return ((0, demand),)
 
 
 def _attention(node: ir.Node, demand: Demand) -> _Answer:

@@ -126,7 +126,7 @@ EARLY_TAILS = {
     "two slices": "y1 = Slice(y, one, many, one) y2 = Slice(y1, one, many, one) image_features = MatMul(y2, wo)",
     "slice with an end": "y1 = Slice(y, one, five, one) image_features = MatMul(y1, wo)",
     "slice of another axis": "y1 = Slice(y, one, many, one) y2 = Slice(y1, zero, three, two) image_features = Concat<axis=-1>(y2, y2)",
-    "slice without axes": "y1 = Slice(y, zero, many) y2 = Slice(y1, one, many, one) image_features = Gelu(y2)",
+    "slice without axes": "all = Constant<value_ints=[9223372036854775807]>() y1 = Slice(y, zero, all) y2 = Slice(y1, one, many, one) image_features = Gelu(y2)",
     "decomposed norm": (
         "y1 = Slice(y, one, many, one) m = ReduceMean<keepdims=1>(y1, two) d = Sub(y1, m) d2 = Mul(d, d) "
         "w = ReduceMean<keepdims=1>(d2, minus) e = Add(w, half) r = Sqrt(e) n = Div(d, r) t = Mul(n, scale) image_features = Add(t, bias)"

@@ -169,7 +169,7 @@ def test_special_rows_that_cannot_be_told_are_refused_or_noted() -> None:
     def model(tail: str, kept: int) -> ir.Model:
         made = text_encoder(tail=tail, kept=kept, opset=17)
         text = ir.from_onnx_text(
-            '<ir_version: 10, opset_import: ["" : 20]> g (float[B,6,8] x, float[8] bias) => (float[B,7,8] u0) { '
+            '<ir_version: 10, opset_import: ["" : 20]> g (float[images,6,8] x, float[8] bias) => (float[images,7,8] u0) { '
             + HIDDEN
             + " }"
         )

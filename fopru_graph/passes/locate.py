@@ -7,10 +7,18 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from fopru_graph.attention import AttentionCore, CoreSearch, find_cores, upstream_nodes, value_product
+from fopru_graph.attention import (
+    AttentionCore,
+    CoreSearch,
+    find_cores,
+    key_operand,
+    query_operand,
+    upstream_nodes,
+    value_product,
+)
 from fopru_graph.errors import LocateError
 from fopru_graph.layers import Numbering, number_layers
-from fopru_graph.lineage import Lineage, Stop, follow, row_offset
+from fopru_graph.lineage import Lineage, Stop, follow, row_offset, same_rows
 from fopru_graph.options import IMAGE_FEATURES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.selectors import SELECTORS
@@ -101,6 +109,8 @@ class LocatePass(GraphPass[Located]):
         queries, heads = _attention_size(core)
         lineage = follow(features, axis=1)
         dropped = _dropped_rows(features, core, lineage, options.dropped_rows)
+        if options.tap is None:
+            _check_keys(core)
         prefix, special, note = _prefix_and_special(options, features, lineage, dropped)
         if isinstance(rows, int) and rows - prefix < 1:
             raise LocateError(
@@ -252,6 +262,12 @@ def _dropped_rows(features: ir.Value, core: AttentionCore, lineage: Lineage, sta
     """o: attention row of the first row of the features; followed through the graph, or as stated."""
     queries = (dims(core.anchor) or ())[core.query_axis]
     rows = (dims(features) or (None, None))[1]
+    images = [(dims(value) or (None,))[0] for value in (features, core.anchor)]
+    if not same(*images):
+        raise LocateError(
+            f"'{features.name}' has {images[0]} images and attention '{core.node.name}' has {images[1]}: name "
+            "a layer that looks at whole images, not at windows of them"
+        )
     found = row_offset(lineage, core.anchor, core.query_axis)
     spare = queries - rows if isinstance(queries, int) and isinstance(rows, int) else None
     if stated is None:
@@ -269,6 +285,15 @@ def _dropped_rows(features: ir.Value, core: AttentionCore, lineage: Lineage, sta
             f"'{core.node.name}': leave dropped_rows at None"
         )
     return stated
+
+
+def _check_keys(core: AttentionCore) -> None:
+    """Keys must be made from the rows that queries are made from, in their order; sizes do not say so."""
+    if not same_rows(query_operand(core), key_operand(core)):
+        raise LocateError(
+            f"cannot tell that keys and queries of attention '{core.node.name}' are the same tokens in the "
+            "same order, and a score is of a key: name another layer, or vouch for its probabilities with tap"
+        )
 
 
 def _unknown_rows(
