@@ -100,7 +100,8 @@ class InspectReport:
         weight_bytes: of all weights, `external_bytes` of those in `weight_files` beside the graph.
         features: output that would be pruned, "" if it is not known which.
         locator: what numbers the layers, a key of `LOCATORS`; `locator_misses` why earlier ones did not.
-        layers: every attention of the graph, in topological order.
+        layers: every attention of the graph, in topological order; none of a graph whose shapes cannot be
+            filled in (`verdict` says why).
         near_misses: nodes that look like attention, up to a point.
         fused: attentions that a runtime's optimiser has fused.
         special_tokens: leading rows of the deepest attention that are no patches; None: the graph does not
@@ -147,9 +148,10 @@ def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectRepo
     options = options or PruneOptions()
     weights = [value.const_value for value in model.graph.initializers.values()]
     external = external_tensors(model)
-    features = _prepare(model, options.features)
+    prepared = _prepare(model)
+    features = _features(model.graph, options.features) if prepared else None
     upstream = upstream_nodes(features) if features is not None else set()
-    search = find_cores(model.graph)
+    search = find_cores(model.graph if prepared else ())
     ours = [core for core in search.cores if features is None or core.node in upstream]
     numbering = number_layers(ours)
     numbers = dict(zip((core.node for core in ours), numbering.layers, strict=True))
@@ -158,8 +160,8 @@ def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectRepo
         producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
         opset=model.graph.opset_imports.get("", 0),
         ir_version=model.ir_version,
-        weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
-        external_bytes=sum(tensor.nbytes for tensor in external),
+        weight_bytes=_bytes(weights),
+        external_bytes=_bytes(external),
         weight_files=tuple(sorted({str(tensor.location) for tensor in external})),
         inputs=ports(model.graph.inputs),
         outputs=ports(model.graph.outputs),
@@ -210,13 +212,28 @@ def _dtype(value: ir.Value) -> str:
     return _DTYPES.get(value.dtype, value.dtype.name.lower())
 
 
-def _prepare(model: ir.Model, wanted: str | None) -> ir.Value | None:
-    """The features output once shapes are filled in; None where it is not known, and pruning says why."""
+def _prepare(model: ir.Model) -> bool:
+    """Fill in shapes; False for a graph that cannot be read that far, and pruning says why."""
     try:
         PreparePass().run(model)
-        return features_output(model.graph, wanted)[0]
+    except GraphError:
+        return False
+    return True
+
+
+def _features(graph: ir.Graph, wanted: str | None) -> ir.Value | None:
+    """The features output; None where it is not known, and pruning says why."""
+    try:
+        return features_output(graph, wanted)[0]
     except GraphError:
         return None
+
+
+def _bytes(tensors: Iterable[ir.TensorProtocol | None]) -> int:
+    """Of all that say what they hold: a damaged file may have a weight without a dtype."""
+    return sum(
+        tensor.nbytes for tensor in tensors if tensor is not None and tensor.dtype != ir.DataType.UNDEFINED
+    )
 
 
 def _attempt(model: ir.Model, options: PruneOptions) -> tuple[bool, str, tuple[str, ...]]:

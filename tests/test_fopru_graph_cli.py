@@ -199,7 +199,7 @@ def test_the_table_follows_the_options(
     assert [part for part in parts if part not in out] == []
 
 
-def test_counts_are_those_of_the_runtime(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_are_those_of_the_runtime() -> None:
     for tokens in (1, 4, 6, 196, 575, 576, 729, 4096):
         (line,) = prune_command._examples(tokens, 1)
         counts = re.findall(r"ratio (\S+) → num_keep (\d+)", line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -157,6 +158,18 @@ def test_a_graph_that_pruning_refuses_at_once(tmp_path: Path, capsys: pytest.Cap
     assert report.prunable is False
     assert "num_keep" in report.verdict
     assert report.verdict in table(capsys, again)
+
+
+def test_a_damaged_graph_is_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(saved(text_encoder(), tmp_path))
+    next(node for node in model.graph.node if node.op_type == "Softmax").ClearField("input")
+    model.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(model.SerializeToString())
+    report = inspect_file(path)
+    assert (report.prunable, report.layers, report.features) == (False, (), "")
+    assert "export it again" in report.verdict
+    assert " ".join(report.verdict.split()) in table(capsys, path)
 
 
 def test_a_bug_is_a_verdict_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
