@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from fopru_graph.shapes import attribute_int, constant_scalar, dims, same
@@ -17,6 +18,7 @@ __all__ = [
     "key_operand",
     "logits_product",
     "query_operand",
+    "reads",
     "upstream_nodes",
     "value_product",
 ]
@@ -37,6 +39,8 @@ _FUSED = frozenset(
 # What may stand between the probabilities and the product with V: no arithmetic, except the repair of fully
 # masked rows.
 _PASS_THROUGH = frozenset({"Cast", "Identity", "Dropout", "Where"})
+_MOST_MASKED = 1 << 26  # elements of a mask that is looked at
+_HIDDEN = -1e3  # what is added to a logit to hide a key is at most this
 _MAX_CHAIN = 8  # nodes between QK^T and Softmax: scale, mask, cast; longer chains are something else
 
 
@@ -83,6 +87,24 @@ class CoreSearch:
     fused: tuple[ir.Node, ...]
 
 
+def reads(node: ir.Node) -> list[ir.Value]:
+    """Values that a node depends on: its inputs, and what the bodies of If and Loop read from around them."""
+    found = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found += _read_from_around(attribute.as_graph())
+    return found
+
+
+def _read_from_around(body: ir.Graph) -> list[ir.Value]:
+    inner = {*body.inputs, *body.initializers.values()}
+    used = list(body.outputs)
+    for node in body:
+        inner.update(node.outputs)
+        used += reads(node)
+    return [value for value in used if value not in inner]
+
+
 def upstream_nodes(value: ir.Value) -> set[ir.Node]:
     """Every node that the value depends on."""
     found: set[ir.Node] = set()
@@ -91,7 +113,7 @@ def upstream_nodes(value: ir.Value) -> set[ir.Node]:
         node = pending.pop()
         if node is not None and node not in found:
             found.add(node)
-            pending.extend(source.producer() for source in node.inputs if source is not None)
+            pending.extend(source.producer() for source in reads(node))
     return found
 
 
@@ -132,6 +154,10 @@ def _match_softmax(node: ir.Node) -> AttentionCore | NearMiss:
         return NearMiss(
             node, 2, "its input does not come from a MatMul of queries and keys through a scale and a mask"
         )
+    if _masks_the_future(node.inputs[0]):
+        return NearMiss(
+            node, 3, "its mask is causal, and a causal layer gives early tokens no say in the score"
+        )
     product = value_product(node.outputs[0])
     if product is None:
         users = sorted({use.node.op_type for use in node.outputs[0].uses()}) or ["nothing"]
@@ -158,9 +184,45 @@ def logits_product(value: ir.Value | None, left: int = _MAX_CHAIN) -> ir.Node | 
             logits_product(node.inputs[1], left - 1) if constant_scalar(node.inputs[0]) is not None else None
         )
     if node.op_type in ("Add", "Where"):
-        found = [logits_product(source, left - 1) for source in node.inputs]
-        return next((product for product in found if product is not None), None)
+        products = [logits_product(source, left - 1) for source in node.inputs]
+        found = [product for product in products if product is not None]
+        # A relative position may be a MatMul too, of queries and a table that has no images.
+        return next((product for product in found if _is_per_image(product)), found[0] if found else None)
     return None
+
+
+def _is_per_image(product: ir.Node) -> bool:
+    left, right = (dims(value) or () for value in product.inputs)
+    return len(left) == len(right) == 4 and same(left[0], right[0])
+
+
+def _masks_the_future(logits: ir.Value | None) -> bool:
+    """Whether a constant mask on the way from QK^T to Softmax hides every later key."""
+    product, value = logits_product(logits), logits
+    while value is not None and product is not None:
+        node = value.producer()
+        if node is None or node is product:
+            return False
+        if node.op_type in ("Add", "Where") and any(is_causal(other) for other in node.inputs):
+            return True
+        value = next((other for other in node.inputs if logits_product(other) is product), None)
+    return False
+
+
+def is_causal(mask: ir.Value | None) -> bool:
+    """Whether a mask is a constant that lets each query see keys up to its own position, and no later one."""
+    tensor = ir.convenience.get_const_tensor(mask) if mask is not None else None
+    if tensor is None or len(tensor.shape) < 2 or not 1 < tensor.size <= _MOST_MASKED:
+        return False
+    table = np.asarray(tensor.numpy())
+    rows, columns = table.shape[-2:]
+    if rows != columns or rows < 2:
+        return False
+    table = table.reshape(-1, rows, columns)[0]
+    past = np.tri(rows, dtype=np.bool_)
+    if table.dtype == np.bool_:  # True for a key that takes part, or for one that is hidden
+        return bool((table == past).all() or (table != past).all())
+    return bool(((table.astype(np.float64) > _HIDDEN) == past).all())
 
 
 def value_product(probabilities: ir.Value) -> ir.Node | None:
@@ -239,6 +301,10 @@ def _match_operator(node: ir.Node) -> AttentionCore | NearMiss:
             4,
             f"it has {heads[0]} query heads and {heads[1]} key heads, and the one must be a multiple of the "
             "other",
+        )
+    if len(node.inputs) > 3 and is_causal(node.inputs[3]):
+        return NearMiss(
+            node, 1, "its mask is causal, and a causal layer gives early tokens no say in the score"
         )
     mask = dims(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else (key[-2],)
     if mask is None or (isinstance(mask[-1], int) and isinstance(key[-2], int) and mask[-1] != key[-2]):

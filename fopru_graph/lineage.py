@@ -36,6 +36,41 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class _Images:
+    """How many images there are, and on which axis of the tensor at hand; None: nobody knows any more."""
+
+    size: Dim
+    axis: int | None
+
+    def above(self, node: ir.Node, index: int) -> _Images:
+        """The same for an input of the node that made the tensor."""
+        if self.axis is None:
+            return self
+        source, out = dims(node.inputs[index]), dims(node.outputs[0])
+        rule = _RULES.get(node.op_type)
+        if source is None or out is None:
+            return _Images(self.size, None)
+        if rule is None or node.op_type in ("Attention", "MatMul"):  # leading axes stay where they are
+            return _Images(self.size, self.axis if len(source) == len(out) else None)
+        found = dict(rule(node, Demand(self.axis, 0)) or ())
+        return _Images(self.size, found[index].axis if index in found else None)
+
+    def picked_by(self, node: ir.Node) -> bool:
+        """Whether a node takes a part of the images: then rows may be of another one."""
+        sizes = dims(node.inputs[0])
+        if node.op_type in ("Gather", "Split"):
+            axes = [attribute_int(node, "axis", 0) % len(sizes)] if sizes else None
+        elif node.op_type == "Slice":
+            axes = slice_axes(node) if sizes else None
+        else:
+            return False
+        if sizes is None or axes is None:
+            return True
+        above = self.above(node, 0).axis
+        return above in axes if above is not None else any(same(sizes[axis], self.size) for axis in axes)
+
+
+@dataclass(frozen=True)
 class Lineage:
     """Every tensor that rows were followed to, with the demands on it, and the nodes where that ended."""
 
@@ -45,12 +80,12 @@ class Lineage:
 
 def follow(value: ir.Value, axis: int) -> Lineage:
     """Follow the rows of `value`, which has images on axis 0, along `axis` upwards, as far as they go."""
-    images = (dims(value) or (None,))[0]
+    size = (dims(value) or (None,))[0]
     reached: dict[ir.Value, set[Demand]] = {}
     stops: list[Stop] = []
-    pending = [(value, Demand(axis, 0))]
+    pending: list[tuple[ir.Value, Demand, _Images]] = [(value, Demand(axis, 0), _Images(size, 0))]
     while pending:
-        value, demand = pending.pop()
+        value, demand, images = pending.pop()
         if demand in reached.setdefault(value, set()):
             continue
         reached[value].add(demand)
@@ -64,7 +99,7 @@ def follow(value: ir.Value, axis: int) -> Lineage:
         for index, wanted in answer:
             source = node.inputs[index]
             if source is not None:
-                pending.append((source, wanted))
+                pending.append((source, wanted, images.above(node, index)))
     return Lineage({value: frozenset(demands) for value, demands in reached.items()}, tuple(stops))
 
 
@@ -129,11 +164,11 @@ def _is_join(stop: Stop) -> bool:
     return stop.node.op_type == "Concat" and along == stop.demand.axis
 
 
-def _sources(node: ir.Node, demand: Demand, images: Dim) -> InputDemands | Refusal:
+def _sources(node: ir.Node, demand: Demand, images: _Images) -> InputDemands | Refusal:
     answer = demands_of(node, demand)
-    if not isinstance(answer, Refusal) or node.domain not in ONNX_DOMAINS:
+    if not isinstance(answer, Refusal) or node.domain not in ONNX_DOMAINS or not node.inputs:
         return answer
-    if _picks_images(node, images):
+    if images.picked_by(node):
         return Refusal("it picks images, or may do so")
     rule = _RULES.get(node.op_type)
     if rule is None or any(dims(value) is None for value in (*node.inputs[:1], node.outputs[0])):
@@ -142,20 +177,6 @@ def _sources(node: ir.Node, demand: Demand, images: Dim) -> InputDemands | Refus
 
 
 _Rule = Callable[[ir.Node, Demand], InputDemands | None]
-
-
-def _picks_images(node: ir.Node, images: Dim) -> bool:
-    """Whether a node takes a part of an axis that is as long as there are images: rows may be of another."""
-    sizes = dims(node.inputs[0])
-    if sizes is None:
-        return True
-    if node.op_type in ("Gather", "Split"):
-        axes: list[int] | None = [attribute_int(node, "axis", 0) % len(sizes)]
-    elif node.op_type == "Slice":
-        axes = slice_axes(node)
-    else:
-        return False
-    return axes is None or any(same(sizes[axis], images) for axis in axes)
 
 
 def _slice(node: ir.Node, demand: Demand) -> InputDemands | None:

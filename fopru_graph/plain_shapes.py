@@ -160,6 +160,10 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
         for axis, size in enumerate(dims(value) or ()):
             if isinstance(size, str):
                 origin.setdefault(size, (value, axis))
+    # One name for height and width is a promise that not everybody keeps.
+    doubtful = {
+        size for value in graph.inputs for size in dims(value) or () if (dims(value) or ()).count(size) > 1
+    }
     made: dict[tuple[Dim, bool], ir.Value] = {}
     count = 0
     for node in list(graph):
@@ -167,7 +171,7 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
         if found is None:
             continue
         source, size, as_vector = found
-        if isinstance(size, str) and origin[size][0] is source:
+        if isinstance(size, str) and (size in doubtful or origin[size][0] is source):
             continue
         if (size, as_vector) not in made:
             if isinstance(size, int):
@@ -203,7 +207,7 @@ def _one_size(node: ir.Node) -> tuple[ir.Value, int | str, bool] | None:
             return None
         source = shape.inputs[0]
         sizes = dims(source) or ()
-        found = at[0] % len(sizes) if sizes else None
+        found = at[0] % len(sizes) if -len(sizes) <= at[0] < len(sizes) else None
         as_vector = len(dims(node.inputs[1]) or ()) == 1
     else:
         return None

@@ -392,6 +392,28 @@ def test_help_of_the_module(tmp_path: Path) -> None:
     assert all(name in done.stdout for name in ("inspect", "prune", "lint", "splice", "Exit codes: 0 done"))
 
 
+def test_packages_that_are_really_missing_are_a_sentence(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-S", "-m", "fopru_graph", "inspect", "e.onnx"]  # -S: no site-packages
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: fopru_graph needs numpy, onnx, onnx_ir, ")
+
+
+def test_nothing_is_imported_before_ctrl_c_can_be_handled(tmp_path: Path) -> None:
+    code = "import sys, fopru_graph.__main__; print({'numpy', 'onnx', 'onnx_ir', 'rich'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
+
+
 def test_a_reader_that_left_is_no_traceback(encoder: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -114,7 +114,11 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
             "max",
             'pruning.aggregation is "max", expected one of col_mean, col_mean_patch, cls',
         ),
-        ("pruning.score_path", "x", 'pruning.score_path is "x", expected one of one_pass, side_branch, cls_row, chunked'),
+        (
+            "pruning.score_path",
+            "x",
+            'pruning.score_path is "x", expected one of one_pass, side_branch, cls_row, chunked',
+        ),
         ("pruning.gather", "x", 'pruning.gather is "x", expected one of early, late'),
         ("pruning.position_ids", "original", 'pruning.position_ids is "original", expected one of renumber'),
         (

@@ -27,7 +27,8 @@ __all__ = ["HELP", "HINT", "add_arguments", "options_from", "run"]
 
 HELP = (
     "Insert token pruning into a vision encoder. How many tokens are kept is said at run time, by the input "
-    f"{NUM_KEEP}. Weights in files beside the encoder stay where they are and are shared."
+    f"{NUM_KEEP}; where a ratio is meant, it is the fraction kept. Weights in files beside the encoder stay "
+    "where they are and are shared."
 )
 HINT = "an output besides the features may be why the gather is late: try --drop-other-outputs"
 _RATIOS = (0.5, 0.3, 0.1)
@@ -130,10 +131,10 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         help="of the encoder's outputs, only the features stay",
     )
     group.add_argument(
-        "--no-scores-output",
-        dest="scores_output",
-        action="store_false",
-        help=f"do not make {TOKEN_SCORES} an output",
+        "--scores-output",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"whether {TOKEN_SCORES} becomes an output (default: it does)",
     )
     group.add_argument(
         "--scores-only",

@@ -11,19 +11,17 @@ from fopru_graph.attention import (
     AttentionCore,
     CoreSearch,
     find_cores,
-    key_operand,
-    query_operand,
     upstream_nodes,
     value_product,
 )
 from fopru_graph.errors import LocateError
 from fopru_graph.layers import Numbering, number_layers
-from fopru_graph.lineage import Lineage, Stop, follow, row_offset, same_rows
+from fopru_graph.lineage import follow
 from fopru_graph.options import IMAGE_FEATURES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
+from fopru_graph.rows import check_keys, dropped_rows, prefix_and_special
 from fopru_graph.selectors import SELECTORS
 from fopru_graph.shapes import Dim, attribute_int, dims, same
-from fopru_graph.specials import special_rows
 
 __all__ = ["LocatePass", "Located", "features_output"]
 
@@ -105,13 +103,15 @@ class LocatePass(GraphPass[Located]):
                 "reach: prune the graph before a runtime's optimiser fuses it"
             )
         numbering = number_layers(search.cores)
+        if not search.cores and options.tap is None:
+            raise LocateError(_nothing_found(search, str(features.name), upstream))
         core, layer, locator = self._choose(model.graph, search, numbering, str(features.name))
         queries, heads = _attention_size(core)
         lineage = follow(features, axis=1)
-        dropped = _dropped_rows(features, core, lineage, options.dropped_rows)
+        dropped = dropped_rows(features, core, lineage, options.dropped_rows)
         if options.tap is None:
-            _check_keys(core)
-        prefix, special, note = _prefix_and_special(options, features, lineage, dropped)
+            check_keys(core)
+        prefix, special, note = prefix_and_special(options, features, lineage, dropped)
         if isinstance(rows, int) and rows - prefix < 1:
             raise LocateError(
                 f"prefix_tokens is {prefix}, but '{features.name}' has {rows} rows: leave at least one"
@@ -141,8 +141,6 @@ class LocatePass(GraphPass[Located]):
     ) -> tuple[AttentionCore, int, str]:
         if self._options.tap is not None:
             return _tapped(graph, search, self._options.tap, numbering)
-        if not search.cores:
-            raise LocateError(_nothing_found(search, features))
         if self._options.layer is None:
             return search.cores[-1], numbering.layers[-1], numbering.locator
         if self._options.layer not in numbering.layers:
@@ -182,30 +180,14 @@ def _drop_outputs(graph: ir.Graph, features: ir.Value) -> tuple[str, ...]:
     return tuple(str(value.name) for value in gone)
 
 
-def _prefix_and_special(
-    options: PruneOptions, features: ir.Value, lineage: Lineage, dropped: int
-) -> tuple[int, int, str]:
-    """p, the leading attention rows that are not patches, and a note: as stated, as found, or as follows."""
-    prefix, special = options.prefix_tokens, options.special_tokens
-    if special is None:
-        special = special_rows(lineage, dropped)
-    if prefix is None and special is None and not dropped:
-        raise LocateError(
-            f"cannot tell how many of the first rows of '{features.name}' are no patches (class token, "
-            "registers): state special_tokens, 0 if there are none"
+def _nothing_found(search: CoreSearch, features: str, upstream: set[ir.Node]) -> str:
+    bodies = (node for node in upstream if node.op_type in ("If", "Loop", "Scan"))
+    hidden = next(bodies, None)
+    if not search.near_misses and hidden is not None:
+        return (
+            f"no attention found outside of {hidden.op_type} '{hidden.name}', whose body is not looked into: "
+            "export without it (constant folding often removes it)"
         )
-    if prefix is None:
-        prefix = max(0, (special or 0) - dropped)
-    if special is not None:
-        return prefix, special, ""
-    note = (
-        f"special tokens cannot be seen in the graph: taken as {dropped + prefix}, the rows that are dropped "
-        "or kept anyway; state special_tokens if there are more"
-    )
-    return prefix, dropped + prefix, note
-
-
-def _nothing_found(search: CoreSearch, features: str) -> str:
     if not search.near_misses:
         return f"no attention found: '{features}' depends on no Softmax and no Attention node"
     best = max(search.near_misses, key=lambda miss: miss.steps)
@@ -256,53 +238,3 @@ def _attention_size(core: AttentionCore) -> tuple[Dim, int]:
             "each other: name another layer"
         )
     return queries, heads
-
-
-def _dropped_rows(features: ir.Value, core: AttentionCore, lineage: Lineage, stated: int | None) -> int:
-    """o: attention row of the first row of the features; followed through the graph, or as stated."""
-    queries = (dims(core.anchor) or ())[core.query_axis]
-    rows = (dims(features) or (None, None))[1]
-    images = [(dims(value) or (None,))[0] for value in (features, core.anchor)]
-    if not same(*images):
-        raise LocateError(
-            f"'{features.name}' has {images[0]} images and attention '{core.node.name}' has {images[1]}: name "
-            "a layer that looks at whole images, not at windows of them"
-        )
-    found = row_offset(lineage, core.anchor, core.query_axis)
-    spare = queries - rows if isinstance(queries, int) and isinstance(rows, int) else None
-    if stated is None:
-        if found is None or (spare is not None and found > spare):
-            raise LocateError(_unknown_rows(features, core, (queries, rows), lineage.stops))
-        return found
-    if spare is not None and stated > spare:
-        raise LocateError(
-            f"dropped_rows is {stated}, but attention '{core.node.name}' has {queries} rows and "
-            f"'{features.name}' {rows}: give at most {spare}"
-        )
-    if found is not None and found != stated:
-        raise LocateError(
-            f"dropped_rows is {stated}, but row 0 of '{features.name}' is row {found} of attention "
-            f"'{core.node.name}': leave dropped_rows at None"
-        )
-    return stated
-
-
-def _check_keys(core: AttentionCore) -> None:
-    """Keys must be made from the rows that queries are made from, in their order; sizes do not say so."""
-    if not same_rows(query_operand(core), key_operand(core)):
-        raise LocateError(
-            f"cannot tell that keys and queries of attention '{core.node.name}' are the same tokens in the "
-            "same order, and a score is of a key: name another layer, or vouch for its probabilities with tap"
-        )
-
-
-def _unknown_rows(
-    features: ir.Value, core: AttentionCore, counts: tuple[Dim, Dim], stops: tuple[Stop, ...]
-) -> str:
-    queries, rows = counts
-    where = f"; following them stopped at {stops[0]}" if stops else ""
-    return (
-        f"cannot tell which of the {queries} rows of attention '{core.node.name}' are the {rows} rows of "
-        f"'{features.name}'{where}: if no node between them reorders tokens, state dropped_rows, the leading "
-        "attention rows that never become features"
-    )

@@ -16,7 +16,7 @@ from fopru_graph.errors import UnsupportedGraphError, first_cause
 from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_SCORES
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.plain_shapes import fold_integers, reroute_sizes, rewrite_expands
-from fopru_graph.shapes import INT32_MAX, constant_ints, dims
+from fopru_graph.shapes import INT32_MAX, Dim, constant_ints, dims
 from fopru_graph.weights import check_inner_weights, without_external_weights
 
 __all__ = ["PreparePass", "Prepared"]
@@ -94,7 +94,16 @@ class PreparePass(GraphPass[Prepared]):
         return Rewritten(model, found, functions + folded + expands + sizes)
 
 
+def _without_declared_names(graph: ir.Graph) -> dict[ir.Value, tuple[Dim, ...]]:
+    """Forget names that a person gave to sizes of outputs, as `seq` may be two; returns the dims they had."""
+    declared = {value: dims(value) or () for value in graph.outputs if value.shape is not None}
+    for value, sizes in declared.items():
+        value.shape = ir.Shape([size if isinstance(size, int) else None for size in sizes])
+    return declared
+
+
 def _infer_shapes(model: ir.Model) -> None:
+    declared = _without_declared_names(model.graph)
     # ONNX's own inference comes second: the names it invents would stand in the way of the first, but it
     # knows types where that one does not; a shape without a type would not be written.
     try:
@@ -109,6 +118,9 @@ def _infer_shapes(model: ir.Model) -> None:
     for value, shape in untyped.items():
         if value.type is not None and shape is not None:
             value.shape = shape
+    for value, sizes in declared.items():  # what inference could not name keeps its name
+        found = dims(value) or (None,) * len(sizes)
+        value.shape = ir.Shape([old if new is None else new for old, new in zip(sizes, found, strict=True)])
 
 
 def _check_sizes(graph: ir.Graph) -> None:

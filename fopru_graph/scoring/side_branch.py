@@ -61,17 +61,21 @@ def probabilities(core: AttentionCore, site: Site) -> ir.Value:
 
 
 def _logits_again(value: ir.Value | None, product: ir.Node, site: Site) -> ir.Value:
-    """The logits behind a chain of scale, mask and cast; conditions stay boolean, all else is float32."""
+    """The logits behind a chain of scale, mask and cast; conditions stay boolean, all else is float32.
+
+    A relative position, which is a product of the queries too, is made again like Q K^T itself.
+    """
     value = _required(value, product)
     node = value.producer()
-    if node is None or logits_product(value) is not product:
+    again = logits_product(value)
+    if node is None or again is None:
         rows, builder = site.operand(value)
         return rows if rows.dtype == ir.DataType.BOOL else builder.cast(rows, _FLOAT)
     if node.op_type in ("Cast", "Identity"):
         return _logits_again(node.inputs[0], product, site)
     sizes = dims(value) or ()
     made = Made("logits", _FLOAT, (*sizes[:-2], site.rows.count, *sizes[-1:]))
-    if node is product:
+    if node is again:
         query, key = (_required(source, node) for source in node.inputs)
         rows, builder = site.operand(query)
         factors = [builder.cast(rows, _FLOAT), site.once.cast(key, _FLOAT)]
