@@ -66,8 +66,10 @@ class _Images:
             return False
         if sizes is None or axes is None:
             return True
+        if self.axis is None:
+            return any(same(sizes[axis], self.size) for axis in axes)
         above = self.above(node, 0).axis
-        return above in axes if above is not None else any(same(sizes[axis], self.size) for axis in axes)
+        return above is None or above in axes
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ class Lineage:
 
 
 def follow(value: ir.Value, axis: int) -> Lineage:
-    """Follow the rows of `value`, which has images on axis 0, along `axis` upwards, as far as they go."""
+    """Follow the rows of `value` along `axis` upwards, as far as they go; axis 0 counts images, if it is no other."""
     size = (dims(value) or (None,))[0]
     reached: dict[ir.Value, set[Demand]] = {}
     stops: list[Stop] = []
-    pending: list[tuple[ir.Value, Demand, _Images]] = [(value, Demand(axis, 0), _Images(size, 0))]
+    pending: list[tuple[ir.Value, Demand, _Images]] = [
+        (value, Demand(axis, 0), _Images(size, 0 if axis else None))
+    ]
     while pending:
         value, demand, images = pending.pop()
         if demand in reached.setdefault(value, set()):

@@ -5,6 +5,8 @@ Each function changes a graph without changing any result, and returns how many 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,6 +18,7 @@ from fopru_graph.shapes import Dim, attribute_int, constant_ints, dims
 __all__ = ["fold_integers", "reroute_sizes", "rewrite_expands"]
 
 _INT64 = ir.DataType.INT64
+_NAMES = re.compile(r"[^\W\d]\w*")  # in an expression of sizes
 _INTEGER_OPS = frozenset(
     {
         "Add",
@@ -171,7 +174,7 @@ def reroute_sizes(graph: ir.Graph, builder: GraphBuilder) -> int:
         if found is None:
             continue
         source, size, as_vector = found
-        if isinstance(size, str) and (size in doubtful or origin[size][0] is source):
+        if isinstance(size, str) and (doubtful & set(_NAMES.findall(size)) or origin[size][0] is source):
             continue
         if (size, as_vector) not in made:
             if isinstance(size, int):
