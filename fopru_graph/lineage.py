@@ -81,7 +81,7 @@ class Lineage:
 
 
 def follow(value: ir.Value, axis: int) -> Lineage:
-    """Follow the rows of `value` along `axis` upwards, as far as they go; axis 0 counts images, if it is no other."""
+    """Follow the rows of `value` along `axis` upwards, as far as they go; axis 0 counts images else."""
     size = (dims(value) or (None,))[0]
     reached: dict[ir.Value, set[Demand]] = {}
     stops: list[Stop] = []

@@ -22,7 +22,7 @@ CASES = {
     "picked behind the tokens": ("(float[7,B,8] x, int64[2] i) => (float[7,B,2] y) { y = Gather<axis=2>(x, i) }", 0, Demand(0, 0)),
     "an axis of one goes": ("(float[1,7,B,8] x, int64[1] zero) => (float[7,B,8] y) { y = Squeeze(x, zero) }", 0, Demand(1, 0)),
     "every axis of one goes": ("(float[1,7,B,8] x) => (float[7,B,8] y) { y = Squeeze(x) }", 0, Demand(1, 0)),
-    "one of three packed parts": ("(float[3,7,B,8] x) => (float[1,7,B,8] y) { y, z, w = Split<axis=0, num_outputs=3>(x) }", 1, Demand(1, 0)),
+    "one of three packed parts": ("(float[3,B,7,8] x, int64[1] zero) => (float[B,7,8] y) <float[1,B,7,8] a> { a, b, c = Split<axis=0, num_outputs=3>(x) y = Squeeze(a, zero) }", 1, Demand(2, 0)),
     "an axis of one comes": ("(float[7,B,8] x, int64[1] zero) => (float[1,7,B,8] y) { y = Unsqueeze(x, zero) }", 1, Demand(0, 0)),
 }  # fmt: skip
 
