@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime.backends.onnxruntime import session_options
 
-__all__ = ["PASS_KEY", "NodeTimes", "group_events", "pass_of_nodes", "profile_graph"]
+__all__ = ["PASS_KEY", "NodeTimes", "group_events", "inner_nodes", "pass_of_nodes", "profile_graph"]
 
 PASS_KEY = "fopru.pass"
 OTHER = "encoder"
@@ -55,6 +55,17 @@ def pass_of_nodes(path: Path) -> dict[str, str]:
     return found
 
 
+def inner_nodes(path: Path) -> set[str]:
+    """Names of the nodes inside bodies of Loop and If: their time is in that of the node around them."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    bodies = [
+        attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")
+    ]
+    return {node.name for body in bodies for node in body.node}
+
+
 def group_events(events: list[dict[str, Any]], passes: Mapping[str, str], runs: int) -> NodeTimes:
     """Add up the kernel events of `runs` runs by pass.
 
@@ -83,7 +94,9 @@ def profile_graph(path: Path, feeds: Mapping[str, Any], *, threads: int, runs: i
         for _ in range(1 + runs):
             session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text())
-    return group_events(_without_first_run(events), pass_of_nodes(path), runs)
+    inner = inner_nodes(path)
+    outer = [event for event in events if str(event.get("name", "")).removesuffix(SUFFIX) not in inner]
+    return group_events(_without_first_run(outer), pass_of_nodes(path), runs)
 
 
 def _profiled_session(path: Path, threads: int, prefix: Path) -> Any:

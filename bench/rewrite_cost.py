@@ -31,7 +31,7 @@ def measure_rewrite(name: str, settings: Settings) -> Result:
     source = ensure_encoder(name, OPSET, settings.workspace.root / "encoders")
     target = source.with_name("pruned.onnx")
     weights = sum(path.stat().st_size for path in source.parent.glob("encoder.onnx.data*"))
-    usages, idle = [], _run([sys.executable, "-c", "import fopru_graph"])
+    usages, idle = [], _run([sys.executable, "-c", "import fopru_graph.api"])
     for number in range(settings.rounds):
         status(f"rewrite {number + 1} of {settings.rounds}")
         usages.append(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from bench.encoders import ENCODERS, EncoderShape, ensure_encoder
 from bench.environment import describe_environment
 from bench.interleave import Measurement, Variant, interleave, timed
+from bench.node_times import profile_graph
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.results import Result, Table
 from fopru_graph import PruneOptions, PruneReport, prune_file
@@ -32,6 +32,7 @@ __all__ = ["main", "measure_score_share"]
 
 RATIO = 0.3
 EXPORTED = "as exported"
+REOPENED = 2048  # patches from which on each variant has the memory for itself
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,20 @@ def measure_score_share(shape: EncoderShape, opset: int, score_memory: int, sett
     ]
     size = int(shape.config["image_size"])
     pixels = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
-    measured = _interleave(source, forms, pixels, settings)
-    return _result(shape, opset, forms, (measured, settings.threads))
+    measured = _interleave(shape, source, forms, pixels, settings)
+    return _result(shape, opset, forms, (measured, _shares(forms, pixels, settings), settings.threads))
+
+
+def _shares(forms: list[Form], pixels: Any, settings: Settings) -> dict[str, float]:
+    """Part of the kernel time that scoring and selection take, with a third kept; a run of its own each."""
+    found = {}
+    for form in forms:
+        status(f"profile of {form.name}")
+        keep = kept_count(int(form.report.tokens or 0), RATIO)
+        feeds = {"pixel_values": pixels, "num_keep": np.array([keep], np.int64)}
+        times = profile_graph(form.path, feeds, threads=settings.threads, runs=max(1, settings.rounds // 2))
+        found[form.name] = times.share("score", "select")
+    return found
 
 
 def _form(name: str, source: Path, options: PruneOptions) -> Form:
@@ -62,32 +75,54 @@ def _form(name: str, source: Path, options: PruneOptions) -> Form:
     return Form(name, path, prune_file(source, path, options))
 
 
-def _interleave(source: Path, forms: list[Form], pixels: Any, settings: Settings) -> Measurement:
-    variants = [Variant(EXPORTED, timed(_runner(source, {"pixel_values": pixels}, settings.threads)))]
+def _interleave(
+    shape: EncoderShape, source: Path, forms: list[Form], pixels: Any, settings: Settings
+) -> Measurement:
+    runs = [(EXPORTED, source, {"pixel_values": pixels})]
     for form in forms:
         tokens = int(form.report.tokens or 0)
         for keep in (tokens, kept_count(tokens, RATIO)):
             feeds = {"pixel_values": pixels, "num_keep": np.array([keep], np.int64)}
-            variants.append(Variant(_variant(form, keep), timed(_runner(form.path, feeds, settings.threads))))
-    return interleave(variants, rounds=settings.rounds, warmup=settings.warmup, settle=True, progress=status)
+            runs.append((_variant(form, keep), form.path, feeds))
+    big = shape.tokens > REOPENED
+    sessions = {} if big else {path: _session(path, settings.threads) for _, path, _ in runs}
+    variants = [
+        Variant(
+            name,
+            partial(_alone, path, feeds, settings.threads)
+            if big
+            else timed(partial(sessions[path].run, None, feeds)),
+        )
+        for name, path, feeds in runs
+    ]
+    rounds, warmup = settings.rounds, settings.warmup
+    return interleave(variants, rounds=rounds, warmup=warmup, settle=not big, progress=status)
 
 
-def _runner(path: Path, feeds: dict[str, Any], threads: int) -> Callable[[], object]:
+def _alone(path: Path, feeds: dict[str, Any], threads: int) -> dict[str, float]:
+    """The second run of a session that is opened for it: the arenas of several would not fit into memory."""
+    session = _session(path, threads)
+    session.run(None, feeds)
+    return timed(partial(session.run, None, feeds))()
+
+
+def _session(path: Path, threads: int) -> Any:
     import onnxruntime
 
     from runtime.backends.onnxruntime import session_options
 
     options = session_options(onnxruntime, threads)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return partial(session.run, None, feeds)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _variant(form: Form, keep: int) -> str:
     return f"{form.name}, keep {keep}"
 
 
-def _result(shape: EncoderShape, opset: int, forms: list[Form], run: tuple[Measurement, int]) -> Result:
-    measured, threads = run
+def _result(
+    shape: EncoderShape, opset: int, forms: list[Form], run: tuple[Measurement, dict[str, float], int]
+) -> Result:
+    measured, shares, threads = run
     names = [EXPORTED] + [
         _variant(form, keep)
         for form in forms
@@ -101,10 +136,11 @@ def _result(shape: EncoderShape, opset: int, forms: list[Form], run: tuple[Measu
         figures[name] = {"seconds": found.median, "ratio": found.ratio, "ratio_quartiles": (low, high)}
     paths = {form.name: form.report.score_path for form in forms}
     title = f"{shape.about}; opset {opset}, {shape.tokens} patches"
-    note = (
-        f"Score path of plain: {paths['plain']}, of chunked: {paths['chunked']}. With every token kept nothing "
-        "is saved: the ratio less 1 is what scoring and selection add. Median and quartiles of ratios within a "
-        "round."
+    said = ", ".join(f"{name} ({paths[name]}) {100 * share:.2f} %" for name, share in shares.items())
+    notes = (
+        f"Scoring and selection, part of the kernel time by ONNX Runtime's profiler: {said}.",
+        "With every token kept nothing is saved: what the ratio differs from 1 is scoring, selection, noise. "
+        "Median and quartiles of ratios within a round.",
     )
     tables = (Table(title, ("variant", "seconds", "÷ as exported", "quartiles"), tuple(rows)),)
     data = {
@@ -112,6 +148,7 @@ def _result(shape: EncoderShape, opset: int, forms: list[Form], run: tuple[Measu
         "opset": opset,
         "tokens": shape.tokens,
         "paths": paths,
+        "shares": shares,
         "variants": figures,
     }
     return Result(
@@ -120,7 +157,7 @@ def _result(shape: EncoderShape, opset: int, forms: list[Form], run: tuple[Measu
         data,
         {"seconds": measured.samples},
         tables,
-        (note,),
+        notes,
     )
 
 
