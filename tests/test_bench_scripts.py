@@ -184,9 +184,11 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 
 
 def test_plan_runs_each_measurement_in_turn() -> None:
-    names = ["export", "encoder", "ttft", "exactness"]
-    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == names
-    assert [name for name, _ in everything.plan([], quick=False, threads=3)] == [*names, "exactness-clip-l"]
+    first = ["export", "encoder", "ttft", "exactness", "exporters", "rewrite", "score-clip"]
+    large = ["score-siglip", "score-4096", "score-4096-opset23"]
+    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, "rtx"]
+    everything_named = [*first, *large, "rtx", "exactness-clip-l"]
+    assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named
     assert everything.plan(["ttft", "export"], quick=True, threads=3) == [
         ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),
         ("ttft", ["bench.ttft", "--model", "tiny", "--rounds", "2", "--threads", "3"]),

@@ -50,9 +50,10 @@ def plan(folder: Path, **options: Any) -> Any:
         return plan_build(BuildOptions(model=str(folder), **options), open_checkpoint(str(folder)))
 
 
-def test_choices_are_those_of_the_rewriter() -> None:
-    assert fopru_graph.options.STRATEGIES == STRATEGIES
-    assert fopru_graph.options.AGGREGATIONS == AGGREGATIONS
+def test_choices_are_among_those_of_the_rewriter() -> None:
+    # bundles know FoPru's own; the rewriter has selectors that the manifest's format 1 does not name
+    assert fopru_graph.options.STRATEGIES[: len(STRATEGIES)] == STRATEGIES
+    assert fopru_graph.options.AGGREGATIONS[: len(AGGREGATIONS)] == AGGREGATIONS
 
 
 def test_a_full_disk_that_numpy_reports_without_a_number(tmp_path: Path) -> None:
