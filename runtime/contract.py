@@ -8,11 +8,17 @@ where they look for them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.layouts import ImageLayout
+    from runtime.manifest import DecoderInfo
 
 __all__ = [
     "ATTENTION_MASK",
     "DECODER",
     "EMBED_TOKENS",
+    "GRID",
     "IMAGE_FEATURES",
     "INPUTS_EMBEDS",
     "INPUT_IDS",
@@ -22,6 +28,7 @@ __all__ = [
     "NUM_LOGITS_TO_KEEP",
     "PIXEL_VALUES",
     "POSITION_IDS",
+    "TOKEN_MASK",
     "TOKEN_SCORES",
     "VISION_ENCODER",
     "VISION_ENCODER_FOPRU",
@@ -29,10 +36,11 @@ __all__ = [
     "TensorSpec",
     "data_file",
     "decoder_contract",
+    "embed_contract",
     "graph_file",
     "past_name",
     "present_name",
-    "static_contracts",
+    "vision_contracts",
 ]
 
 VISION_ENCODER = "vision_encoder"
@@ -42,6 +50,8 @@ DECODER = "decoder_model_merged"
 
 PIXEL_VALUES = "pixel_values"
 NUM_KEEP = "num_keep"
+TOKEN_MASK = "token_mask"
+GRID = "grid"
 IMAGE_FEATURES = "image_features"
 KEPT_INDICES = "kept_indices"
 TOKEN_SCORES = "token_scores"
@@ -91,53 +101,67 @@ def present_name(layer: int, part: str) -> str:
     return f"present.{layer}.{part}"
 
 
-def static_contracts(image_size: tuple[int, int], tokens: int, width: int) -> dict[str, GraphContract]:
-    """Contracts of the graphs around the decoder.
+def vision_contracts(layout: ImageLayout, width: int, *, grid_input: bool = False) -> dict[str, GraphContract]:
+    """Contracts of `vision_encoder` and `vision_encoder_fopru`.
+
+    The pruned encoder also takes `token_mask` bool where units may hold padding, and `grid` int64 [2] (rows, columns).
 
     Args:
-        image_size: (H, W) in pixels.
-        tokens: rows of `image_features` without pruning, with the prefix (CLS) rows that the model feeds on.
+        layout: how images become units.
         width: D, the language model's hidden size.
+        grid_input: whether the pruned graph takes `grid`: strategy `row` where the grid varies.
     """
-    pixels = TensorSpec(PIXEL_VALUES, "float32", ("images", 3, *image_size))
+    pixels = TensorSpec(PIXEL_VALUES, "float32", layout.pixel_shape)
+    units, tokens = layout.pixel_shape[0], layout.unit_tokens
+    rows: int | str = "tokens" if tokens is None else layout.prefix_tokens + tokens
+    inputs = [pixels, *layout.extra_inputs, TensorSpec(NUM_KEEP, "int64", (1,))]
+    if layout.masked:
+        inputs.append(TensorSpec(TOKEN_MASK, "bool", (units, "tokens")))
+    if grid_input:
+        inputs.append(TensorSpec(GRID, "int64", (2,)))
     return {
         VISION_ENCODER: GraphContract(
-            (pixels,), (TensorSpec(IMAGE_FEATURES, "float32", ("images", tokens, width)),)
+            (pixels, *layout.extra_inputs), (TensorSpec(IMAGE_FEATURES, "float32", (units, rows, width)),)
         ),
         VISION_ENCODER_FOPRU: GraphContract(
-            (pixels, TensorSpec(NUM_KEEP, "int64", (1,))),
+            tuple(inputs),
             (
-                TensorSpec(IMAGE_FEATURES, "float32", ("images", "kept_rows", width)),
-                TensorSpec(KEPT_INDICES, "int64", ("images", "kept")),
-                TensorSpec(TOKEN_SCORES, "float32", ("images", "tokens")),
+                TensorSpec(IMAGE_FEATURES, "float32", (units, "kept_rows", width)),
+                TensorSpec(KEPT_INDICES, "int64", (units, "kept")),
+                TensorSpec(TOKEN_SCORES, "float32", (units, "tokens")),
             ),
-        ),
-        EMBED_TOKENS: GraphContract(
-            (TensorSpec(INPUT_IDS, "int64", ("batch", "seq")),),
-            (TensorSpec(INPUTS_EMBEDS, "float32", ("batch", "seq", width)),),
         ),
     }
 
 
-def decoder_contract(layers: int, kv_heads: int, head_dim: int, vocab: int, width: int) -> GraphContract:
+def embed_contract(width: int) -> GraphContract:
+    """Contract of `embed_tokens`; `width` is D."""
+    return GraphContract(
+        (TensorSpec(INPUT_IDS, "int64", ("batch", "seq")),),
+        (TensorSpec(INPUTS_EMBEDS, "float32", ("batch", "seq", width)),),
+    )
+
+
+def decoder_contract(info: DecoderInfo) -> GraphContract:
     """Contract of `decoder_model_merged`.
 
     `past` rows are cached, `seq` rows are new, `total` = past + seq; logits cover the last
-    `num_logits_to_keep` positions (0 = all).
+    `num_logits_to_keep` positions (0 = all). Positions have three rows (time, height, width) with M-RoPE.
     """
-    parts = [(layer, part) for layer in range(layers) for part in ("key", "value")]
-    cache = ("batch", kv_heads, "past", head_dim)
-    grown = ("batch", kv_heads, "total", head_dim)
+    parts = [(layer, part) for layer in range(info.layers) for part in ("key", "value")]
+    cache = ("batch", info.kv_heads, "past", info.head_dim)
+    grown = ("batch", info.kv_heads, "total", info.head_dim)
+    positions = ("batch", "seq") if info.position_axes == 1 else (info.position_axes, "batch", "seq")
     return GraphContract(
         inputs=(
-            TensorSpec(INPUTS_EMBEDS, "float32", ("batch", "seq", width)),
+            TensorSpec(INPUTS_EMBEDS, "float32", ("batch", "seq", info.hidden_size)),
             TensorSpec(ATTENTION_MASK, "int64", ("batch", "total")),
-            TensorSpec(POSITION_IDS, "int64", ("batch", "seq")),
+            TensorSpec(POSITION_IDS, "int64", positions),
             TensorSpec(NUM_LOGITS_TO_KEEP, "int64", ()),
             *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
         ),
         outputs=(
-            TensorSpec(LOGITS, "float32", ("batch", "logits", vocab)),
+            TensorSpec(LOGITS, "float32", ("batch", "logits", info.vocab_size)),
             *(TensorSpec(present_name(layer, part), "float32", grown) for layer, part in parts),
         ),
     )

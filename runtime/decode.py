@@ -1,7 +1,8 @@
 """Strict JSON to frozen dataclasses: an unknown or missing key or a wrong type is an error naming its place.
 
 One mechanism for every record of a bundle: the dataclass is the schema. Supported field types are str, bool,
-int, float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples and dict[str, X].
+int, float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples, dict[str, X], and classes
+with a `concrete` method, whose objects say by the key `kind` which dataclass they are.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def decode(hint: Any, value: object, where: str) -> Any:
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
+    if hasattr(hint, "concrete") and not dataclasses.is_dataclass(hint):
+        record = dict(_object(value, where))
+        return decode(hint.concrete(record.pop("kind", None), where), record, where)
     if dataclasses.is_dataclass(hint):
         return _decode_record(typing.cast("type[Any]", hint), value, where)
     if origin in (typing.Union, types.UnionType):
@@ -40,10 +44,8 @@ def decode(hint: Any, value: object, where: str) -> Any:
     if origin is tuple:
         return _decode_tuple(typing.get_args(hint), value, where)
     if origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong_type(where, value, "an object")
         item = typing.get_args(hint)[1]
-        return {key: decode(item, entry, f"{where}.{key}") for key, entry in value.items()}
+        return {key: decode(item, entry, f"{where}.{key}") for key, entry in _object(value, where).items()}
     if not _is_scalar(hint, value):
         raise _wrong_type(where, value, _NAMES[hint])
     return float(typing.cast("float", value)) if hint is float else value
@@ -52,7 +54,8 @@ def decode(hint: Any, value: object, where: str) -> Any:
 def encode(record: Any) -> Any:
     """The JSON form of a value: dataclasses become objects, tuples lists; the inverse of `decode`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        kind = {"kind": record.kind} if hasattr(record, "concrete") else {}
+        return kind | {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
     if isinstance(record, (tuple, list)):
         return [encode(entry) for entry in record]
     if isinstance(record, dict):
@@ -60,9 +63,14 @@ def encode(record: Any) -> Any:
     return record
 
 
-def _decode_record(cls: type[Any], value: object, where: str) -> Any:
+def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong_type(where, value, "an object")
+    return value
+
+
+def _decode_record(cls: type[Any], value: object, where: str) -> Any:
+    value = _object(value, where)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in value:
@@ -72,7 +80,8 @@ def _decode_record(cls: type[Any], value: object, where: str) -> Any:
                 "upgrade the runtime, or rebuild the bundle with `python -m export.build`"
             )
     for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in value and required:
             raise BundleError(
                 f'{where} lacks the key "{name}": rebuild the bundle with `python -m export.build`'
             )

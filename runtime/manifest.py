@@ -7,7 +7,7 @@ directions go through the same classes, so a manifest that was written can be re
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,14 +15,21 @@ from runtime import contract
 from runtime.contract import TensorSpec
 from runtime.decode import decode, encode
 from runtime.errors import BundleError
+from runtime.layouts import ImageLayout
+from runtime.upgrade import upgraded
 
 __all__ = [
     "AGGREGATIONS",
     "FORMAT_VERSION",
     "GATHERS",
     "GRAPHS",
+    "IMAGE_NEWLINE",
+    "NEWLINE_POLICIES",
+    "POSITION_POLICIES",
+    "ROW_SCOPES",
     "SCORE_PATHS",
     "STRATEGIES",
+    "ConstantInfo",
     "DecoderInfo",
     "FileInfo",
     "GraphInfo",
@@ -32,15 +39,20 @@ __all__ = [
     "PromptTemplate",
     "PruningInfo",
     "SpecialTokens",
-    "VisionInfo",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 SCORE_PATHS = ("one_pass", "side_branch", "cls_row", "chunked")
 GATHERS = ("early", "late")
+POSITION_POLICIES = ("renumber", "original")
+ROW_SCOPES = ("tile", "stitched")
+NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
 GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)
+
+IMAGE_NEWLINE = "image_newline"
+"""Name of the newline vector [D] among the constants."""
 
 _REBUILD = "rebuild the bundle with `python -m export.build`"
 
@@ -114,37 +126,14 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The image processor as data, in the order applied: pad to square, resize, crop, rescale, normalise.
+    """What happens to the pixels of every view: resampled with PIL's code `resample` (3 = bicubic), rescaled, normalised."""
 
-    `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`; `crop` (centred) is
-    `{"height": h, "width": w}` or None; `pad_to_square` is the fill colour (0..255) or None; `resample` is
-    PIL's code (3 = bicubic).
-    """
-
-    resize: dict[str, int]
     resample: int
-    crop: dict[str, int] | None
-    pad_to_square: tuple[int, int, int] | None
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        forms = ({"shortest_edge"}, {"height", "width"})
-        if set(self.resize) not in forms or min(self.resize.values()) < 1:
-            raise BundleError(
-                f'preprocess.resize is {self.resize}, expected {{"shortest_edge": n}} or '
-                f'{{"height": h, "width": w}}: {_REBUILD}'
-            )
-        if self.crop is not None and (set(self.crop) != forms[1] or min(self.crop.values()) < 1):
-            raise BundleError(
-                f'preprocess.crop is {self.crop}, expected {{"height": h, "width": w}} or null: {_REBUILD}'
-            )
-        if self.crop is None and "shortest_edge" in self.resize:
-            raise BundleError(
-                "preprocess.resize keeps the aspect ratio, so preprocess.crop must say the final size: "
-                f"{_REBUILD}"
-            )
         if not 0 <= self.resample <= 5:
             raise BundleError(
                 f"preprocess.resample is {self.resample}, expected PIL's code 0..5 (3 is bicubic): {_REBUILD}"
@@ -154,47 +143,16 @@ class Preprocess:
         if (factor := self.rescale_factor) <= 0.0:
             raise BundleError(f"preprocess.rescale_factor is {factor}, expected more than 0: {_REBUILD}")
 
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(H, W) of what the vision encoder sees."""
-        final = self.crop if self.crop is not None else self.resize
-        return final["height"], final["width"]
-
-
-@dataclass(frozen=True)
-class VisionInfo:
-    """Shapes of the vision encoder.
-
-    `tokens` is N, the prunable tokens per image, row-major over `grid` (None: no full grid).
-    `prefix_tokens` rows (CLS) come first in `image_features`, are never pruned and not counted in N.
-    """
-
-    image_size: tuple[int, int]
-    grid: tuple[int, int] | None
-    tokens: int
-    prefix_tokens: int
-
-    def __post_init__(self) -> None:
-        for name, size in (("image_size", self.image_size), ("grid", self.grid)):
-            if size is not None and min(size) < 1:
-                raise BundleError(f"vision.{name} is {list(size)}, expected numbers from 1 on: {_REBUILD}")
-        if self.tokens < 1 or self.prefix_tokens < 0:
-            raise BundleError(
-                f"vision.tokens is {self.tokens} and vision.prefix_tokens {self.prefix_tokens}, "
-                f"expected at least 1 and 0: {_REBUILD}"
-            )
-        if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
-            raise BundleError(
-                f"vision.grid is {list(self.grid)}, which does not make vision.tokens {self.tokens}: "
-                f"{_REBUILD}"
-            )
-
 
 @dataclass(frozen=True)
 class PruningInfo:
     """What the pruned encoder graph does, and what a request gets that says nothing.
 
     At most one of `default_ratio` and `default_tokens` is set; with neither, such a request is not pruned.
+    `position_ids`: kept tokens have the positions that they have in the unpruned prompt (`original`), or the prompt is
+    counted anew (`renumber`). `row_scope`: strategy `row` compares the rows of a `tile`, or those of the `stitched` image,
+    on the host. `newline`: newline vectors all stay (`keep_all`), or those of lines with a kept token
+    (`keep_nonempty`), or none (`drop`).
     """
 
     strategy: str
@@ -205,13 +163,22 @@ class PruningInfo:
     position_ids: str
     default_ratio: float | None
     default_tokens: int | None
+    row_scope: str = "tile"
+    newline: str = "keep_all"
 
     def __post_init__(self) -> None:
         _one_of("pruning.strategy", self.strategy, STRATEGIES)
         _one_of("pruning.aggregation", self.aggregation, AGGREGATIONS)
         _one_of("pruning.score_path", self.score_path, SCORE_PATHS)
         _one_of("pruning.gather", self.gather, GATHERS)
-        _one_of("pruning.position_ids", self.position_ids, ("renumber",))
+        _one_of("pruning.position_ids", self.position_ids, POSITION_POLICIES)
+        _one_of("pruning.row_scope", self.row_scope, ROW_SCOPES)
+        _one_of("pruning.newline", self.newline, NEWLINE_POLICIES)
+        if self.row_scope == "stitched" and self.strategy != "row":
+            raise BundleError(
+                f'pruning.row_scope is "stitched", which is for strategy "row", but that is "{self.strategy}": '
+                f"{_REBUILD}"
+            )
         if self.default_ratio is not None and self.default_tokens is not None:
             raise BundleError(f"pruning has both default_ratio and default_tokens, drop one: {_REBUILD}")
         if self.default_ratio is not None and not 0.0 < self.default_ratio <= 1.0:
@@ -226,7 +193,8 @@ class PruningInfo:
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """Shapes of the decoder and its KV cache; `max_positions` bounds prompt + answer."""
+    """Shapes of the decoder and its KV cache; `max_positions` bounds prompt + answer. `position_axes` is the number of rows
+    of its position ids: 1, or 3 with M-RoPE (time, height, width)."""
 
     layers: int
     kv_heads: int
@@ -234,6 +202,7 @@ class DecoderInfo:
     hidden_size: int
     vocab_size: int
     max_positions: int
+    position_axes: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -248,6 +217,14 @@ class GraphInfo:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ConstantInfo:
+    """A float32 tensor that the host needs: little-endian, C order, nothing before or behind it."""
+
+    file: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -268,11 +245,12 @@ class Manifest:
     prompt: PromptTemplate
     tokens: SpecialTokens
     preprocess: Preprocess
-    vision: VisionInfo
+    layout: ImageLayout
     pruning: PruningInfo
     decoder: DecoderInfo
     graphs: dict[str, GraphInfo]
     files: dict[str, FileInfo]
+    constants: dict[str, ConstantInfo] = field(default_factory=dict)
     parity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -285,26 +263,40 @@ class Manifest:
                 raise BundleError(
                     f'graphs.{graph}.file is "{info.file}", which files does not list: {_REBUILD}'
                 )
-        if self.preprocess.output_size != self.vision.image_size:
+        for constant, entry in self.constants.items():
+            if entry.file not in self.files:
+                raise BundleError(f'constants.{constant}.file is "{entry.file}", which files does not list: {_REBUILD}')
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        layout, pruning = self.layout, self.pruning
+        if pruning.strategy == "row" and not layout.has_grid:
             raise BundleError(
-                f"preprocess makes images of {self.preprocess.output_size}, but vision.image_size is "
-                f"{self.vision.image_size}: {_REBUILD}"
+                f'pruning.strategy is "row", which needs a grid of tokens, but layout.grid is null: {_REBUILD}'
             )
-        if self.pruning.strategy == "row" and self.vision.grid is None:
+        total = layout.unit_tokens
+        single = layout.kind == "single"
+        if pruning.default_tokens is not None and single and total is not None and pruning.default_tokens > total:
             raise BundleError(
-                f'pruning.strategy is "row", which needs vision.grid, but that is null: {_REBUILD}'
+                f"pruning.default_tokens is {pruning.default_tokens}, but an image has {total} tokens: {_REBUILD}"
             )
-        if self.pruning.default_tokens is not None and self.pruning.default_tokens > self.vision.tokens:
+        if layout.position_axes != self.decoder.position_axes:
             raise BundleError(
-                f"pruning.default_tokens is {self.pruning.default_tokens}, but an image has "
-                f"{self.vision.tokens} tokens: {_REBUILD}"
+                f"decoder.position_axes is {self.decoder.position_axes}, but a {layout.kind} layout has "
+                f"{layout.position_axes}: {_REBUILD}"
             )
+        if layout.position_axes > 1 and pruning.position_ids != "original":
+            raise BundleError(
+                f'pruning.position_ids is "{pruning.position_ids}", but positions of time, height and width have no other '
+                f'order than "original": {_REBUILD}'
+            )
+        if layout.has_newlines and IMAGE_NEWLINE not in self.constants:
+            raise BundleError(f"constants lacks {IMAGE_NEWLINE}, which a {layout.kind} layout needs: {_REBUILD}")
 
     @property
-    def row_length(self) -> int | None:
-        """Columns of the grid where whole rows are kept (strategy `row`), else None."""
-        grid = self.vision.grid
-        return grid[1] if grid is not None and self.pruning.strategy == "row" else None
+    def grid_input(self) -> bool:
+        """Whether the pruned encoder takes `grid`: whole rows are kept, and their length varies."""
+        return self.pruning.strategy == "row" and self.layout.unit_grid is None
 
     @classmethod
     def from_json(cls, source: str | dict[str, Any]) -> Manifest:
@@ -327,7 +319,7 @@ class Manifest:
             raise BundleError(
                 f"bundle.json: format_version is {version}, expected 1..{FORMAT_VERSION}: {_REBUILD}"
             )
-        manifest: Manifest = decode(cls, data, "bundle.json")
+        manifest: Manifest = decode(cls, upgraded(data, version), "bundle.json")
         return manifest
 
     def to_json(self) -> str:

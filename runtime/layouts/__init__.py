@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from runtime.layouts.base import NEWLINE, ImageLayout, ImagePlan, Unit
+from runtime.layouts.base import IMAGE_SLOT, NEWLINE, ImageLayout, ImagePlan, Unit
+from runtime.layouts.single import SingleLayout
 
-__all__ = ["LAYOUTS", "NEWLINE", "ImageLayout", "ImagePlan", "Unit", "layout_class"]
+__all__ = ["IMAGE_SLOT", "LAYOUTS", "NEWLINE", "ImageLayout", "ImagePlan", "Unit"]
+
+LAYOUTS: dict[str, type[ImageLayout]] = {layout.kind: layout for layout in (SingleLayout,)}

@@ -16,11 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.contract import TensorSpec
+from runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["NEWLINE", "ImageLayout", "ImagePlan", "Unit", "running_offsets"]
+__all__ = ["IMAGE_SLOT", "NEWLINE", "ImageLayout", "ImagePlan", "Unit", "running_offsets"]
+
+IMAGE_SLOT = "{image}"
+"""In `ImagePlan.text`: the model's image token goes here; a layout need not know how it is written."""
 
 NEWLINE = -1
 """In `ImagePlan.sequence`: the row is the model's newline vector, not a row of the encoder's output."""
@@ -72,7 +76,7 @@ class ImagePlan:
 
     Attributes:
         units: in the order of the encoder's batch.
-        text: what stands for the image in the prompt, with the image token once for each run of placeholders.
+        text: what stands for the image token in the prompt, with `IMAGE_SLOT` once for each run of placeholders.
         runs: placeholders of each run, before pruning.
         sequence: int64 [sum(runs)]: what is behind each placeholder: a row of the units' outputs (prefix rows
             included), counted through all units, or `NEWLINE`.
@@ -123,6 +127,22 @@ class ImageLayout(abc.ABC):
     prefix_tokens: int = 0
     """p, rows (CLS) that come first in each unit's output, are never pruned and not counted in N."""
 
+    @staticmethod
+    def concrete(kind: object, where: str) -> type[ImageLayout]:
+        """The class that `bundle.json` names by `kind`; `where` is its place, for messages.
+
+        Raises:
+            BundleError: this runtime has no such layout.
+        """
+        from runtime.layouts import LAYOUTS  # which imports the subclasses of this class
+
+        if not isinstance(kind, str) or kind not in LAYOUTS:
+            raise BundleError(
+                f"{where}.kind is {kind!r}, expected one of {', '.join(LAYOUTS)}: upgrade the runtime, or build the "
+                "bundle with an exporter of this version"
+            )
+        return LAYOUTS[kind]
+
     @property
     @abc.abstractmethod
     def pixel_shape(self) -> tuple[int | str, ...]:
@@ -157,11 +177,6 @@ class ImageLayout(abc.ABC):
     def extra_inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the encoder besides `pixel_values`; `ImagePlan.inputs` has their values."""
         return ()
-
-    @property
-    @abc.abstractmethod
-    def image_token(self) -> str:
-        """Text of the image token, as in `ImagePlan.text`."""
 
     @abc.abstractmethod
     def plan(self, height: int, width: int) -> ImagePlan:
