@@ -1,4 +1,8 @@
-"""What a model family tells the rest of `export`, which works on these records alone."""
+"""What a model family tells the rest of `export`, which works on these records alone.
+
+A family is one file: a class with the methods of `Family`, and a `Reference`. Families whose language model is a plain
+module with a key/value cache inherit `TextModel` (`families/text.py`) and write the vision side only.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from runtime.contract import GraphContract
-from runtime.manifest import DecoderInfo
+from runtime.layouts import ImageLayout, Unit
+from runtime.manifest import DecoderInfo, Preprocess
 
 if TYPE_CHECKING:
-    from export.oracle import Oracle
+    from PIL import Image
+    from torch import Tensor
 
-__all__ = ["Family", "Subgraph", "VisionLayout"]
+__all__ = ["EncoderInfo", "Family", "Reference", "Subgraph"]
 
 
 @dataclass(frozen=True)
-class VisionLayout:
-    """How an image becomes rows, read from the configuration alone.
+class EncoderInfo:
+    """How the tower is scored, read from the configuration alone.
 
     Attributes:
-        image_size: (H, W) in pixels.
-        grid: (R, C) of the prunable tokens, row-major; None where they make no full grid.
-        tokens: N, prunable tokens per image.
-        prefix_tokens: p, special rows that the language model gets before the patches.
+        layers: encoder layers that reach the features.
         special_tokens: leading rows inside the tower that are not patches.
-        states: indices into the tower's hidden states (0 = embeddings) that make the features, in order.
-        rows_dropped: leading rows of the tower that never reach the language model.
+        layer: 0-based layer that scores by default; None: the deepest that reaches the features.
+        score_layers: layers that may score (those that look at the whole image); None: all.
+        merge: s, where a merger makes one token of s x s patches; 1: none.
+        merge_order: `row_major` (patches in reading order, as pixel shuffle takes them) or `packed` (the s * s patches of a
+            token lie together).
+        token_order: name of the encoder input int64 [N] that says which merged token is the t-th of the image, where the
+            tower works in another order; None: reading order.
     """
 
-    image_size: tuple[int, int]
-    grid: tuple[int, int] | None
-    tokens: int
-    prefix_tokens: int
+    layers: int
     special_tokens: int
-    states: tuple[int, ...]
-    rows_dropped: int
-
-    @property
-    def layers(self) -> int:
-        """Encoder layers that reach the features."""
-        return max(self.states)
+    layer: int | None = None
+    score_layers: tuple[int, ...] | None = None
+    merge: int = 1
+    merge_order: str = "row_major"
+    token_order: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,32 @@ class Family(Protocol):
 
     model_type: str
     architecture: str
+    position_ids: str
+    """Position policy by default: `renumber` or `original`."""
 
-    def layout(self, config: Any) -> VisionLayout:
-        """Read the vision layout from a transformers config, before any weight is loaded.
+    def encoder_info(self, config: Any) -> EncoderInfo:
+        """Read the tower from a transformers config, before any weight is loaded.
 
         Raises:
             CheckpointError: a tower or setting that cannot be exported.
         """
+
+    def layout(self, config: Any, processor: Any) -> ImageLayout:
+        """How images are cut, from config and processor.
+
+        Raises:
+            CheckpointError: settings that cannot be expressed, or that contradict each other.
+        """
+
+    def preprocess(self, processor: Any) -> Preprocess:
+        """Resampling and normalisation, from the processor.
+
+        Raises:
+            CheckpointError: a step that cannot be expressed.
+        """
+
+    def encoder_macs(self, config: Any, unit: Unit) -> int:
+        """Multiply-adds of the unpruned encoder with its projector for one unit."""
 
     def decoder_info(self, model: Any) -> DecoderInfo:
         """Shapes of the language model's cache, found by running one token through it.
@@ -73,8 +98,38 @@ class Family(Protocol):
             CheckpointError: its cache is not one key and one value tensor of equal shape per layer.
         """
 
-    def subgraphs(self, model: Any, layout: VisionLayout, decoder: DecoderInfo) -> Iterator[Subgraph]:
+    def subgraphs(self, model: Any, layout: ImageLayout, decoder: DecoderInfo) -> Iterator[Subgraph]:
         """The graphs to write; a module and its examples are gone before the next is made."""
 
-    def oracle(self, model: Any, processor: Any) -> Oracle:
-        """The plain PyTorch implementation of FoPru for this family."""
+    def constants(self, model: Any) -> dict[str, npt.NDArray[np.float32]]:
+        """Vectors that the host needs, by name (`image_newline` [D]); usually none."""
+
+    def reference(self, model: Any, processor: Any) -> Reference:
+        """Plain PyTorch for this family."""
+
+
+class Reference(Protocol):
+    """What transformers itself makes of a request's images: its own code, none of the runtime's or the rewriter's.
+
+    `inputs` is what the processor returned for one prompt with all its images (a BatchFeature with `input_ids` [1, L]). Units
+    are the pictures that the tower sees, in its order, all images one after the other.
+    """
+
+    def pixel_values(self, inputs: Any) -> Tensor:
+        """The tower's input float32, real units only, the units of all images one after the other on the first axis."""
+
+    def unit_scores(self, inputs: Any, layer: int, aggregation: str) -> list[Tensor]:
+        """Per unit: float32 [R, C], one score per token as the language model would get it ([N] where there is no grid)."""
+
+    def unit_valid(self, inputs: Any) -> list[Tensor]:
+        """Per unit: bool of the same shape, False where a token is padding."""
+
+    def features(self, inputs: Any) -> Tensor:
+        """float32 [placeholders, D]: what transformers puts at the image placeholders, unpruned, in their order."""
+
+    def keep_mask(self, inputs: Any, kept: list[Tensor], newline: str) -> Tensor:
+        """bool [placeholders]: which placeholders stay, from one bool tensor of kept tokens per unit (shaped as the scores),
+        by the way the features go; `newline` is the policy for newline vectors."""
+
+    def positions(self, inputs: Any) -> Tensor:
+        """int64 [axes, L]: position ids of the unpruned prompt."""
