@@ -1,11 +1,12 @@
 """LLaVA-NeXT: the whole image once, then the tiles of the resolution that fits it best.
 
-Every picture is resized into the best of a few canvases ("pinpoints") with its aspect ratio kept, padded with black to
-fill it, and cut into tiles of the encoder's size. The tokens of the tiles are put together again as one wide grid, from
-which the rows or columns of padding are cut; a newline vector ends each line of what is left.
+Every picture is resized into the best of a few canvases ("pinpoints") with its aspect ratio kept, padded with
+black to fill it, and cut into tiles of the encoder's size. The tokens of the tiles are put together again as one
+wide grid, from which the rows or columns of padding are cut; a newline vector ends each line of what is left.
 
-Sources of the arithmetic, in transformers 5.23: `select_best_resolution`, `get_patch_output_size` and `divide_to_patches`
-(pixels), `unpad_image` and `LlavaNextModel.pack_image_features` (tokens). Sizes are (height, width) throughout.
+Sources of the arithmetic, in transformers 5.23: `select_best_resolution`, `get_patch_output_size` and
+`divide_to_patches` (pixels), `unpad_image` and `LlavaNextModel.pack_image_features` (tokens). Sizes are (height,
+width) throughout.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import BundleError, ImageError
-from runtime.layouts.base import NEWLINE, ImageLayout, ImagePlan, Unit, running_offsets
+from runtime.layouts.base import IMAGE_SLOT, NEWLINE, ImageLayout, ImagePlan, Unit, running_offsets
+from runtime.layouts.geometry import check_resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,23 +30,19 @@ __all__ = ["AnyresLayout"]
 
 _REBUILD = "rebuild the bundle with `python -m export.build`"
 
-# Pillow resizes across before it resizes down: in between, a sliver of 1 x 10,000,000 pixels is gigabytes.
-_MAX_RESIZED_PIXELS = 1 << 26
-
 
 @dataclass(frozen=True)
 class AnyresLayout(ImageLayout):
     """Tiles of one size, on the canvas that fits the image best.
 
-    Unit 0 shows the whole image without regard to its aspect ratio; the tiles of the canvas follow, row-major. In the
-    prompt the tokens come as: unit 0 row-major, then line by line of the canvas without its padding, across tiles, each
-    line ended by the newline vector.
+    Unit 0 shows the whole image without regard to its aspect ratio; the tiles of the canvas follow, row-major. In
+    the prompt come the tokens of unit 0, row-major, then those of the canvas without its padding, line by line across
+    tiles, each line ended by the newline vector.
 
     Attributes:
         tile: (H, W) in pixels of what the encoder takes.
         grid: (R, C) of the tokens that it makes of a tile.
         pinpoints: (height, width) of the canvases; of two that fit equally well, the first is taken.
-        token: text of the image token.
     """
 
     kind: ClassVar[str] = "anyres"
@@ -52,7 +50,6 @@ class AnyresLayout(ImageLayout):
     tile: tuple[int, int]
     grid: tuple[int, int]
     pinpoints: tuple[tuple[int, int], ...]
-    token: str
 
     def __post_init__(self) -> None:
         for name, pair in (("tile", self.tile), ("grid", self.grid)):
@@ -63,11 +60,9 @@ class AnyresLayout(ImageLayout):
         for height, width in self.pinpoints:
             if min(height, width) < 1 or height % self.tile[0] or width % self.tile[1]:
                 raise BundleError(
-                    f"layout.pinpoints has {[height, width]}, expected multiples of the tile {list(self.tile)}: "
-                    f"{_REBUILD}"
+                    f"layout.pinpoints has {[height, width]}, expected multiples of the tile "
+                    f"{list(self.tile)}: {_REBUILD}"
                 )
-        if not self.token:
-            raise BundleError(f"layout.token is empty, expected the text of the image token: {_REBUILD}")
 
     @property
     def pixel_shape(self) -> tuple[int | str, ...]:
@@ -89,10 +84,6 @@ class AnyresLayout(ImageLayout):
     def has_newlines(self) -> bool:
         return True
 
-    @property
-    def image_token(self) -> str:
-        return self.token
-
     def plan(self, height: int, width: int) -> ImagePlan:
         canvas = self._canvas(height, width)
         mosaic = canvas[0] // self.tile[0], canvas[1] // self.tile[1]
@@ -107,7 +98,7 @@ class AnyresLayout(ImageLayout):
         runs = (len(sequence),)
         return ImagePlan(
             units=(Unit(self.unit_tokens, self.grid), *tiles),
-            text=self.token,
+            text=IMAGE_SLOT,
             runs=runs,
             sequence=sequence,
             offsets=running_offsets(runs),
@@ -123,7 +114,8 @@ class AnyresLayout(ImageLayout):
         height, width = _fitted(size, canvas)
         picture = np.zeros((*canvas, 3), np.uint8)
         top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
-        picture[top : top + height, left : left + width] = image.resize((width, height), resample=resample)
+        fitted = np.asarray(image.resize((width, height), resample=resample))
+        picture[top : top + height, left : left + width] = fitted
         overview = np.asarray(image.resize((self.tile[1], self.tile[0]), resample=resample))
         tiles = [
             picture[y : y + self.tile[0], x : x + self.tile[1]]
@@ -133,9 +125,11 @@ class AnyresLayout(ImageLayout):
         return [overview, *tiles]
 
     def _canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The pinpoint that keeps the most pixels of the image, and among those wastes the fewest of its own."""
+        """The pinpoint that keeps the most pixels of the image, and of those the one that wastes the fewest."""
         if min(height, width) < 1:
-            raise ImageError(f"an image has {width} x {height} pixels, expected at least 1 x 1: check the file")
+            raise ImageError(
+                f"an image has {width} x {height} pixels, expected at least 1 x 1: check the file"
+            )
         best = self.pinpoints[0]
         most, least_waste = 0, math.inf
         for canvas in self.pinpoints:
@@ -144,16 +138,12 @@ class AnyresLayout(ImageLayout):
             waste = canvas[0] * canvas[1] - pixels
             if pixels > most or (pixels == most and waste < least_waste):
                 best, most, least_waste = canvas, pixels, waste
-        across = max(self.tile[1], _fitted((height, width), best)[1])
-        if height * across > _MAX_RESIZED_PIXELS:
-            raise ImageError(
-                f"an image of {width} x {height} would be resized by way of {across} x {height}: its aspect ratio is "
-                "too extreme, crop it first"
-            )
+        # Pillow resizes across first: in between, a standing sliver has its old height at the new width.
+        check_resized((height, width), (height, max(self.tile[1], _fitted((height, width), best)[1])))
         return best
 
     def _tile(self, box: tuple[int, int, int, int]) -> Unit:
-        """The unit of a tile, from (top, bottom, left, right) of the picture in tokens counted from its corner."""
+        """A tile's unit, from (top, bottom, left, right) of the picture in tokens counted from its corner."""
         rows, columns = self.grid
         top, bottom = (min(max(edge, 0), rows) for edge in box[:2])
         left, right = (min(max(edge, 0), columns) for edge in box[2:])
@@ -163,7 +153,7 @@ class AnyresLayout(ImageLayout):
     def _sequence(
         self, box: tuple[int, int, int, int], tiles_across: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """`ImagePlan.sequence` and `.lines`, from (top, bottom, left, right) of the picture on the stitched grid."""
+        """`ImagePlan.sequence` and `.lines`; (top, bottom, left, right) is the picture on the stitched grid."""
         (rows, columns), unit = self.grid, self.unit_tokens
         y = np.arange(box[0], box[1], dtype=np.int64)[:, None]
         x = np.arange(box[2], box[3], dtype=np.int64)
@@ -172,7 +162,9 @@ class AnyresLayout(ImageLayout):
         picture = np.concatenate([picture, np.full_like(y, NEWLINE)], axis=1)
         lines = np.repeat(np.arange(len(y), dtype=np.int64), picture.shape[1])
         overview = np.arange(unit, dtype=np.int64)
-        return np.concatenate([overview, picture.reshape(-1)]), np.concatenate([np.full_like(overview, -1), lines])
+        return np.concatenate([overview, picture.reshape(-1)]), np.concatenate(
+            [np.full_like(overview, -1), lines]
+        )
 
 
 def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
@@ -186,8 +178,8 @@ def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 def _unpadded(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of the tokens of a canvas that show an image of `size`.
 
-    As in transformers: half of the padding, rounded down, is cut on both sides, so that a line or column of padding may
-    stay. On a sliver nothing may be left.
+    As in transformers: half of the padding, rounded down, is cut on both sides, so that a line or column of padding
+    may stay. Of a sliver nothing may be left.
     """
     (rows, columns), (height, width) = grid, size
     if width / height > columns / rows:
