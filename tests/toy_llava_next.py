@@ -1,5 +1,6 @@
-"""LLaVA-NeXT checkpoints of random weights, written the way `save_pretrained` writes real ones: a tiny one, and one
-with the published vision side."""
+"""LLaVA-NeXT checkpoints with random weights, written the way `save_pretrained` writes real ones: a tiny one,
+and one with the published vision side.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +120,7 @@ def _random(model: Any, seed: int) -> Any:
 
 
 def write_toy_llava_next(path: Path, seed: int = 0, **options: Any) -> Path:
-    """Write a tiny checkpoint to the directory `path` and return it; `options` are those of `toy_next_model`."""
+    """Write a tiny checkpoint to the directory `path`, and return it; for `options` see `toy_next_model`."""
     toy_next_model(seed, **options).save_pretrained(path)
     shared = {key: value for key, value in options.items() if key in ("tower", "pinpoints")}
     toy_next_processor(**shared).save_pretrained(path)
@@ -131,8 +132,8 @@ def published_llava_next(path: Path, text_layers: int = 1) -> Path:
     pinpoints, feature layer -2) and random weights, and return `path`.
 
     Narrowed: the language model (hidden size 512 instead of 4096, `text_layers` instead of 32, a byte-level
-    vocabulary), and with it the output of the projector. A decoder is a plain Llama at any size: 26 GB would test
-    nothing more.
+    vocabulary), and with it the output of the projector. A decoder is a plain Llama at any size: 26 GB would
+    test nothing more.
     """
     from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 

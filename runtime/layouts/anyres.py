@@ -1,12 +1,12 @@
 """LLaVA-NeXT: the whole image once, then the tiles of the resolution that fits it best.
 
 Every picture is resized into the best of a few canvases ("pinpoints") with its aspect ratio kept, padded with
-black to fill it, and cut into tiles of the encoder's size. The tokens of the tiles are put together again as one
-wide grid, from which the rows or columns of padding are cut; a newline vector ends each line of what is left.
+black to fill it, and cut into tiles of the encoder's size. The tokens of the tiles are put together again as
+one wide grid, from which rows or columns of padding are cut; a newline vector ends each line of the rest.
 
 Sources of the arithmetic, in transformers 5.23: `select_best_resolution`, `get_patch_output_size` and
-`divide_to_patches` (pixels), `unpad_image` and `LlavaNextModel.pack_image_features` (tokens). Sizes are (height,
-width) throughout.
+`divide_to_patches` (pixels), `unpad_image` and `LlavaNextModel.pack_image_features` (tokens). Sizes are
+(height, width) throughout.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _REBUILD = "rebuild the bundle with `python -m export.build`"
 class AnyresLayout(ImageLayout):
     """Tiles of one size, on the canvas that fits the image best.
 
-    Unit 0 shows the whole image without regard to its aspect ratio; the tiles of the canvas follow, row-major. In
-    the prompt come the tokens of unit 0, row-major, then those of the canvas without its padding, line by line across
-    tiles, each line ended by the newline vector.
+    Unit 0 shows the whole image without regard to its aspect ratio; the tiles of the canvas follow,
+    row-major. In the prompt come the tokens of unit 0, row-major, then those of the canvas without its
+    padding, line by line across tiles, each line ended by the newline vector.
 
     Attributes:
         tile: (H, W) in pixels of what the encoder takes.
@@ -125,7 +125,7 @@ class AnyresLayout(ImageLayout):
         return [overview, *tiles]
 
     def _canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The pinpoint that keeps the most pixels of the image, and of those the one that wastes the fewest."""
+        """The pinpoint that keeps the most pixels of the image; of several, the one that wastes the fewest."""
         if min(height, width) < 1:
             raise ImageError(
                 f"an image has {width} x {height} pixels, expected at least 1 x 1: check the file"
@@ -153,7 +153,7 @@ class AnyresLayout(ImageLayout):
     def _sequence(
         self, box: tuple[int, int, int, int], tiles_across: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """`ImagePlan.sequence` and `.lines`; (top, bottom, left, right) is the picture on the stitched grid."""
+        """`ImagePlan.sequence` and `.lines`, from (top, bottom, left, right) of the picture on the canvas."""
         (rows, columns), unit = self.grid, self.unit_tokens
         y = np.arange(box[0], box[1], dtype=np.int64)[:, None]
         x = np.arange(box[2], box[3], dtype=np.int64)
@@ -178,8 +178,8 @@ def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 def _unpadded(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of the tokens of a canvas that show an image of `size`.
 
-    As in transformers: half of the padding, rounded down, is cut on both sides, so that a line or column of padding
-    may stay. Of a sliver nothing may be left.
+    As in transformers: half of the padding, rounded down, is cut on both sides, so that a line or column of
+    padding may stay. Of a sliver nothing may be left.
     """
     (rows, columns), (height, width) = grid, size
     if width / height > columns / rows:
