@@ -125,7 +125,7 @@ class AnyresLayout(ImageLayout):
         return [overview, *tiles]
 
     def _canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The pinpoint that keeps the most pixels of the image; of several, the one that wastes the fewest."""
+        """The pinpoint that keeps most pixels of the image; of several, the one that wastes the fewest."""
         if min(height, width) < 1:
             raise ImageError(
                 f"an image has {width} x {height} pixels, expected at least 1 x 1: check the file"
