@@ -17,13 +17,13 @@ from runtime.request import Request, Turn
 from runtime.result import Result, Timings
 from runtime.stream import Stream
 from runtime.version import __version__
-from runtime.vision import EncodedImages, Selection
+from runtime.vision import EncodedImage, Selection
 
 __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
-    "EncodedImages",
+    "EncodedImage",
     "FopruError",
     "Generator",
     "ImageError",

@@ -125,12 +125,8 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _write_overlay(generator: Generator, stream: Stream, path: str) -> None:
-    """Draw over the pixels that the encoder saw."""
-    import numpy as np
-
-    assert stream.pixel_values is not None  # `check_overlay` wanted an image
-    kept = np.asarray(stream.result.kept_indices, np.int64)
-    save_png(draw_overlay(stream.pixel_values, kept, generator.manifest), path)
+    """Draw over what the encoder looked at."""
+    save_png(draw_overlay(stream.prepared, stream.encoded, generator.manifest), path)
 
 
 def _chat(args: argparse.Namespace) -> int:

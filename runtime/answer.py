@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,14 @@ from runtime import contract
 from runtime.detokenize import TextPieces
 from runtime.errors import RequestError
 from runtime.kv_cache import cache_bytes
-from runtime.plan import PruningPlan, plan_pruning
-from runtime.preprocess import load_pillow
+from runtime.layouts import ImagePlan
+from runtime.plan import PruningPlan, kept_placeholders, plan_pruning
+from runtime.positions import unpruned_end
+from runtime.preprocess import PreparedImage, load_pillow
 from runtime.request import Request
 from runtime.result import Result, Stopwatch, peak_rss_bytes
 from runtime.sampling import pick
-from runtime.vision import EncodedImages, Selection
+from runtime.vision import EncodedImage, Selection
 
 if TYPE_CHECKING:
     from runtime.generator import Generator as TextGenerator
@@ -28,85 +31,115 @@ __all__ = ["AnswerRun"]
 class AnswerRun:
     """One request on its way, holding what is known so far; `pieces` may be called once."""
 
-    def __init__(self, generator: TextGenerator, request: Request, encoded: EncodedImages | None) -> None:
-        """Take a request, and the visual tokens of its first images when they are there already."""
+    def __init__(self, generator: TextGenerator, request: Request, encoded: tuple[EncodedImage, ...]) -> None:
+        """Take a request, and the visual tokens of its first images as far as they are there already."""
         self._generator = generator
         self._manifest = generator.manifest
         self._request = request
         self.encoded = encoded
+        self.prepared: tuple[PreparedImage, ...] = ()
         self._watch = Stopwatch()
         self._tokens: list[int] = []
         self._text: list[str] = []
         self._finish_reason = "cancelled"
         self._kv_allocated = 0
-        self.pixel_values: npt.NDArray[np.float32] | None = None
+        self._prompt_tokens = 0
 
     def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
         """Yield pieces of text, return the result; `cancelled` is asked before each stage and each token."""
-        plan = self._plan()
-        rows = self._manifest.vision.prefix_tokens + plan.keep
-        with self._watch.stage("embed"):
-            ids = self._generator.prompt_ids(self._request, rows)
-        self._check_length(ids.shape[1], plan)
-        done = 0 if self.encoded is None else len(self.encoded.kept_indices)
-        if done < len(self._request.all_images) and not cancelled():
-            new = self._encode(plan, done)
-            self.encoded = new if self.encoded is None else self.encoded.joined(new)
-        if not cancelled():
-            yield from self._decode(ids, cancelled)
-        return self._result(plan, ids.shape[1])
-
-    def _plan(self) -> PruningPlan:
-        request, encoded = self._request, self.encoded
-        if encoded is None:
-            return plan_pruning(request, self._manifest)
-        images, keep = encoded.kept_indices.shape
-        if images > len(request.all_images):
+        given, images = len(self.encoded), len(self._request.all_images)
+        if given > images:
             raise RequestError(
-                f"got visual tokens of {images} images for a request with {len(request.all_images)}: "
+                f"got visual tokens of {given} images for a request with {images}: "
                 "they belong to the first images of history and turn, in order"
             )
-        if request.ratio is not None or request.tokens is not None:
-            asked = plan_pruning(request, self._manifest).keep
-            if asked != keep:
-                raise RequestError(
-                    f"got {keep} visual tokens per image, but the request asks for {asked}: "
-                    "encode the images again, or leave ratio and tokens out"
-                )
-        if keep < self._manifest.vision.tokens:
-            return PruningPlan(keep, True, None)
-        return PruningPlan(keep, False, "the visual tokens given are not pruned")
+        if given < images:
+            self._prepare(given)
+        plans = [image.plan for image in self.encoded] + [image.plan for image in self.prepared]
+        pruning = self._plan(plans, given)
+        with self._watch.stage("embed"):
+            plain = self._generator.tokenize(self._request, plans)
+        self._prompt_tokens = self._check_length(plain.size, plans, pruning)
+        if self.prepared and not cancelled():
+            self._encode(pruning, given)
+        if len(self.encoded) == images and not cancelled():
+            yield from self._decode(plain, cancelled)
+        return self._result(pruning, plans)
 
-    def _check_length(self, prompt_tokens: int, plan: PruningPlan) -> None:
-        limit = self._manifest.decoder.max_positions
-        needed = prompt_tokens + self._request.max_new_tokens
-        if needed > limit:
-            way_out = "lower the ratio or max_new_tokens" if plan.keep > 1 else "lower max_new_tokens"
-            if not self._request.all_images:
-                way_out = "shorten the prompt or lower max_new_tokens"
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens and the answer up to {self._request.max_new_tokens}, "
-                f"but the model has {limit} positions: {way_out}"
-            )
-
-    def _encode(self, plan: PruningPlan, done: int) -> EncodedImages:
-        """Encode the images after the first `done`."""
-        generator, request = self._generator, self._request
-        selection = Selection(plan.keep, request.selector, request.seed + done)
-        graph = generator.vision_graph(selection) if plan.pruned else contract.VISION_ENCODER
+    def _prepare(self, done: int) -> None:
+        """Open and cut the images after the first `done`."""
         with self._watch.stage("load"):
-            generator.session(graph)
             load_pillow()
         with self._watch.stage("preprocess"):
-            pixel_values = self.pixel_values = generator.preprocess(request.all_images[done:])
+            self.prepared = self._generator.preprocess(self._request.all_images[done:])
+
+    def _plan(self, plans: list[ImagePlan], given: int) -> PruningPlan:
+        request = self._request
+        pruning = plan_pruning(request, self._manifest, plans)
+        if not given:
+            return pruning
+        counts = tuple(image.counts for image in self.encoded)
+        planned = pruning.counts[:given]
+        if (request.ratio is not None or request.tokens is not None) and (
+            tuple(map(sum, counts)) != tuple(map(sum, planned))
+        ):
+            raise RequestError(
+                f"got {', '.join(str(sum(own)) for own in counts)} visual tokens of the images, but the request asks for "
+                f"{', '.join(str(sum(own)) for own in planned)}: encode the images again, or leave ratio and tokens out"
+            )
+        everything = sum(plan.prunable for plan in plans)
+        joined = counts + pruning.counts[given:]
+        if sum(map(sum, joined)) < everything:
+            return replace(pruning, counts=joined, pruned=True, reason=None)
+        reason = pruning.reason or "the visual tokens given are not pruned"
+        return replace(pruning, counts=joined, pruned=False, reason=reason)
+
+    def _check_length(self, text: int, plans: list[ImagePlan], pruning: PruningPlan) -> int:
+        """Tokens of the pruned prompt (the most, where that depends on the images); refused if they are too many."""
+        layout, rules = self._manifest.layout, self._manifest.pruning
+        rows = [
+            kept_placeholders(plan, sum(counts), layout.prefix_tokens, rules.newline)
+            for plan, counts in zip(plans, pruning.counts, strict=True)
+        ]
+        prompt = text - sum(len(plan.runs) for plan in plans) + sum(rows)
+        original = rules.position_ids == "original"
+        end = unpruned_end(text, plans) if original else prompt
+        limit, new = self._manifest.decoder.max_positions, self._request.max_new_tokens
+        if end + new <= limit:
+            return prompt
+        what = "reaches position" if original and plans else "has"
+        prunable = any(count > 1 for counts in pruning.counts for count in counts)
+        way_out = "lower the ratio or max_new_tokens" if prunable else "lower max_new_tokens"
+        if original and plans:
+            way_out = "pruning does not shorten positions here: use fewer or smaller images, or lower max_new_tokens"
+        if not plans:
+            way_out = "shorten the prompt or lower max_new_tokens"
+        raise RequestError(
+            f"the prompt {what} {end}{'' if original and plans else ' tokens'} and the answer has up to {new}, "
+            f"but the model has {limit} positions: {way_out}"
+        )
+
+    def _encode(self, pruning: PruningPlan, given: int) -> None:
+        """Encode what was prepared."""
+        generator, request = self._generator, self._request
+        selection = Selection(pruning.counts[given:], request.selector, request.seed + given)
+        # Images may be pruned although the given ones are not, and the other way round.
+        pruned = any(
+            sum(counts) < image.plan.prunable
+            for counts, image in zip(selection.counts, self.prepared, strict=True)
+        )
+        graph = generator.vision_graph(selection) if pruned else contract.VISION_ENCODER
+        with self._watch.stage("load"):
+            generator.session(graph)
         with self._watch.stage("vision"):
-            if plan.pruned:
-                return generator.encode_images(pixel_values, selection)
-            everything = np.tile(np.arange(plan.keep, dtype=np.int64), (len(pixel_values), 1))
-            return EncodedImages(generator.encode_unpruned(pixel_values), everything, None)
+            if pruned:
+                new = generator.encode_images(self.prepared, selection)
+            else:
+                new = generator.encode_unpruned(self.prepared)
+        self.encoded = (*self.encoded, *new)
 
     def _decode(
-        self, ids: npt.NDArray[np.int64], cancelled: Callable[[], bool]
+        self, plain: npt.NDArray[np.int64], cancelled: Callable[[], bool]
     ) -> Generator[str, None, None]:
         generator, request, watch = self._generator, self._request, self._watch
         rng = np.random.default_rng(request.seed)
@@ -115,9 +148,11 @@ class AnswerRun:
             generator.session(contract.EMBED_TOKENS)
             generator.session(contract.DECODER)
         with watch.stage("embed"):
-            embeds = generator.embed(ids, None if self.encoded is None else self.encoded.features)
+            prompt = generator.prompt(plain, self.encoded)
+            embeds = generator.embed(prompt.ids, self.encoded)
+        self._prompt_tokens = prompt.ids.shape[1]
         with watch.stage("prefill"):
-            run = generator.decoder_run(self._positions(ids.shape[1]))
+            run = generator.decoder_run(self._positions(), prompt.positions)
             self._kv_allocated = run.cache.allocated_bytes
             token = pick(run.prefill(embeds), request.temperature, request.top_p, rng)
         while True:
@@ -144,27 +179,33 @@ class AnswerRun:
             self._text.append(piece)
         return piece
 
-    def _positions(self, prompt_tokens: int) -> int:
-        """Positions that the decoder sees: the last token of an answer is never fed back."""
-        return prompt_tokens + self._request.max_new_tokens - 1
+    def _positions(self) -> int:
+        """Rows of the cache: the last token of an answer is never fed back."""
+        return self._prompt_tokens + self._request.max_new_tokens - 1
 
-    def _result(self, plan: PruningPlan, prompt_tokens: int) -> Result:
-        images, total = len(self._request.all_images), self._manifest.vision.tokens
-        positions = self._positions(prompt_tokens)
-        kept = () if self.encoded is None else self.encoded.kept_indices.tolist()
+    def _result(self, pruning: PruningPlan, plans: list[ImagePlan]) -> Result:
+        layout, rows = self._manifest.layout, self._positions()
+        prefix = [layout.prefix_tokens * len(plan.units) for plan in plans]
+        before = [plan.placeholders - rest for plan, rest in zip(plans, prefix, strict=True)]
+        after = [
+            kept_placeholders(plan, sum(counts), 0, self._manifest.pruning.newline)
+            for plan, counts in zip(plans, pruning.counts, strict=True)
+        ]
+        if len(self.encoded) == len(plans):  # what went on, where the count depends on the image
+            after = [len(image.features) - rest for image, rest in zip(self.encoded, prefix, strict=True)]
         return Result(
             text="".join(self._text),
             token_ids=tuple(self._tokens),
             finish_reason=self._finish_reason,
-            prompt_tokens=prompt_tokens,
-            visual_tokens_before=(total,) * images,
-            visual_tokens_after=(plan.keep,) * images,
-            kept_indices=tuple(tuple(row) for row in kept),
-            pruned=plan.pruned,
-            reason=plan.reason,
+            prompt_tokens=self._prompt_tokens,
+            visual_tokens_before=tuple(before),
+            visual_tokens_after=tuple(after),
+            kept_indices=tuple(tuple(image.kept_indices.tolist()) for image in self.encoded),
+            pruned=pruning.pruned,
+            reason=pruning.reason,
             timings=self._watch.timings(),
-            kv_bytes=cache_bytes(self._manifest.decoder, positions),
-            kv_bytes_unpruned=cache_bytes(self._manifest.decoder, positions + images * (total - plan.keep)),
+            kv_bytes=cache_bytes(self._manifest.decoder, rows),
+            kv_bytes_unpruned=cache_bytes(self._manifest.decoder, rows + sum(before) - sum(after)),
             kv_bytes_allocated=self._kv_allocated,
             peak_rss_bytes=peak_rss_bytes(),
         )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from runtime.errors import BundleError
 from runtime.graph_check import check_tables
@@ -38,6 +42,23 @@ class Bundle:
     def graph(self, name: str) -> Path:
         """The path of a graph by its contract name, e.g. `vision_encoder`."""
         return self.path / self.manifest.graphs[name].file
+
+    def constant(self, name: str) -> npt.NDArray[np.float32] | None:
+        """A constant tensor by name, or None where the model has none of that name.
+
+        Raises:
+            BundleError: its file has another size than its shape.
+        """
+        info = self.manifest.constants.get(name)
+        if info is None:
+            return None
+        values = np.fromfile(self.file(info.file), "<f4")
+        if values.size != math.prod(info.shape):
+            raise BundleError(
+                f"{self.path / info.file} has {values.size} numbers, but bundle.json says {list(info.shape)}: copy the "
+                "bundle again, it is damaged"
+            )
+        return values.astype(np.float32).reshape(info.shape)
 
 
 def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:

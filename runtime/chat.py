@@ -11,7 +11,7 @@ from runtime.generator import Generator
 from runtime.preprocess import ImageSource, load_image
 from runtime.request import Request, Turn
 from runtime.result import Result
-from runtime.vision import EncodedImages
+from runtime.vision import EncodedImage
 
 __all__ = ["HELP", "Chat"]
 
@@ -24,7 +24,7 @@ class Chat:
 
     `settings` holds what every turn has in common (its prompt, images and history are not used); `write`
     takes text as it comes, `warn` errors and why nothing was pruned, `failures` counts the errors. Images are
-    encoded once and their visual tokens kept as long as the number of them stays the same.
+    encoded once and their visual tokens kept as long as the ratio stays the same.
     """
 
     generator: Generator
@@ -35,7 +35,7 @@ class Chat:
     history: tuple[Turn, ...] = ()
     last: Result | None = None
     failures: int = 0
-    _encoded: EncodedImages | None = None
+    _encoded: tuple[EncodedImage, ...] = ()
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer every line until the lines end or one is /quit; an error ends the turn, not the chat."""
@@ -79,10 +79,10 @@ class Chat:
             self.write(f"image {value} goes with the next question\n")
         elif name == "/ratio" and _is_number(value):
             self.settings = replace(self.settings, ratio=float(value), tokens=None)
-            self._encoded = None  # all images of the chat keep the same number of tokens
+            self._encoded = ()  # all images of the chat keep the same part of their tokens
             self.write(f"keeping {value} of the visual tokens from now on\n")
         elif name == "/clear":
-            self.history, self.pending, self._encoded = (), [], None
+            self.history, self.pending, self._encoded = (), [], ()
             self.write("history and images forgotten\n")
         else:
             self.write(HELP + "\n")

@@ -17,6 +17,7 @@ from runtime.generator import Generator
 from runtime.golden import load_golden, load_record
 from runtime.output import output_failed
 from runtime.parity import ParityReport, compare, format_report, measure
+from runtime.plan import Amount
 
 __all__ = ["check_bundle", "main"]
 
@@ -31,8 +32,9 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
     golden, reference = load_golden(bundle)
     generator = Generator(bundle, backend, threads)
     images = [bundle.file(name) for name in golden.images]
-    measured = measure(generator, images, golden.prompt, golden.num_keep, golden.new_tokens)
-    return compare(reference, measured, bundle.manifest.row_length)
+    amount = Amount(golden.ratio, golden.tokens)
+    measured, units = measure(generator, images, golden.prompt, amount, golden.new_tokens)
+    return compare(reference, measured, units)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -101,7 +101,9 @@ def present_name(layer: int, part: str) -> str:
     return f"present.{layer}.{part}"
 
 
-def vision_contracts(layout: ImageLayout, width: int, *, grid_input: bool = False) -> dict[str, GraphContract]:
+def vision_contracts(
+    layout: ImageLayout, width: int, *, grid_input: bool = False
+) -> dict[str, GraphContract]:
     """Contracts of `vision_encoder` and `vision_encoder_fopru`.
 
     The pruned encoder also takes `token_mask` bool where units may hold padding, and `grid` int64 [2] (rows, columns).

@@ -54,8 +54,10 @@ def decode(hint: Any, value: object, where: str) -> Any:
 def encode(record: Any) -> Any:
     """The JSON form of a value: dataclasses become objects, tuples lists; the inverse of `decode`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        kind = {"kind": record.kind} if hasattr(record, "concrete") else {}
-        return kind | {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        kind = {"kind": vars(type(record))["kind"]} if hasattr(record, "concrete") else {}
+        return kind | {
+            field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)
+        }
     if isinstance(record, (tuple, list)):
         return [encode(entry) for entry in record]
     if isinstance(record, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,24 @@ import numpy.typing as npt
 
 from runtime import contract
 from runtime.backend import Array, Backend, Session, View
+from runtime.errors import RequestError
 from runtime.kv_cache import KVCache
 from runtime.manifest import DecoderInfo
+from runtime.positions import Positions
 
-__all__ = ["DecoderRun"]
+__all__ = ["DecoderRun", "Room"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run is made for: a KV cache of `capacity` rows, and the positions of its prompt."""
+
+    capacity: int
+    positions: Positions
 
 
 class DecoderRun:
-    """Prefill and decode of one sequence with positions 0, 1, 2, ... (policy `renumber`).
+    """Prefill and decode of one sequence.
 
     Owns the KV cache and the small buffers, all made on construction: a call allocates no tensor, only the
     names, views and bindings that it hands to the engine. The sessions must outlive it. Not to
@@ -24,15 +35,19 @@ class DecoderRun:
     """
 
     def __init__(
-        self, backend: Backend, sessions: tuple[Session, Session], info: DecoderInfo, capacity: int
+        self, backend: Backend, sessions: tuple[Session, Session], info: DecoderInfo, room: Room
     ) -> None:
-        """Allocate everything for `capacity` positions; `sessions` are (embed_tokens, decoder)."""
-        self.cache = KVCache(backend, info, capacity)
+        """Allocate everything; `sessions` are (embed_tokens, decoder)."""
+        self.cache = KVCache(backend, info, room.capacity)
         self._backend = backend
         self._embed, self._decoder = sessions
         self._token: Any = np.zeros(1, np.int64)
-        self._mask = backend.upload(np.ones(capacity, np.int64)).buffer
-        self._positions = backend.upload(np.arange(capacity, dtype=np.int64)).buffer
+        self._mask = backend.upload(np.ones(room.capacity, np.int64)).buffer
+        self._axes, self._prompt = info.position_axes, room.positions.ids.shape[1]
+        later = room.positions.next + np.arange(max(0, room.capacity - self._prompt), dtype=np.int64)
+        # The prompt's [axes, L], then one row of `axes` equal numbers for each step.
+        flat = np.concatenate([room.positions.ids.reshape(-1), np.repeat(later, self._axes)])
+        self._positions = backend.upload(flat).buffer
         self._count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
         self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
@@ -57,7 +72,7 @@ class DecoderRun:
             {
                 contract.INPUTS_EMBEDS: embeds,
                 contract.ATTENTION_MASK: View(self._mask, (1, total)),
-                contract.POSITION_IDS: View(self._positions, (1, new), offset=self.cache.length),
+                contract.POSITION_IDS: self._position_view(new),
                 contract.NUM_LOGITS_TO_KEEP: self._count,
                 **self.cache.past(),
             },
@@ -66,3 +81,16 @@ class DecoderRun:
         self.cache.advance(new)
         logits: Array = self._backend.download(self._logits)[0, 0]
         return logits
+
+    def _position_view(self, new: int) -> View:
+        """Positions of the next `new` rows: parts of a prompt where they have one axis, else the whole prompt or a step."""
+        start = self.cache.length
+        if self._axes == 1:
+            return View(self._positions, (1, new), offset=start)
+        whole = start == 0 and new == self._prompt
+        if not whole and (start < self._prompt or new != 1):
+            raise RequestError(
+                f"{new} rows after {start} were given, but positions of {self._axes} axes were made for a prompt of "
+                f"{self._prompt}: give it whole, then token by token"
+            )
+        return View(self._positions, (self._axes, 1, new), offset=self._axes * start)

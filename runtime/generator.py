@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +13,28 @@ from runtime import contract
 from runtime.answer import AnswerRun
 from runtime.backend import BackendOptions, Session, create_backend
 from runtime.bundle import Bundle
-from runtime.decoder import DecoderRun
+from runtime.decoder import DecoderRun, Room
 from runtime.errors import RequestError
 from runtime.graph_check import check_session
-from runtime.preprocess import ImageSource, load_image, preprocess
-from runtime.prompt import Prompter
+from runtime.layouts import ImagePlan
+from runtime.manifest import IMAGE_NEWLINE
+from runtime.positions import Positions, prompt_positions
+from runtime.preprocess import ImageSource, PreparedImage, load_image, prepare
+from runtime.prompt import Prompter, expand_images
 from runtime.request import Request
 from runtime.result import Result
 from runtime.stream import Stream
-from runtime.vision import EncodedImages, Selection, VisionEncoder
+from runtime.vision import EncodedImage, Selection, VisionEncoder
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "Prompt"]
 
-Pixels = npt.NDArray[np.float32]
+
+@dataclass(frozen=True)
+class Prompt:
+    """`ids` int64 [1, L] with one image id per visual token, and the positions of all."""
+
+    ids: npt.NDArray[np.int64]
+    positions: Positions
 
 
 class Generator:
@@ -50,78 +60,92 @@ class Generator:
         self.backend = create_backend(backend, BackendOptions(threads))
         self._sessions: dict[str, Session] = {}
         self._prompter = Prompter(bundle)
-        self._vision = VisionEncoder(self.session, bundle.manifest)
+        self._vision = VisionEncoder(self.session, bundle.manifest, bundle.constant(IMAGE_NEWLINE))
 
-    def generate(self, request: Request, encoded: EncodedImages | None = None) -> Result:
+    def generate(self, request: Request, encoded: Sequence[EncodedImage] = ()) -> Result:
         """Answer a request; see `stream` for the arguments and errors."""
         stream = self.stream(request, encoded)
         deque(stream, maxlen=0)  # reads it to the end
         return stream.result
 
-    def stream(self, request: Request, encoded: EncodedImages | None = None) -> Stream:
+    def stream(self, request: Request, encoded: Sequence[EncodedImage] = ()) -> Stream:
         """Answer a request piece by piece.
 
         Args:
             request: what to answer.
             encoded: visual tokens of the first images of `request.all_images`, from `encode_images` or an
-                earlier stream's `encoded`; these images are not opened again, and as many tokens are kept of
-                the others.
+                earlier stream's `encoded`; these images are not opened again.
 
         Raises:
             FopruError: while the stream is read, for everything that is wrong with the request, an image or
             the bundle.
         """
-        return Stream(AnswerRun(self, request, encoded))
+        return Stream(AnswerRun(self, request, tuple(encoded)))
 
-    def preprocess(self, images: Sequence[ImageSource]) -> Pixels:
-        """Images to pixel values float32 [images, 3, H, W]."""
+    def preprocess(self, images: Sequence[ImageSource]) -> tuple[PreparedImage, ...]:
+        """Open, plan, cut and normalise images."""
         # One at a time: a photograph at full resolution is many times what the model looks at.
-        return preprocess((load_image(image) for image in images), self.manifest.preprocess)
+        return tuple(
+            prepare(load_image(image), self.manifest.layout, self.manifest.preprocess) for image in images
+        )
 
-    def encode_images(self, pixel_values: Pixels, selection: Selection) -> EncodedImages:
-        """Pixel values to the visual tokens that the selection keeps."""
-        return self._vision.encode(pixel_values, selection)
+    def encode_images(
+        self, images: Sequence[PreparedImage], selection: Selection
+    ) -> tuple[EncodedImage, ...]:
+        """The visual tokens that the selection keeps."""
+        return self._vision.encode(images, selection)
 
-    def encode_unpruned(self, pixel_values: Pixels) -> npt.NDArray[np.float32]:
-        """Pixel values to all visual tokens [images, p + N, D]."""
-        return self._vision.encode_unpruned(pixel_values)
+    def encode_unpruned(self, images: Sequence[PreparedImage]) -> tuple[EncodedImage, ...]:
+        """All visual tokens."""
+        return self._vision.encode_unpruned(images)
 
     def vision_graph(self, selection: Selection) -> str:
         """The graph that `encode_images` runs for a selection."""
         return self._vision.graph_for(selection)
 
-    def prompt_ids(self, request: Request, image_rows: int) -> npt.NDArray[np.int64]:
-        """Token ids [1, L] of a request with `image_rows` = p + K placeholders per image."""
-        return self._prompter.ids(request, image_rows)
+    def tokenize(self, request: Request, plans: Sequence[ImagePlan]) -> npt.NDArray[np.int64]:
+        """Token ids [P] of a request with one image id per run of placeholders; `plans` of all its images, in order."""
+        return self._prompter.ids(request, plans)
+
+    def prompt(self, plain: npt.NDArray[np.int64], images: Sequence[EncodedImage]) -> Prompt:
+        """The pruned prompt: ids from `tokenize`, with as many placeholders as there are visual tokens."""
+        image, pruning = self.manifest.tokens.image, self.manifest.pruning
+        runs = [run for encoded in images for run in encoded.assembly.runs]
+        parts = [(encoded.plan, encoded.assembly) for encoded in images]
+        axes = self.manifest.decoder.position_axes
+        return Prompt(
+            expand_images(plain, image, runs)[None],
+            prompt_positions(plain, image, parts, pruning.position_ids, axes),
+        )
 
     def embed(
-        self, input_ids: npt.NDArray[np.int64], features: npt.NDArray[np.float32] | None
+        self, input_ids: npt.NDArray[np.int64], images: Sequence[EncodedImage]
     ) -> npt.NDArray[np.float32]:
-        """Embeddings [1, L, D] of token ids [1, L], visual tokens [images, rows, D] at their placeholders.
+        """Embeddings [1, L, D] of token ids [1, L], visual tokens at their placeholders.
 
         Raises:
             RequestError: the number of placeholders is not the number of visual tokens.
         """
         places = input_ids == self.manifest.tokens.image
-        width = self.manifest.decoder.hidden_size
-        rows = np.empty((0, width), np.float32) if features is None else features.reshape(-1, width)
-        if int(places.sum()) != rows.shape[0]:
+        rows = sum(len(image.features) for image in images)
+        if int(places.sum()) != rows:
             raise RequestError(
-                f"the prompt has {int(places.sum())} image placeholders for {rows.shape[0]} visual tokens: "
-                "make the ids with prompt_ids(request, features.shape[1])"
+                f"the prompt has {int(places.sum())} image placeholders for {rows} visual tokens: "
+                "make the ids with prompt(tokenize(request, plans), images)"
             )
         # Some checkpoints have no embedding for the placeholder; its value is overwritten, so any id will do.
         outputs = self.session(contract.EMBED_TOKENS).run(
             {contract.INPUT_IDS: np.where(places, 0, input_ids)}
         )
         embeds = outputs[contract.INPUTS_EMBEDS]
-        embeds[places] = rows
+        if rows:
+            embeds[places] = np.concatenate([image.features for image in images])
         return embeds
 
-    def decoder_run(self, capacity: int) -> DecoderRun:
-        """A fresh run of the decoder with a KV cache for `capacity` positions."""
+    def decoder_run(self, capacity: int, positions: Positions) -> DecoderRun:
+        """A fresh run of the decoder with a KV cache for `capacity` rows, for a prompt with these positions."""
         sessions = (self.session(contract.EMBED_TOKENS), self.session(contract.DECODER))
-        return DecoderRun(self.backend, sessions, self.manifest.decoder, capacity)
+        return DecoderRun(self.backend, sessions, self.manifest.decoder, Room(capacity, positions))
 
     def session(self, graph: str) -> Session:
         """The session of a graph by contract name, opened on first use."""

@@ -25,8 +25,8 @@ class Golden:
 
     prompt: str
     images: tuple[str, ...]
-    num_keep: int
     ratio: float | None
+    tokens: int | None
     strategy: str
     new_tokens: int
     reference: str
@@ -40,7 +40,9 @@ def load_record(bundle: Bundle) -> Golden:
     """
     file = bundle.file(GOLDEN_RECORD)
     try:
-        record: Golden = decode(Golden, json.loads(file.read_text(encoding="utf-8")), GOLDEN_RECORD)
+        record: Golden = decode(
+            Golden, _record_of_2(json.loads(file.read_text(encoding="utf-8"))), GOLDEN_RECORD
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(bundle, error) from error
     return record
@@ -58,7 +60,30 @@ def load_golden(bundle: Bundle) -> tuple[Golden, dict[str, Array]]:
             tensors: dict[str, Array] = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(bundle, error) from error
-    return record, tensors
+    return record, _tensors_of_2(tensors) if "kept_counts" not in tensors else tensors
+
+
+def _record_of_2(data: object) -> object:
+    """Bundle format 1 named K instead of a budget."""
+    if not isinstance(data, dict) or "num_keep" not in data:
+        return data
+    rest = {name: value for name, value in data.items() if name != "num_keep"}
+    return rest | {"tokens": data["num_keep"] if data.get("ratio") is None else None}
+
+
+def _tensors_of_2(tensors: dict[str, Array]) -> dict[str, Array]:
+    """Bundle format 1 had images of one size, one behind the other on an axis of their own, and positions 0, 1, 2, …"""
+    kept, ids = tensors.get("kept_indices"), tensors.get("input_ids")
+    if kept is None or ids is None or kept.ndim != 2:
+        return tensors
+    flat: dict[str, Array] = {
+        name: tensors[name].reshape(-1) for name in ("kept_indices", "token_scores") if name in tensors
+    }
+    rows = ("pixel_values", "image_features", "pruned_features")
+    flat |= {name: tensors[name].reshape(-1, tensors[name].shape[-1]) for name in rows if name in tensors}
+    flat["kept_counts"] = np.full(len(kept), kept.shape[1], np.int64)
+    flat["position_ids"] = np.arange(ids.shape[1], dtype=np.int64)[None]
+    return tensors | flat
 
 
 def _damaged(bundle: Bundle, error: Exception) -> BundleError:

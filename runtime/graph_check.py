@@ -24,13 +24,12 @@ def check_tables(manifest: Manifest) -> None:
     Raises:
         BundleError: a tensor is absent, or has another dtype or shape.
     """
-    vision, decoder = manifest.vision, manifest.decoder
-    expected: dict[str, GraphContract] = contract.static_contracts(
-        vision.image_size, vision.prefix_tokens + vision.tokens, decoder.hidden_size
-    )
-    expected[contract.DECODER] = contract.decoder_contract(
-        decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.vocab_size, decoder.hidden_size
-    )
+    width = manifest.decoder.hidden_size
+    expected: dict[str, GraphContract] = {
+        **contract.vision_contracts(manifest.layout, width, grid_input=manifest.grid_input),
+        contract.EMBED_TOKENS: contract.embed_contract(width),
+        contract.DECODER: contract.decoder_contract(manifest.decoder),
+    }
     for graph, wanted in expected.items():
         info = manifest.graphs[graph]
         for role, wants, has in (

@@ -265,7 +265,9 @@ class Manifest:
                 )
         for constant, entry in self.constants.items():
             if entry.file not in self.files:
-                raise BundleError(f'constants.{constant}.file is "{entry.file}", which files does not list: {_REBUILD}')
+                raise BundleError(
+                    f'constants.{constant}.file is "{entry.file}", which files does not list: {_REBUILD}'
+                )
         self._check_layout()
 
     def _check_layout(self) -> None:
@@ -276,7 +278,12 @@ class Manifest:
             )
         total = layout.unit_tokens
         single = layout.kind == "single"
-        if pruning.default_tokens is not None and single and total is not None and pruning.default_tokens > total:
+        if (
+            pruning.default_tokens is not None
+            and single
+            and total is not None
+            and pruning.default_tokens > total
+        ):
             raise BundleError(
                 f"pruning.default_tokens is {pruning.default_tokens}, but an image has {total} tokens: {_REBUILD}"
             )
@@ -291,7 +298,9 @@ class Manifest:
                 f'order than "original": {_REBUILD}'
             )
         if layout.has_newlines and IMAGE_NEWLINE not in self.constants:
-            raise BundleError(f"constants lacks {IMAGE_NEWLINE}, which a {layout.kind} layout needs: {_REBUILD}")
+            raise BundleError(
+                f"constants lacks {IMAGE_NEWLINE}, which a {layout.kind} layout needs: {_REBUILD}"
+            )
 
     @property
     def grid_input(self) -> bool:

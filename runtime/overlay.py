@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,14 @@ import numpy.typing as npt
 
 from runtime.errors import RequestError
 from runtime.lazy import require
+from runtime.layouts import Unit
 from runtime.manifest import Manifest
-from runtime.preprocess import denormalise
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from runtime.preprocess import PreparedImage
+    from runtime.vision import EncodedImage
 
 __all__ = ["check_overlay", "check_place", "draw_overlay", "save_png"]
 
@@ -32,9 +37,9 @@ def check_overlay(manifest: Manifest, images: int) -> None:
     Raises:
         RequestError: the model has no full grid of tokens, or there is no image.
     """
-    if manifest.vision.grid is None:
+    if not manifest.layout.has_grid:
         raise RequestError(
-            f"this model's {manifest.vision.tokens} tokens per image are not a full grid, "
+            f"this model's {manifest.layout.unit_tokens} tokens per image are not a full grid, "
             "so an overlay cannot be drawn: leave --overlay out"
         )
     if images == 0:
@@ -67,26 +72,28 @@ def check_place(path: str) -> None:
 
 
 def draw_overlay(
-    pixel_values: npt.NDArray[np.float32], kept_indices: npt.NDArray[np.int64], manifest: Manifest
+    prepared: Sequence[PreparedImage], encoded: Sequence[EncodedImage], manifest: Manifest
 ) -> Image.Image:
-    """Draw every image side by side.
+    """Draw every image side by side; of an image in tiles, the whole picture and the tiles put together.
 
     Args:
-        pixel_values: float32 [images, 3, H, W], as the vision encoder gets them.
-        kept_indices: int64 [images, K], positions on the token grid, row-major.
-        manifest: of the bundle that kept them.
+        prepared: what the encoder looked at.
+        encoded: what was kept of it.
+        manifest: of the bundle that kept it.
 
     Raises:
         RequestError: see `check_overlay`.
     """
-    check_overlay(manifest, len(pixel_values))
-    views = denormalise(pixel_values, manifest.preprocess)
-    panels = [_panel(view, kept, manifest) for view, kept in zip(views, kept_indices, strict=True)]
+    check_overlay(manifest, len(prepared))
+    shown = [part for image, kept in zip(prepared, encoded, strict=True) for part in _pictures(image, kept)]
+    panels = [_panel(picture) for picture in shown]
     pil = require("PIL.Image", "pillow")
-    width, height = panels[0].size
-    sheet = pil.new("RGB", (_GAP + (width + _GAP) * len(panels), height + 2 * _GAP), _PAPER)
-    for place, panel in enumerate(panels):
-        sheet.paste(panel, (_GAP + place * (width + _GAP), _GAP))
+    width = _GAP + sum(panel.size[0] + _GAP for panel in panels)
+    sheet = pil.new("RGB", (width, max(panel.size[1] for panel in panels) + 2 * _GAP), _PAPER)
+    left = _GAP
+    for panel in panels:
+        sheet.paste(panel, (left, _GAP))
+        left += panel.size[0] + _GAP
     image: Image.Image = sheet
     return image
 
@@ -118,9 +125,48 @@ def save_png(image: Image.Image, path: str | Path) -> None:
         ) from error
 
 
-def _panel(view: npt.NDArray[np.uint8], kept: npt.NDArray[np.int64], manifest: Manifest) -> Any:
-    """One image [H, W, 3] with its caption."""
-    rows, columns = manifest.vision.grid or (1, 1)
+@dataclass(frozen=True)
+class _Picture:
+    """What one panel shows: uint8 [H, W, 3], which tokens of its grid were kept (bool [R, C]), and how many there were."""
+
+    view: npt.NDArray[np.uint8]
+    keep: npt.NDArray[np.bool_]
+    tokens: int
+
+
+def _pictures(image: PreparedImage, encoded: EncodedImage) -> list[_Picture]:
+    """One picture per unit, but the tiles of an image as one."""
+    plan = image.plan
+    single = [
+        _Picture(view, _kept_mask(unit, kept), unit.prunable)
+        for unit, view, kept in zip(plan.units, image.views, encoded.kept, strict=True)
+    ]
+    if plan.mosaic is None or plan.overview is None:
+        return single
+    tiles = [picture for index, picture in enumerate(single) if index != plan.overview]
+    stitched = _Picture(
+        _stitch([tile.view for tile in tiles], plan.mosaic),
+        _stitch([tile.keep for tile in tiles], plan.mosaic),
+        sum(tile.tokens for tile in tiles),
+    )
+    return [single[plan.overview], stitched]
+
+
+def _kept_mask(unit: Unit, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = np.isin(np.arange(unit.tokens), kept).reshape(unit.grid or (1, -1))
+    return mask
+
+
+def _stitch(parts: Sequence[npt.NDArray[Any]], mosaic: tuple[int, int]) -> npt.NDArray[Any]:
+    rows, columns = mosaic
+    bands = [np.concatenate(parts[row * columns : (row + 1) * columns], axis=1) for row in range(rows)]
+    return np.concatenate(bands)
+
+
+def _panel(picture: _Picture) -> Any:
+    """One picture with its caption."""
+    view, keep = picture.view, picture.keep
+    rows, columns = keep.shape
     pil = require("PIL.Image", "pillow")
     draw_module = require("PIL.ImageDraw", "pillow")
     # Whole patches on whole pixels: the scale is chosen per patch, not per picture.
@@ -129,7 +175,6 @@ def _panel(view: npt.NDArray[np.uint8], kept: npt.NDArray[np.int64], manifest: M
     # Where patches do not divide the picture, the encoder never looks at the rest of it.
     view = view[: view.shape[0] // rows * rows, : view.shape[1] // columns * columns]
     colour = np.asarray(pil.fromarray(view).resize((width, height), resample=pil.Resampling.LANCZOS))
-    keep = np.isin(np.arange(rows * columns), kept).reshape(rows, columns)
     grey = (colour @ np.array([0.299, 0.587, 0.114])) * _DIMMED
     pixels = np.where(keep.repeat(patch, 0).repeat(patch, 1)[..., None], colour, grey[..., None]).astype(
         np.uint8
@@ -141,9 +186,8 @@ def _panel(view: npt.NDArray[np.uint8], kept: npt.NDArray[np.int64], manifest: M
     panel.paste(pil.fromarray(pixels), (0, 0))
     draw = draw_module.Draw(panel)
     _draw_outline(draw, keep, patch)
-    _draw_caption(
-        draw, (width // 2, height + _CAPTION // 2 + 2), (str(rows * columns), f"{len(kept)} tokens")
-    )
+    caption = (str(picture.tokens), f"{int(keep.sum())} tokens")
+    _draw_caption(draw, (width // 2, height + _CAPTION // 2 + 2), caption)
     return panel
 
 

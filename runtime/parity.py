@@ -17,6 +17,9 @@ import numpy.typing as npt
 from runtime import contract
 from runtime.backend import Array
 from runtime.generator import Generator
+from runtime.layouts import ImagePlan
+from runtime.manifest import Manifest
+from runtime.plan import Amount, plan_pruning
 from runtime.preprocess import ImageSource
 from runtime.request import Request
 from runtime.vision import Selection
@@ -27,6 +30,7 @@ __all__ = [
     "ParityReport",
     "Stage",
     "StageResult",
+    "UnitScores",
     "compare",
     "compare_stage",
     "format_report",
@@ -55,17 +59,19 @@ class Stage:
 
 STAGES = (
     Stage("pixel_values", 1e-6, ABSOLUTE, "same integer resize; only the normalisation may round"),
+    Stage("kept_counts", 0.0, EXACT, "integers, known before any graph runs"),
     Stage("image_features", 1e-4, OF_MAX, "float32 sums in another order, layer after layer"),
     Stage("token_scores", 1e-3, OF_MEAN, "float32 softmax; the mean score 1/Q is the scale"),
     Stage("kept_indices", 0.0, EXACT, "integers; a near-tie is named, never passed over"),
     Stage("pruned_features", 1e-4, OF_MAX, "as image_features"),
     Stage("input_ids", 0.0, EXACT, "integers"),
+    Stage("position_ids", 0.0, EXACT, "integers"),
     Stage("inputs_embeds", 1e-4, OF_MAX, "text rows are copied, visual rows as image_features"),
     Stage("logits", 1e-4, OF_MAX, "float32 sums in another order, through the decoder"),
     Stage("tokens", 0.0, EXACT, "greedy: equal unless two logits tie"),
 )
 
-_AFTER_INDICES = ("pruned_features", "inputs_embeds", "logits", "tokens")
+_AFTER_INDICES = ("pruned_features", "position_ids", "inputs_embeds", "logits", "tokens")
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,24 @@ class ParityReport:
         }
 
 
+@dataclass(frozen=True)
+class UnitScores:
+    """How `token_scores` and `kept_indices` are to be read: N of every unit, in order, and the row length where whole rows
+    are kept, whose near-ties are between means of rows."""
+
+    tokens: tuple[int, ...]
+    columns: tuple[int, ...] | None = None
+
+
 def compare(
-    reference: Mapping[str, Array], measured: Mapping[str, Array], row_length: int | None = None
+    reference: Mapping[str, Array], measured: Mapping[str, Array], units: UnitScores | None = None
 ) -> ParityReport:
     """Compare every stage.
 
     Args:
         reference: arrays by stage name, see `STAGES`.
         measured: the same from `measure`.
-        row_length: columns of the grid when the strategy is `row`, whose near-ties are between means of rows.
+        units: to tell near-ties from differences; None: every difference of indices diverges.
     """
     results: list[StageResult] = []
     tied = False
@@ -137,8 +152,8 @@ def compare(
             )
         else:
             result = compare_stage(stage, reference[stage.name], measured[stage.name])
-            if stage.name == "kept_indices" and not result.ok and "token_scores" in reference:
-                result = _judge_tie(result, reference, measured[stage.name], row_length)
+            if stage.name == "kept_indices" and not result.ok and units is not None:
+                result = _judge_tie(result, reference, measured, units)
                 tied = result.ok
             results.append(result)
     return ParityReport(tuple(results))
@@ -160,31 +175,63 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
 
 
 def measure(
-    generator: Generator, images: Sequence[ImageSource], prompt: str, num_keep: int, new_tokens: int
-) -> dict[str, Array]:
-    """Run every stage of a bundle: arrays by the names of `STAGES`."""
-    request = Request(prompt, tuple(images), max_new_tokens=new_tokens, ignore_eos=True)
-    pixel_values = generator.preprocess(images)
-    unpruned = generator.encode_unpruned(pixel_values)
+    generator: Generator, images: Sequence[ImageSource], prompt: str, amount: Amount, new_tokens: int
+) -> tuple[dict[str, Array], UnitScores | None]:
+    """Run every stage of a bundle, the pruned graph even where everything is kept: arrays by the names of `STAGES`.
+
+    `pixel_values` is [-1, last axis], `token_scores` and `kept_indices` are 1-D, unit after unit; the features are
+    [placeholders, D] of all images.
+    """
+    request = Request(
+        prompt,
+        tuple(images),
+        ratio=1.0 if amount.everything else amount.ratio,
+        tokens=amount.tokens,
+        max_new_tokens=new_tokens,
+        ignore_eos=True,
+    )
+    prepared = generator.preprocess(images)
+    plans = [image.plan for image in prepared]
+    counts = plan_pruning(request, generator.manifest, plans).counts
+    unpruned = generator.encode_unpruned(prepared)
     # Two encoders and a decoder at once would set the peak memory of a build.
     generator.release(contract.VISION_ENCODER)
-    encoded = generator.encode_images(pixel_values, Selection(num_keep))
-    assert encoded.token_scores is not None  # the pruned graph always gives them
-    ids = generator.prompt_ids(request, encoded.features.shape[1])
-    embeds = generator.embed(ids, encoded.features)
-    logits = generator.decoder_run(ids.shape[1]).prefill(embeds)
+    encoded = generator.encode_images(prepared, Selection(counts))
+    made = generator.prompt(generator.tokenize(request, plans), encoded)
+    embeds = generator.embed(made.ids, encoded)
+    logits = generator.decoder_run(made.ids.shape[1], made.positions).prefill(embeds)
     tokens = generator.generate(request, encoded).token_ids
-    return {
-        "pixel_values": pixel_values,
-        "image_features": unpruned,
-        "token_scores": encoded.token_scores,
-        "kept_indices": encoded.kept_indices,
-        "pruned_features": encoded.features,
-        "input_ids": ids,
+    arrays = {
+        "pixel_values": np.concatenate([_rows(image.pixel_values) for image in prepared]),
+        "kept_counts": np.concatenate([np.asarray(image.counts, np.int64) for image in encoded]),
+        "image_features": np.concatenate([image.features for image in unpruned]),
+        "token_scores": np.concatenate([own for image in encoded for own in image.scores or ()]),
+        "kept_indices": np.concatenate([own for image in encoded for own in image.kept]),
+        "pruned_features": np.concatenate([image.features for image in encoded]),
+        "input_ids": made.ids,
+        "position_ids": made.positions.ids,
         "inputs_embeds": embeds,
         "logits": logits[None],
         "tokens": np.asarray([tokens], np.int64),
     }
+    return arrays, _unit_scores(plans, generator.manifest)
+
+
+def _rows(pixel_values: Array) -> Array:
+    return pixel_values.reshape(-1, pixel_values.shape[-1])
+
+
+def _unit_scores(plans: Sequence[ImagePlan], manifest: Manifest) -> UnitScores | None:
+    units = [unit for plan in plans for unit in plan.units]
+    if manifest.pruning.row_scope == "stitched":
+        return None
+    if manifest.pruning.strategy != "row":
+        return UnitScores(tuple(unit.tokens for unit in units))
+    # With padding at its sides a row has fewer tokens than the grid's columns, and its near-ties are not looked for.
+    if any(unit.grid is None or unit.valid is not None for unit in units):
+        return None
+    columns = tuple(unit.grid[1] for unit in units if unit.grid is not None)
+    return UnitScores(tuple(unit.tokens for unit in units), columns)
 
 
 def format_report(report: ParityReport) -> str:
@@ -215,22 +262,31 @@ def _first_difference(
 
 
 def _judge_tie(
-    result: StageResult, reference: Mapping[str, Array], measured: Array, row_length: int | None
+    result: StageResult, reference: Mapping[str, Array], measured: Mapping[str, Array], units: UnitScores
 ) -> StageResult:
     """Accept differing indices only where every differing token's score ties with the boundary's."""
-    expected = reference["kept_indices"]
-    if expected.shape != measured.shape:
+    counts, same = reference.get("kept_counts"), measured["kept_counts"]
+    if "token_scores" not in reference or counts is None or not np.array_equal(counts, same):
         return result
+    ends, starts = np.cumsum(counts)[:-1], np.cumsum(units.tokens)[:-1]
+    scores_by_unit = np.split(reference["token_scores"].astype(np.float64), starts)
     tied: list[int] = []
-    for kept, got, scores in zip(
-        expected, measured, reference["token_scores"].astype(np.float64), strict=True
+    for number, (kept, got, scores) in enumerate(
+        zip(
+            np.split(reference["kept_indices"], ends),
+            np.split(measured["kept_indices"], ends),
+            scores_by_unit,
+            strict=True,
+        )
     ):
-        if row_length is not None:
-            scores = np.repeat(scores.reshape(-1, row_length).mean(axis=1), row_length)
+        if np.array_equal(kept, got):
+            continue
+        if units.columns is not None:
+            length = units.columns[number]
+            scores = np.repeat(scores.reshape(-1, length).mean(axis=1), length)
         boundary = scores[kept].min()
         swapped = np.setxor1d(kept, got)
-        in_range = swapped.size and swapped.min() >= 0 and swapped.max() < scores.size
-        if not np.array_equal(kept, got) and not in_range:
+        if not (swapped.size and swapped.min() >= 0 and swapped.max() < scores.size):
             return result
         if (np.abs(scores[swapped] - boundary) > TIE_WINDOW * abs(boundary)).any():
             return result

@@ -1,75 +1,171 @@
-"""From a request and a bundle to one number, K: how many visual tokens of each image go on."""
+"""From a request and the plans of its images to how many tokens of each unit go on; known before any graph runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.counts import kept_count, kept_rows
 from runtime.errors import RequestError
-from runtime.manifest import Manifest
+from runtime.layouts import ImagePlan, Unit
+from runtime.layouts.stitch import stitched_grid
+from runtime.manifest import Manifest, PruningInfo
 from runtime.request import Request
 from runtime.selectors import GRAPH
 
-__all__ = ["PruningPlan", "plan_pruning"]
+__all__ = ["Amount", "PruningPlan", "kept_placeholders", "plan_pruning", "stitched_rows", "unit_counts"]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of an image is kept: a `ratio` of the tokens, or `tokens` per image, or (neither) everything."""
+
+    ratio: float | None = None
+    tokens: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing limits the tokens."""
+        return self.ratio is None and self.tokens is None
+
+    def __str__(self) -> str:
+        return f"tokens {self.tokens}" if self.tokens is not None else f"ratio {self.ratio}"
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """K per image; `pruned` is False exactly when every token stays, and then `reason` says why."""
+    """`counts`: kept tokens per image and unit; `pruned` is False exactly when every token stays, `reason` says why.
 
-    keep: int
+    Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then `counts` has their
+    sum alone behind the overview's.
+    """
+
+    amount: Amount
+    counts: tuple[tuple[int, ...], ...]
     pruned: bool
     reason: str | None
 
 
-def plan_pruning(request: Request, manifest: Manifest) -> PruningPlan:
-    """Decide K for every image of a request; all images of a bundle have the same N.
+def plan_pruning(request: Request, manifest: Manifest, plans: Sequence[ImagePlan]) -> PruningPlan:
+    """Decide the counts of every image of a request.
 
     Raises:
         RequestError: `tokens` outside 1..N, less than one row for `row`, or `row` without a grid.
     """
-    total = manifest.vision.tokens
-    if not request.all_images:
-        return PruningPlan(total, False, "the prompt has no image")
+    everything = tuple(tuple(unit.prunable for unit in plan.units) for plan in plans)
+    if not plans:
+        return PruningPlan(Amount(), (), False, "the prompt has no image")
     if request.selector == "none":
-        return PruningPlan(total, False, 'selector "none" keeps every token')
-    ratio, tokens = request.ratio, request.tokens
-    if ratio is None and tokens is None:
-        ratio, tokens = manifest.pruning.default_ratio, manifest.pruning.default_tokens
+        return PruningPlan(Amount(), everything, False, 'selector "none" keeps every token')
+    amount = Amount(request.ratio, request.tokens)
+    if amount.everything:
+        amount = Amount(manifest.pruning.default_ratio, manifest.pruning.default_tokens)
+    if amount.everything:
+        return PruningPlan(amount, everything, False, "neither the request nor the bundle gives a ratio")
+    stitched = stitched_rows(request.selector, manifest.pruning)
     strategy = manifest.pruning.strategy if request.selector == GRAPH else request.selector
-    if tokens is not None:
-        keep, asked = _by_tokens(tokens, strategy, manifest), f"tokens {tokens}"
-    elif ratio is not None:
-        keep, asked = _by_ratio(ratio, strategy, manifest), f"ratio {ratio}"
-    else:
-        return PruningPlan(total, False, "neither the request nor the bundle gives a ratio")
-    if keep < total:
-        return PruningPlan(keep, True, None)
-    return PruningPlan(total, False, f"{asked} keeps every token")
+    count = _stitched_counts if stitched else _unit_counts_by
+    counts = tuple(count(plan, amount, strategy) for plan in plans)
+    if sum(map(sum, counts)) < sum(map(sum, everything)):
+        return PruningPlan(amount, counts, True, None)
+    return PruningPlan(Amount(), everything, False, f"{amount} keeps every token")
 
 
-def _by_ratio(ratio: float, strategy: str, manifest: Manifest) -> int:
+def stitched_rows(selector: str, pruning: PruningInfo) -> bool:
+    """Whether rows of the stitched picture are compared, for a request with this selector."""
+    return pruning.row_scope == "stitched" and selector in (GRAPH, "row")
+
+
+def unit_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:
+    """Kept tokens of each unit: the rule for all strategies, in one place.
+
+    A ratio holds for each unit. A budget is shared out evenly, and the overview gets what is left; `row` keeps whole
+    rows. A unit that is all padding keeps none.
+
+    Raises:
+        RequestError: a budget outside what the image has, or too small for its units; `row` without a grid.
+    """
+    if amount.everything:
+        return tuple(unit.prunable for unit in plan.units)
+    return _unit_counts_by(plan, amount, strategy)
+
+
+def kept_placeholders(plan: ImagePlan, kept: int, prefix: int, newline: str) -> int:
+    """Placeholders of an image of which `kept` tokens go on; with newline policy `keep_nonempty`, the most there can be."""
+    newlines = 0 if newline == "drop" else int((plan.sequence < 0).sum())
+    return prefix * len(plan.units) + kept + newlines
+
+
+def _unit_counts_by(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:
+    if amount.tokens is not None:
+        shares = _shares(plan, amount.tokens)
+        if strategy != "row":
+            return shares
+        return tuple(
+            _whole_rows(unit, share, amount.tokens) for unit, share in zip(plan.units, shares, strict=True)
+        )
+    ratio = 1.0 if amount.ratio is None else amount.ratio
+    return tuple(_by_ratio(unit, ratio, strategy) for unit in plan.units)
+
+
+def _stitched_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:
+    """(the overview's, all tiles' together); without tiles, as for one unit."""
+    del strategy
+    if plan.mosaic is None or plan.overview is None:
+        return _unit_counts_by(plan, amount, "row")
+    overview, (rows, columns) = plan.units[plan.overview], stitched_grid(plan)
+    if amount.tokens is None:
+        ratio = 1.0 if amount.ratio is None else amount.ratio
+        return _by_ratio(overview, ratio, "row"), columns * kept_rows(rows, ratio)
+    share = _shares(plan, amount.tokens)[plan.overview]
+    tiles = Unit(rows * columns, (rows, columns))
+    return _whole_rows(overview, share, amount.tokens), _whole_rows(
+        tiles, amount.tokens - share, amount.tokens
+    )
+
+
+def _by_ratio(unit: Unit, ratio: float, strategy: str) -> int:
+    if unit.prunable == 0:
+        return 0
     if strategy != "row":
-        return kept_count(manifest.vision.tokens, ratio)
-    rows, columns = _full_grid(manifest)
+        return kept_count(unit.prunable, ratio)
+    rows, columns = _full_grid(unit)
     return columns * kept_rows(rows, ratio)
 
 
-def _by_tokens(tokens: int, strategy: str, manifest: Manifest) -> int:
-    total = manifest.vision.tokens
+def _shares(plan: ImagePlan, tokens: int) -> tuple[int, ...]:
+    filled = [index for index, unit in enumerate(plan.units) if unit.prunable]
+    total = plan.prunable
     if not 1 <= tokens <= total:
         raise RequestError(f"tokens is {tokens}, but an image has {total}: give 1..{total}")
-    if strategy != "row":
-        return tokens
-    _, columns = _full_grid(manifest)
-    if tokens < columns:
+    if tokens < len(filled):
         raise RequestError(
-            f'tokens is {tokens}, but strategy "row" keeps whole rows of {columns}: give {columns}..{total}'
+            f"tokens is {tokens}, but the image is seen in {len(filled)} parts, each of which keeps at least one: "
+            f"give {len(filled)}..{total}"
         )
-    return tokens // columns * columns
+    shares = [0] * len(plan.units)
+    for index in filled:
+        shares[index] = min(tokens // len(filled), plan.units[index].prunable)
+    main = filled[0] if plan.overview is None else plan.overview
+    shares[main] = min(plan.units[main].prunable, shares[main] + tokens - sum(shares))
+    return tuple(shares)
 
 
-def _full_grid(manifest: Manifest) -> tuple[int, int]:
-    if manifest.vision.grid is None:
+def _whole_rows(unit: Unit, share: int, tokens: int) -> int:
+    if unit.prunable == 0:
+        return 0
+    _, columns = _full_grid(unit)
+    if share < columns:
+        part = "" if share == tokens else f", and a part of the image gets {share} of them"
+        raise RequestError(
+            f'tokens is {tokens}{part}, but strategy "row" keeps whole rows of {columns}: give '
+            + (f"{columns}..{unit.prunable}" if not part else "more")
+        )
+    return min(share, unit.prunable) // columns * columns
+
+
+def _full_grid(unit: Unit) -> tuple[int, int]:
+    grid = unit.valid_grid
+    if grid is None:
         raise RequestError('selector "row" needs a full grid of tokens, which this model lacks: use "rank"')
-    return manifest.vision.grid
+    return grid

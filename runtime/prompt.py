@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, RequestError
+from runtime.layouts import IMAGE_SLOT, ImagePlan
 from runtime.lazy import require
 from runtime.manifest import PromptTemplate
 from runtime.request import Request
 
-__all__ = ["Prompter", "expand_images", "fill_turn", "render_chat"]
+__all__ = ["Prompter", "expand_images", "fill_turn", "image_text", "render_chat"]
 
 _TOKENIZER = "tokenizer.json"
 
@@ -25,12 +26,17 @@ def fill_turn(turn: str, images: str, prompt: str) -> str:
     return before.replace("{images}", images) + prompt + after.replace("{images}", images)
 
 
-def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, int, str]]) -> str:
-    """The text of a chat; `turns` are (prompt, number of images, answer), the last one not yet answered."""
+def image_text(template: PromptTemplate, image_token: str, plan: ImagePlan) -> str:
+    """What stands for an image in a turn, with the image token once per run of placeholders."""
+    return template.image.replace(image_token, plan.text.replace(IMAGE_SLOT, image_token))
+
+
+def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, Sequence[str], str]]) -> str:
+    """The text of a chat; `turns` are (prompt, `image_text` of each image, answer), the last one not yet answered."""
     text = ""
     for number, (prompt, images, answer) in enumerate(turns):
         turn = template.first_turn if number == 0 else str(template.next_turn)
-        text += fill_turn(turn, template.image * images, prompt)
+        text += fill_turn(turn, "".join(images), prompt)
         if number < len(turns) - 1:
             text = text[: len(text) - len(template.generation)] + template.past_answer.replace(
                 "{answer}", answer
@@ -38,20 +44,20 @@ def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, int, str]])
     return text
 
 
-def expand_images(ids: npt.NDArray[np.int64], image: int, rows: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Repeat the t-th `image` id `rows[t]` times; ids [L] with exactly len(rows) image ids.
+def expand_images(ids: npt.NDArray[np.int64], image: int, runs: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Repeat the t-th `image` id `runs[t]` times; ids [L] with exactly len(runs) image ids.
 
     Raises:
         RequestError: another number of image ids.
     """
     places = np.flatnonzero(ids == image)
-    if places.size != len(rows):
+    if places.size != len(runs):
         raise RequestError(
-            f"the prompt has {places.size} image tokens for {len(rows)} images: "
+            f"the prompt has {places.size} image tokens for {len(runs)} parts of images: "
             "write the prompt without image tokens, the template adds them"
         )
     counts = np.ones(ids.size, np.int64)
-    counts[places] = rows
+    counts[places] = runs
     return np.repeat(ids, counts)
 
 
@@ -89,8 +95,8 @@ class Prompter:
                 "rebuild the bundle with `python -m export.build`"
             )
 
-    def render(self, request: Request) -> str:
-        """The text of the whole chat, with one image token per image.
+    def render(self, request: Request, plans: Sequence[ImagePlan]) -> str:
+        """The text of the whole chat, with one image token per run of placeholders; `plans` of all its images, in order.
 
         Raises:
             RequestError: a text holds the image token, or there is history and the model has no chat form.
@@ -105,17 +111,18 @@ class Prompter:
                         f"the prompt contains the image token {self._image_text!r}: leave it out, "
                         "the template adds one for every image"
                     )
+        texts = iter([image_text(self._template, self._image_text, plan) for plan in plans])
         return render_chat(
-            self._template, [(prompt, len(images), answer) for prompt, images, answer in turns]
+            self._template,
+            [(prompt, [next(texts) for _ in images], answer) for prompt, images, answer in turns],
         )
 
-    def ids(self, request: Request, rows: int) -> npt.NDArray[np.int64]:
-        """Token ids [1, L] with `rows` placeholders per image (kept tokens plus prefix)."""
+    def ids(self, request: Request, plans: Sequence[ImagePlan]) -> npt.NDArray[np.int64]:
+        """Token ids [P] with one image id per run of placeholders, see `expand_images`."""
         encoded = self._tokenizer.encode(
-            self.render(request), add_special_tokens=self._template.add_special_tokens
+            self.render(request, plans), add_special_tokens=self._template.add_special_tokens
         )
-        plain = np.asarray(encoded.ids, np.int64)
-        return expand_images(plain, self._image, [rows] * len(request.all_images))[None]
+        return np.asarray(encoded.ids, np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

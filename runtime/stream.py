@@ -10,11 +10,9 @@ from runtime.errors import RequestError
 from runtime.result import Result
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from runtime.answer import AnswerRun
-    from runtime.vision import EncodedImages
+    from runtime.preprocess import PreparedImage
+    from runtime.vision import EncodedImage
 
 __all__ = ["Stream"]
 
@@ -57,14 +55,14 @@ class Stream:
         self._cancel = True
 
     @property
-    def encoded(self) -> EncodedImages | None:
+    def encoded(self) -> tuple[EncodedImage, ...]:
         """Visual tokens of all images, once encoded: give them to the next request about the same images."""
         return self._run.encoded
 
     @property
-    def pixel_values(self) -> npt.NDArray[np.float32] | None:
-        """What the vision encoder looked at, float32 [images, 3, H, W]; None where it was not run."""
-        return self._run.pixel_values
+    def prepared(self) -> tuple[PreparedImage, ...]:
+        """The images that were opened for this answer: what the vision encoder looks at."""
+        return self._run.prepared
 
     @property
     def result(self) -> Result:

@@ -34,7 +34,11 @@ def _counts(result: Result) -> str:
     before, after = sum(result.visual_tokens_before), sum(result.visual_tokens_after)
     text = f"{before} → {after}"
     if images > 1:
-        text += f" ({images} images, {result.visual_tokens_before[0]} → {result.visual_tokens_after[0]} each)"
+        pairs = list(zip(result.visual_tokens_before, result.visual_tokens_after, strict=True))
+        if len(set(pairs)) == 1:
+            text += f" ({images} images, {pairs[0][0]} → {pairs[0][1]} each)"
+        else:
+            text += f" ({images} images: {', '.join(f'{old} → {new}' for old, new in pairs)})"
     return text
 
 

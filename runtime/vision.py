@@ -1,27 +1,34 @@
-"""Pixel values to visual tokens: the pruned encoder, the unpruned one, and selection on the host."""
+"""Prepared images to visual tokens: the pruned encoder, the unpruned one, and selection on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime import contract
+from runtime.assemble import Assembly, assemble
 from runtime.backend import Array, Session
 from runtime.errors import BackendError, RequestError
+from runtime.layouts import ImagePlan, Unit
+from runtime.layouts.stitch import stitched_rows_kept
 from runtime.manifest import Manifest
+from runtime.plan import stitched_rows
+from runtime.preprocess import PreparedImage
 from runtime.selectors import GRAPH, Choice, allowed_selectors, needs_scores, select
 
-__all__ = ["EncodedImages", "Selection", "VisionEncoder"]
+__all__ = ["EncodedImage", "Selection", "VisionEncoder"]
+
+_MOST_UNITS = 8  # in one call: more make the activations larger, not the work faster
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How to prune: K tokens per image, chosen by `selector`; `seed` is for "random"."""
+    """How to prune: `counts` per image and unit (`runtime.plan`), chosen by `selector`; `seed` is for "random"."""
 
-    keep: int
+    counts: tuple[tuple[int, ...], ...]
     selector: str = GRAPH
     seed: int = 0
 
@@ -33,37 +40,66 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class EncodedImages:
-    """Visual tokens ready for the prompt; may be reused for several questions about the same images.
+class EncodedImage:
+    """The visual tokens of one image, ready for the prompt; may be reused for several questions about it.
 
-    `features` float32 [images, p + K, D] (prefix rows first), `kept_indices` int64 [images, K] ascending in
-    0..N-1, `token_scores` float32 [images, N] or None where no score was computed.
+    `features` float32 [rows, D] as they go into the prompt, `kept` int64 positions per unit, ascending in 0..N-1,
+    `scores` float32 [N] per unit, or None where no score was computed.
     """
 
+    plan: ImagePlan
     features: npt.NDArray[np.float32]
-    kept_indices: npt.NDArray[np.int64]
-    token_scores: npt.NDArray[np.float32] | None
+    assembly: Assembly
+    kept: tuple[npt.NDArray[np.int64], ...]
+    scores: tuple[npt.NDArray[np.float32], ...] | None
 
-    def joined(self, other: EncodedImages) -> EncodedImages:
-        """These images followed by `other`'s, which must have the same K; scores only if both have them."""
-        scores = None
-        if self.token_scores is not None and other.token_scores is not None:
-            scores = np.concatenate([self.token_scores, other.token_scores])
-        return EncodedImages(
-            np.concatenate([self.features, other.features]),
-            np.concatenate([self.kept_indices, other.kept_indices]),
-            scores,
-        )
+    @property
+    def kept_indices(self) -> npt.NDArray[np.int64]:
+        """Kept positions int64 [K], ascending; the tokens of all units are counted through, N of a unit after the other."""
+        starts = np.cumsum([0, *(unit.tokens for unit in self.plan.units)])
+        return np.concatenate([start + kept for start, kept in zip(starts[:-1], self.kept, strict=True)])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Kept tokens per unit."""
+        return tuple(len(kept) for kept in self.kept)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One unit to encode: where it belongs, its pixels, and K of the graph (None: the unpruned encoder)."""
+
+    image: int
+    unit: int
+    prepared: PreparedImage
+    keep: int | None
+
+    @property
+    def shape(self) -> Unit:
+        return self.prepared.plan.units[self.unit]
+
+    @property
+    def pixels(self) -> Array:
+        return self.prepared.pixel_values[self.unit : self.unit + 1]
+
+
+_Outputs = dict[str, Array]
 
 
 class VisionEncoder:
     """Runs the vision graphs, each opened when first needed: a device that always prunes loads one."""
 
-    def __init__(self, session: Callable[[str], Session], manifest: Manifest) -> None:
-        """Take a function that opens a graph by its contract name."""
+    def __init__(
+        self,
+        session: Callable[[str], Session],
+        manifest: Manifest,
+        newline: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        """Take a function that opens a graph by its contract name, and the newline vector [D] of models that have one."""
         self._session = session
-        self._vision = manifest.vision
-        self._strategy = manifest.pruning.strategy
+        self._manifest = manifest
+        self._prefix = manifest.layout.prefix_tokens
+        self._newline = newline
 
     def graph_for(self, selection: Selection) -> str:
         """The graph that `encode` runs for a selection."""
@@ -71,62 +107,223 @@ class VisionEncoder:
             return contract.VISION_ENCODER_FOPRU
         return contract.VISION_ENCODER
 
-    def encode_unpruned(self, pixel_values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """All visual tokens [images, p + N, D] of pixel values [images, 3, H, W]."""
-        outputs = self._session(contract.VISION_ENCODER).run({contract.PIXEL_VALUES: pixel_values})
-        return outputs[contract.IMAGE_FEATURES]
+    def encode_unpruned(self, images: Sequence[PreparedImage]) -> tuple[EncodedImage, ...]:
+        """All visual tokens of every image."""
+        everything = [[unit.valid_indices for unit in image.plan.units] for image in images]
+        features = self._whole(images, contract.VISION_ENCODER)[0]
+        return self._joined(images, self._cut(features, everything), everything, None)
 
-    def encode(self, pixel_values: npt.NDArray[np.float32], selection: Selection) -> EncodedImages:
+    def encode(self, images: Sequence[PreparedImage], selection: Selection) -> tuple[EncodedImage, ...]:
         """The visual tokens that a selection keeps.
 
         Raises:
-            RequestError: K outside 1..N, not whole rows for `row`, or a selector that needs a grid.
+            RequestError: a count outside 1..N, not whole rows for `row`, or a selector that needs a grid.
             BackendError: the graph failed, or gave a score that is not finite.
         """
-        total = self._vision.tokens
-        if not 1 <= selection.keep <= total:
-            raise RequestError(f"cannot keep {selection.keep} tokens: an image has {total}, give 1..{total}")
-        if selection.selector == GRAPH:
-            return self._pruned_by_graph(pixel_values, selection.keep)
-        if needs_scores(selection.selector):
-            whole = self._pruned_by_graph(pixel_values, total)
-            features, scores = whole.features, whole.token_scores
-        else:
-            features, scores = self.encode_unpruned(pixel_values), None
-        return self._pruned_by_host(features, scores, selection)
-
-    def _pruned_by_graph(self, pixel_values: npt.NDArray[np.float32], keep: int) -> EncodedImages:
-        grid = self._vision.grid
-        if self._strategy == "row" and grid is not None and keep % grid[1]:
+        if len(selection.counts) != len(images):
             raise RequestError(
-                f'strategy "row" keeps whole rows of {grid[1]} tokens, not {keep}: give a multiple'
+                f"got counts for {len(selection.counts)} images, but there are {len(images)}: make them with plan_pruning"
             )
-        outputs = self._session(contract.VISION_ENCODER_FOPRU).run(
-            {contract.PIXEL_VALUES: pixel_values, contract.NUM_KEEP: np.array([keep], np.int64)}
-        )
-        scores = outputs[contract.TOKEN_SCORES]
-        if not np.isfinite(scores).all():
-            raise BackendError(
-                "the vision encoder gave a token score that is not finite: check image and bundle"
-            )
-        return EncodedImages(outputs[contract.IMAGE_FEATURES], outputs[contract.KEPT_INDICES], scores)
+        stitched = stitched_rows(selection.selector, self._manifest.pruning)
+        for image, counts in zip(images, selection.counts, strict=True):
+            if not (stitched and image.plan.mosaic):
+                _check_counts(image.plan, counts)
+        if selection.selector == GRAPH and not stitched:
+            return self._pruned_by_graph(images, selection)
+        return self._pruned_by_host(images, selection, stitched)
 
-    def _pruned_by_host(self, features: Array, scores: Array | None, selection: Selection) -> EncodedImages:
-        prefix, total = self._vision.prefix_tokens, self._vision.tokens
-        blank = np.zeros(total, np.float32)
-        kept = [
-            # Another seed per image, so that "random" does not keep the same places of every image.
-            select(
-                selection.selector,
-                Choice(
-                    blank if scores is None else scores[image],
-                    self._vision.grid,
-                    selection.keep,
-                    selection.seed + image,
-                ),
-            )
-            for image in range(features.shape[0])
+    def _pruned_by_graph(
+        self, images: Sequence[PreparedImage], selection: Selection
+    ) -> tuple[EncodedImage, ...]:
+        jobs = [
+            _Job(number, unit, image, self._graph_keep(image.plan.units[unit], count))
+            for number, (image, counts) in enumerate(zip(images, selection.counts, strict=True))
+            for unit, count in enumerate(counts)
+            if count
         ]
-        rows = [np.concatenate([np.arange(prefix), prefix + indices]) for indices in kept]
-        chosen = np.stack([features[image, picked] for image, picked in enumerate(rows)])
-        return EncodedImages(chosen, np.stack(kept), scores)
+        found = self._run(jobs, contract.VISION_ENCODER_FOPRU)
+        features, kept, scores = _empty(images), _empty(images), _empty(images)
+        for job in jobs:
+            out, unit = found[job.image, job.unit], job.shape
+            _check_scores(out[contract.TOKEN_SCORES])
+            indices: npt.NDArray[np.int64] = out[contract.KEPT_INDICES]
+            rows, shown = out[contract.IMAGE_FEATURES], np.isin(indices, unit.valid_indices)
+            if not shown.all():  # whole rows of a tile with padding at its sides
+                rows = np.concatenate([rows[: self._prefix], rows[self._prefix :][shown]])
+            features[job.image][job.unit] = rows
+            kept[job.image][job.unit] = indices[shown]
+            scores[job.image][job.unit] = out[contract.TOKEN_SCORES]
+        blank = np.zeros((self._prefix, self._manifest.decoder.hidden_size), np.float32)
+        for number, image in enumerate(images):
+            for index, unit in enumerate(image.plan.units):
+                if features[number][index] is None:  # all padding: never encoded
+                    features[number][index] = blank
+                    kept[number][index] = np.zeros(0, np.int64)
+                    scores[number][index] = np.zeros(unit.tokens, np.float32)
+        return self._joined(images, features, kept, scores)
+
+    def _pruned_by_host(
+        self, images: Sequence[PreparedImage], selection: Selection, stitched: bool
+    ) -> tuple[EncodedImage, ...]:
+        graph = self.graph_for(selection)
+        features, scores = self._whole(images, graph)
+        kept, seed = [], selection.seed
+        for number, (image, counts) in enumerate(zip(images, selection.counts, strict=True)):
+            plan, own = image.plan, scores[number]
+            if stitched and plan.mosaic is not None and plan.overview is not None:
+                rows = stitched_rows_kept(plan, own, counts[1])
+                overview = plan.units[plan.overview]
+                rows[plan.overview] = _select(overview, Choice(own[plan.overview], None, counts[0]), "row")
+                kept.append(rows)
+                continue
+            name = "row" if selection.selector == GRAPH else selection.selector
+            parts = []
+            for unit, values, count in zip(plan.units, own, counts, strict=True):
+                # Another seed per unit, so that "random" does not keep the same places of every one.
+                parts.append(_select(unit, Choice(values, None, count, seed), name))
+                seed += 1
+            kept.append(parts)
+        given = scores if graph == contract.VISION_ENCODER_FOPRU else None
+        return self._joined(images, self._cut(features, kept), kept, given)
+
+    def _whole(
+        self, images: Sequence[PreparedImage], graph: str
+    ) -> tuple[list[list[Array]], list[list[Array]]]:
+        """(features [p + N, D], scores [N]) of every unit with nothing pruned; scores are zeros from the unpruned graph."""
+        pruned = graph == contract.VISION_ENCODER_FOPRU
+        jobs = [
+            _Job(number, index, image, unit.tokens if pruned else None)
+            for number, image in enumerate(images)
+            for index, unit in enumerate(image.plan.units)
+        ]
+        found = self._run(jobs, graph)
+        features, scores = _empty(images), _empty(images)
+        for job in jobs:
+            out = found[job.image, job.unit]
+            features[job.image][job.unit] = out[contract.IMAGE_FEATURES]
+            own = out.get(contract.TOKEN_SCORES, np.zeros(job.shape.tokens, np.float32))
+            _check_scores(own)
+            scores[job.image][job.unit] = own
+        return features, scores
+
+    def _run(self, jobs: Sequence[_Job], graph: str) -> dict[tuple[int, int], _Outputs]:
+        """Outputs of every job without the axis of units; jobs of equal shape and K share a call."""
+        results: dict[tuple[int, int], _Outputs] = {}
+        if not jobs:
+            return results
+        session = self._session(graph)
+        for batch in _batches(jobs):
+            outputs = session.run(self._feeds(batch, graph))
+            for place, job in enumerate(batch):
+                results[job.image, job.unit] = {name: value[place] for name, value in outputs.items()}
+        return results
+
+    def _feeds(self, batch: Sequence[_Job], graph: str) -> dict[str, Array]:
+        first = batch[0]
+        feeds: dict[str, Array] = {
+            contract.PIXEL_VALUES: np.concatenate([job.pixels for job in batch]),
+            **first.prepared.plan.inputs,
+        }
+        if graph == contract.VISION_ENCODER_FOPRU:
+            feeds[contract.NUM_KEEP] = np.array([first.keep], np.int64)
+            if self._manifest.layout.masked:
+                feeds[contract.TOKEN_MASK] = np.stack([_mask(job) for job in batch])
+            if self._manifest.grid_input:
+                feeds[contract.GRID] = np.array(first.shape.grid, np.int64)
+        return feeds
+
+    def _graph_keep(self, unit: Unit, count: int) -> int:
+        """K as the graph counts: whole rows of the grid for `row`, padding at their ends included."""
+        if self._manifest.pruning.strategy != "row" or unit.grid is None or unit.valid_grid is None:
+            return count
+        columns = unit.valid_grid[1]
+        if count % columns:
+            raise RequestError(
+                f'strategy "row" keeps whole rows of {columns} tokens, not {count}: give a multiple'
+            )
+        return count // columns * unit.grid[1]
+
+    def _joined(
+        self,
+        images: Sequence[PreparedImage],
+        features: Sequence[Sequence[Array]],
+        kept: Sequence[Sequence[Array]],
+        scores: Sequence[Sequence[Array]] | None,
+    ) -> tuple[EncodedImage, ...]:
+        newline = self._manifest.pruning.newline
+        encoded = []
+        for number, image in enumerate(images):
+            assembly = assemble(image.plan, kept[number], self._prefix, newline)
+            own = np.concatenate(list(features[number]))
+            if self._newline is not None:
+                own = np.concatenate([own, self._newline[None]])  # NEWLINE is the last row
+            encoded.append(
+                EncodedImage(
+                    image.plan,
+                    own[assembly.source],
+                    assembly,
+                    tuple(kept[number]),
+                    None if scores is None else tuple(scores[number]),
+                )
+            )
+        return tuple(encoded)
+
+    def _cut(self, features: Sequence[Sequence[Array]], kept: Sequence[Sequence[Array]]) -> list[list[Array]]:
+        """The prefix rows and kept rows of whole outputs [p + N, D]."""
+        prefix = np.arange(self._prefix)
+        return [
+            [
+                rows[np.concatenate([prefix, self._prefix + indices])]
+                for rows, indices in zip(own, chosen, strict=True)
+            ]
+            for own, chosen in zip(features, kept, strict=True)
+        ]
+
+
+def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    groups: dict[object, list[_Job]] = {}
+    for job in jobs:
+        own = job.image if job.prepared.plan.inputs else None
+        groups.setdefault((own, job.keep, job.pixels.shape), []).append(job)
+    for group in groups.values():
+        for start in range(0, len(group), _MOST_UNITS):
+            yield group[start : start + _MOST_UNITS]
+
+
+def _mask(job: _Job) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(job.shape.tokens, np.bool_)
+    mask[job.shape.valid_indices] = True
+    return mask
+
+
+def _select(unit: Unit, choice: Choice, name: str) -> npt.NDArray[np.int64]:
+    """Run a host selector on the valid tokens of a unit; `choice` has the scores of all of them."""
+    valid = unit.valid_indices
+    if not valid.size:
+        return valid
+    chosen = select(name, Choice(choice.scores[valid], unit.valid_grid, choice.keep, choice.seed))
+    return valid[chosen]
+
+
+def _empty(images: Sequence[PreparedImage]) -> list[list[Array]]:
+    nothing: list[list[Array]] = [[None] * len(image.plan.units) for image in images]  # type: ignore[list-item]  # filled by unit
+    return nothing
+
+
+def _check_counts(plan: ImagePlan, counts: Sequence[int]) -> None:
+    if len(counts) != len(plan.units):
+        raise RequestError(
+            f"got {len(counts)} counts for an image that is seen in {len(plan.units)} parts: make them with plan_pruning"
+        )
+    for unit, count in zip(plan.units, counts, strict=True):
+        total = unit.prunable
+        if count == total == 0:
+            continue
+        if not 1 <= count <= total:
+            what = "an image" if len(counts) == 1 else "this part of the image"
+            raise RequestError(f"cannot keep {count} tokens: {what} has {total}, give 1..{total}")
+
+
+def _check_scores(scores: Array) -> None:
+    if not np.isfinite(scores).all():
+        raise BackendError("the vision encoder gave a token score that is not finite: check image and bundle")
