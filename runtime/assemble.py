@@ -15,8 +15,9 @@ __all__ = ["Assembly", "assemble"]
 
 @dataclass(frozen=True)
 class Assembly:
-    """`source` int64 [rows]: row of the units' kept outputs, one unit after the other (prefix rows first in each), or
-    `NEWLINE`; `places` int64 [rows]: which of the unpruned placeholders each one is; `runs`: rows of each run."""
+    """`source` int64 [rows]: row of the units' kept outputs, one unit after the other (prefix rows first in
+    each), or `NEWLINE`; `places` int64 [rows]: which of the unpruned placeholders each one is; `runs`: rows
+    of each run."""
 
     source: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]

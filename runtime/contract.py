@@ -106,7 +106,8 @@ def vision_contracts(
 ) -> dict[str, GraphContract]:
     """Contracts of `vision_encoder` and `vision_encoder_fopru`.
 
-    The pruned encoder also takes `token_mask` bool where units may hold padding, and `grid` int64 [2] (rows, columns).
+    The pruned encoder also takes `token_mask` bool where units may hold padding, and `grid` int64 [2] (rows,
+    columns).
 
     Args:
         layout: how images become units.

@@ -1,8 +1,8 @@
 """Strict JSON to frozen dataclasses: an unknown or missing key or a wrong type is an error naming its place.
 
 One mechanism for every record of a bundle: the dataclass is the schema. Supported field types are str, bool,
-int, float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples, dict[str, X], and classes
-with a `concrete` method, whose objects say by the key `kind` which dataclass they are.
+int, float, Any, dataclasses, `X | None`, `X | Y` of scalars, tuple[X, ...], fixed tuples, dict[str, X], and
+classes with a `concrete` method, whose objects say by the key `kind` which dataclass they are.
 """
 
 from __future__ import annotations

@@ -149,10 +149,10 @@ class PruningInfo:
     """What the pruned encoder graph does, and what a request gets that says nothing.
 
     At most one of `default_ratio` and `default_tokens` is set; with neither, such a request is not pruned.
-    `position_ids`: kept tokens have the positions that they have in the unpruned prompt (`original`), or the prompt is
-    counted anew (`renumber`). `row_scope`: strategy `row` compares the rows of a `tile`, or those of the `stitched` image,
-    on the host. `newline`: newline vectors all stay (`keep_all`), or those of lines with a kept token
-    (`keep_nonempty`), or none (`drop`).
+    `position_ids`: kept tokens have the positions that they have in the unpruned prompt (`original`), or the
+    prompt is counted anew (`renumber`). `row_scope`: strategy `row` compares the rows of a `tile`, or those
+    of the `stitched` image, on the host. `newline`: newline vectors all stay (`keep_all`), or those of lines
+    with a kept token (`keep_nonempty`), or none (`drop`).
     """
 
     strategy: str
@@ -193,8 +193,8 @@ class PruningInfo:
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """Shapes of the decoder and its KV cache; `max_positions` bounds prompt + answer. `position_axes` is the number of rows
-    of its position ids: 1, or 3 with M-RoPE (time, height, width)."""
+    """Shapes of the decoder and its KV cache; `max_positions` bounds prompt + answer. `position_axes` is the
+    number of rows of its position ids: 1, or 3 with M-RoPE (time, height, width)."""
 
     layers: int
     kv_heads: int

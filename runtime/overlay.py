@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RequestError
-from runtime.lazy import require
 from runtime.layouts import Unit
+from runtime.lazy import require
 from runtime.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -119,8 +119,8 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class UnitScores:
-    """How `token_scores` and `kept_indices` are to be read: N of every unit, in order, and the row length where whole rows
-    are kept, whose near-ties are between means of rows."""
+    """How `token_scores` and `kept_indices` are to be read: N of every unit, in order, and the row length
+    where whole rows are kept, whose near-ties are between means of rows."""
 
     tokens: tuple[int, ...]
     columns: tuple[int, ...] | None = None
@@ -177,10 +177,11 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
 def measure(
     generator: Generator, images: Sequence[ImageSource], prompt: str, amount: Amount, new_tokens: int
 ) -> tuple[dict[str, Array], UnitScores | None]:
-    """Run every stage of a bundle, the pruned graph even where everything is kept: arrays by the names of `STAGES`.
+    """Run every stage of a bundle, the pruned graph even where everything is kept: arrays by the names of
+    `STAGES`.
 
-    `pixel_values` is [-1, last axis], `token_scores` and `kept_indices` are 1-D, unit after unit; the features are
-    [placeholders, D] of all images.
+    `pixel_values` is [-1, last axis], `token_scores` and `kept_indices` are 1-D, unit after unit; the
+    features are [placeholders, D] of all images.
     """
     request = Request(
         prompt,
@@ -227,7 +228,8 @@ def _unit_scores(plans: Sequence[ImagePlan], manifest: Manifest) -> UnitScores |
         return None
     if manifest.pruning.strategy != "row":
         return UnitScores(tuple(unit.tokens for unit in units))
-    # With padding at its sides a row has fewer tokens than the grid's columns, and its near-ties are not looked for.
+    # With padding at its sides a row has fewer tokens than the grid's columns, and its near-ties are not
+    # looked for.
     if any(unit.grid is None or unit.valid is not None for unit in units):
         return None
     columns = tuple(unit.grid[1] for unit in units if unit.grid is not None)

@@ -34,10 +34,11 @@ class Amount:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """`counts`: kept tokens per image and unit; `pruned` is False exactly when every token stays, `reason` says why.
+    """`counts`: kept tokens per image and unit; `pruned` is False exactly when every token stays, `reason`
+    says why.
 
-    Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then `counts` has their
-    sum alone behind the overview's.
+    Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then
+    `counts` has their sum alone behind the overview's.
     """
 
     amount: Amount
@@ -79,8 +80,8 @@ def stitched_rows(selector: str, pruning: PruningInfo) -> bool:
 def unit_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:
     """Kept tokens of each unit: the rule for all strategies, in one place.
 
-    A ratio holds for each unit. A budget is shared out evenly, and the overview gets what is left; `row` keeps whole
-    rows. A unit that is all padding keeps none.
+    A ratio holds for each unit. A budget is shared out evenly, and the overview gets what is left; `row`
+    keeps whole rows. A unit that is all padding keeps none.
 
     Raises:
         RequestError: a budget outside what the image has, or too small for its units; `row` without a grid.
@@ -114,11 +115,11 @@ def _stitched_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[in
     if plan.mosaic is None or plan.overview is None:
         return _unit_counts_by(plan, amount, "row")
     overview, (rows, columns) = plan.units[plan.overview], stitched_grid(plan)
+    tiles = Unit(rows * columns, (rows, columns))
     if amount.tokens is None:
         ratio = 1.0 if amount.ratio is None else amount.ratio
-        return _by_ratio(overview, ratio, "row"), columns * kept_rows(rows, ratio)
+        return _by_ratio(overview, ratio, "row"), _by_ratio(tiles, ratio, "row")
     share = _shares(plan, amount.tokens)[plan.overview]
-    tiles = Unit(rows * columns, (rows, columns))
     return _whole_rows(overview, share, amount.tokens), _whole_rows(
         tiles, amount.tokens - share, amount.tokens
     )

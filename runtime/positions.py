@@ -1,8 +1,9 @@
 """Position ids of a pruned prompt, computed on the host; the graphs only take them.
 
-Policies (FoPru spec, section 8): `renumber` counts the pruned prompt 0, 1, 2, …; `original` gives each kept token the
-position that it has in the unpruned prompt, and text goes on after the unpruned image. For M-RoPE this is
-`get_rope_index` of transformers' Qwen2.5-VL on the unpruned prompt, gathered by the kept placeholders.
+Policies (FoPru spec, section 8): `renumber` counts the pruned prompt 0, 1, 2, …; `original` gives each kept
+token the position that it has in the unpruned prompt, and text goes on after the unpruned image. For M-RoPE
+this is `get_rope_index` of transformers' Qwen2.5-VL on the unpruned prompt, gathered by the kept
+placeholders.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image ready for the encoder: its plan, what the encoder looks at (uint8 [H, W, 3] per unit), and the same as
-    `pixel_values` float32, in the layout's shape with units first."""
+    """An image ready for the encoder: its plan, what the encoder looks at (uint8 [H, W, 3] per unit), and
+    the same as `pixel_values` float32, in the layout's shape with units first."""
 
     plan: ImagePlan
     views: tuple[npt.NDArray[np.uint8], ...]

@@ -96,7 +96,8 @@ class Prompter:
             )
 
     def render(self, request: Request, plans: Sequence[ImagePlan]) -> str:
-        """The text of the whole chat, with one image token per run of placeholders; `plans` of all its images, in order.
+        """The text of the whole chat, with one image token per run of placeholders; `plans` of all its
+        images, in order.
 
         Raises:
             RequestError: a text holds the image token, or there is history and the model has no chat form.

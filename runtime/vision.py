@@ -43,8 +43,8 @@ class Selection:
 class EncodedImage:
     """The visual tokens of one image, ready for the prompt; may be reused for several questions about it.
 
-    `features` float32 [rows, D] as they go into the prompt, `kept` int64 positions per unit, ascending in 0..N-1,
-    `scores` float32 [N] per unit, or None where no score was computed.
+    `features` float32 [rows, D] as they go into the prompt, `kept` int64 positions per unit, ascending in
+    0..N-1, `scores` float32 [N] per unit, or None where no score was computed.
     """
 
     plan: ImagePlan

@@ -1,8 +1,9 @@
 """From the size of an image to everything that the host must know before the encoder runs.
 
-A layout is data in the bundle (`bundle.json`, key `layout`) plus the pure functions of its class: how an image is cut
-into the units that the encoder looks at, how many tokens each unit makes, and where these tokens go in the prompt.
-No graph runs for any of it, so that counts, memory and positions are known before the first pixel is computed.
+A layout is data in the bundle (`bundle.json`, key `layout`) plus the pure functions of its class: how an
+image is cut into the units that the encoder looks at, how many tokens each unit makes, and where these
+tokens go in the prompt. No graph runs for any of it, so that counts, memory and positions are known before
+the first pixel is computed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Unit:
     Attributes:
         tokens: N, rows of the encoder's output for it, without prefix rows.
         grid: (R, C) of these tokens, row-major; None where they make no full grid.
-        valid: (top, bottom, left, right) of the tokens that show the image, ends excluded; the others are padding,
+        valid: (top, bottom, left, right) of the tokens that show the image, ends excluded; the others are
+        padding,
             which is neither kept nor counted. None: all are valid.
     """
 
@@ -76,15 +78,18 @@ class ImagePlan:
 
     Attributes:
         units: in the order of the encoder's batch.
-        text: what stands for the image token in the prompt, with `IMAGE_SLOT` once for each run of placeholders.
+        text: what stands for the image token in the prompt, with `IMAGE_SLOT` once for each run of
+        placeholders.
         runs: placeholders of each run, before pruning.
         sequence: int64 [sum(runs)]: what is behind each placeholder: a row of the units' outputs (prefix rows
             included), counted through all units, or `NEWLINE`.
         offsets: int64 [axes, sum(runs)]: position of each placeholder, counted from the first of its run.
         spans: positions that each run takes up: the next text token continues after as many.
-        lines: int64 [sum(runs)]: number of the line of the picture that a placeholder belongs to, -1 for none; None where
+        lines: int64 [sum(runs)]: number of the line of the picture that a placeholder belongs to, -1 for
+        none; None where
             there are no newlines. A newline has the number of the line that it ends.
-        inputs: further inputs of the encoder for this image; where there are some, each image is a call of its own.
+        inputs: further inputs of the encoder for this image; where there are some, each image is a call of
+        its own.
         overview: index of the unit that shows the whole image; None where the only unit does.
         mosaic: (rows, columns) in which the other units tile the image, row-major; None without tiles.
     """
@@ -112,8 +117,8 @@ class ImagePlan:
 
 
 class ImageLayout(abc.ABC):
-    """How images become encoder inputs and placeholders. Subclasses are frozen dataclasses: their fields are the data in
-    the bundle, decoded and checked like every other record.
+    """How images become encoder inputs and placeholders. Subclasses are frozen dataclasses: their fields are
+    the data in the bundle, decoded and checked like every other record.
 
     Everything here is deterministic, needs no model, and can be done by another language from the same data.
     """
@@ -188,7 +193,8 @@ class ImageLayout(abc.ABC):
 
     @abc.abstractmethod
     def views(self, image: Image.Image, resample: int) -> Sequence[npt.NDArray[np.uint8]]:
-        """What the encoder looks at, one uint8 [H, W, 3] per unit of the plan: resized, cut and padded, not normalised.
+        """What the encoder looks at, one uint8 [H, W, 3] per unit of the plan: resized, cut and padded, not
+        normalised.
 
         Args:
             image: upright RGB.

@@ -1,7 +1,7 @@
 """One picture of one size per image (LLaVA-1.5): pad to square, resize, crop.
 
-Order and rounding are those of the PIL/NumPy image processors of transformers 5 (CLIP, SigLIP, LLaVA): `image_transforms`
-(`resize`, `center_crop`).
+Order and rounding are those of the PIL/NumPy image processors of transformers 5 (CLIP, SigLIP, LLaVA):
+`image_transforms` (`resize`, `center_crop`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _REBUILD = "rebuild the bundle with `python -m export.build`"
 class SingleLayout(ImageLayout):
     """Every image becomes one picture of the same size.
 
-    `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`; `crop` (centred) is `{"height": h, "width": w}` or
-    None; `pad_to_square` is the fill colour (0..255) or None. `grid` (R, C) of the `tokens`, None: no full grid.
+    `resize` is `{"shortest_edge": n}` or `{"height": h, "width": w}`; `crop` (centred) is `{"height": h,
+    "width": w}` or None; `pad_to_square` is the fill colour (0..255) or None. `grid` (R, C) of the `tokens`,
+    None: no full grid.
     """
 
     kind: ClassVar[str] = "single"

@@ -21,7 +21,8 @@ def stitched_grid(plan: ImagePlan) -> tuple[int, int]:
 def stitched_rows_kept(
     plan: ImagePlan, scores: Sequence[npt.NDArray[np.float32]], count: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Kept tokens of every unit but the overview, whose entry is empty: the best rows of the stitched picture.
+    """Kept tokens of every unit but the overview, whose entry is empty: the best rows of the stitched
+    picture.
 
     Args:
         plan: with a mosaic and an overview.
@@ -32,6 +33,8 @@ def stitched_rows_kept(
         ascending int64 positions per unit.
     """
     places = _places(plan)
+    if not places.size:
+        return [np.zeros(0, np.int64) for _ in plan.units]
     flat = np.concatenate(list(scores))
     means = flat[places].mean(axis=1)
     rows = np.argsort(-means, kind="stable")[: count // places.shape[1]]
@@ -57,5 +60,7 @@ def _places(plan: ImagePlan) -> npt.NDArray[np.int64]:
     bands = [
         [tile for tile in tiles[row * columns : (row + 1) * columns] if tile.size] for row in range(rows)
     ]
+    if not any(bands):  # a sliver
+        return np.zeros((0, 0), np.int64)
     places: npt.NDArray[np.int64] = np.concatenate([np.concatenate(band, axis=1) for band in bands if band])
     return places
