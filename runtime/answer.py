@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["AnswerRun"]
 
 
+def _listed(counts: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join(str(sum(own)) for own in counts)
+
+
 class AnswerRun:
     """One request on its way, holding what is known so far; `pieces` may be called once."""
 
@@ -84,8 +88,8 @@ class AnswerRun:
             tuple(map(sum, counts)) != tuple(map(sum, planned))
         ):
             raise RequestError(
-                f"got {', '.join(str(sum(own)) for own in counts)} visual tokens of the images, but the request asks for "
-                f"{', '.join(str(sum(own)) for own in planned)}: encode the images again, or leave ratio and tokens out"
+                f"got {_listed(counts)} visual tokens of the images, but the request asks for {_listed(planned)}: "
+                "encode the images again, or leave ratio and tokens out"
             )
         everything = sum(plan.prunable for plan in plans)
         joined = counts + pruning.counts[given:]
@@ -95,7 +99,7 @@ class AnswerRun:
         return replace(pruning, counts=joined, pruned=False, reason=reason)
 
     def _check_length(self, text: int, plans: list[ImagePlan], pruning: PruningPlan) -> int:
-        """Tokens of the pruned prompt (the most, where that depends on the images); refused if they are too many."""
+        """Tokens of the pruned prompt (the most, where images decide); refused if they are too many."""
         layout, rules = self._manifest.layout, self._manifest.pruning
         rows = [
             kept_placeholders(plan, sum(counts), layout.prefix_tokens, rules.newline)
@@ -107,15 +111,15 @@ class AnswerRun:
         limit, new = self._manifest.decoder.max_positions, self._request.max_new_tokens
         if end + new <= limit:
             return prompt
-        what = "reaches position" if original and plans else "has"
+        what, unit = ("reaches position", ",") if original and plans else ("has", " tokens")
         prunable = any(count > 1 for counts in pruning.counts for count in counts)
         way_out = "lower the ratio or max_new_tokens" if prunable else "lower max_new_tokens"
         if original and plans:
-            way_out = "pruning does not shorten positions here: use fewer or smaller images, or lower max_new_tokens"
+            way_out = "use fewer or smaller images (pruning keeps positions), or lower max_new_tokens"
         if not plans:
             way_out = "shorten the prompt or lower max_new_tokens"
         raise RequestError(
-            f"the prompt {what} {end}{'' if original and plans else ' tokens'} and the answer has up to {new}, "
+            f"the prompt {what} {end}{unit} and the answer up to {new}, "
             f"but the model has {limit} positions: {way_out}"
         )
 

@@ -83,14 +83,14 @@ class DecoderRun:
         return logits
 
     def _position_view(self, new: int) -> View:
-        """Positions of the next `new` rows: parts of a prompt where they have one axis, else the whole prompt or a step."""
+        """Positions of the next `new` rows; with several axes they are the whole prompt or a step."""
         start = self.cache.length
         if self._axes == 1:
             return View(self._positions, (1, new), offset=start)
         whole = start == 0 and new == self._prompt
         if not whole and (start < self._prompt or new != 1):
             raise RequestError(
-                f"{new} rows after {start} were given, but positions of {self._axes} axes were made for a prompt of "
+                f"got {new} rows after {start}, but positions of {self._axes} axes were made for a prompt of "
                 f"{self._prompt}: give it whole, then token by token"
             )
         return View(self._positions, (self._axes, 1, new), offset=self._axes * start)

@@ -104,7 +104,7 @@ class Generator:
         return self._vision.graph_for(selection)
 
     def tokenize(self, request: Request, plans: Sequence[ImagePlan]) -> npt.NDArray[np.int64]:
-        """Token ids [P] of a request with one image id per run of placeholders; `plans` of all its images, in order."""
+        """Token ids [P] with one image id per run of placeholders; `plans` of all images, in order."""
         return self._prompter.ids(request, plans)
 
     def prompt(self, plain: npt.NDArray[np.int64], images: Sequence[EncodedImage]) -> Prompt:
@@ -143,7 +143,7 @@ class Generator:
         return embeds
 
     def decoder_run(self, capacity: int, positions: Positions) -> DecoderRun:
-        """A fresh run of the decoder with a KV cache for `capacity` rows, for a prompt with these positions."""
+        """A fresh run of the decoder, with `capacity` rows of KV cache, for a prompt with `positions`."""
         sessions = (self.session(contract.EMBED_TOKENS), self.session(contract.DECODER))
         return DecoderRun(self.backend, sessions, self.manifest.decoder, Room(capacity, positions))
 

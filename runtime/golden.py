@@ -72,7 +72,7 @@ def _record_of_2(data: object) -> object:
 
 
 def _tensors_of_2(tensors: dict[str, Array]) -> dict[str, Array]:
-    """Bundle format 1 had images of one size, one behind the other on an axis of their own, and positions 0, 1, 2, …"""
+    """Bundle format 1 had one axis more, for images of one size, and positions 0, 1, 2, …"""
     kept, ids = tensors.get("kept_indices"), tensors.get("input_ids")
     if kept is None or ids is None or kept.ndim != 2:
         return tensors

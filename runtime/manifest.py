@@ -126,7 +126,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens to the pixels of every view: resampled with PIL's code `resample` (3 = bicubic), rescaled, normalised."""
+    """What happens to every view: resampled (PIL's code, 3 = bicubic), rescaled, normalised."""
 
     resample: int
     rescale_factor: float
@@ -176,8 +176,8 @@ class PruningInfo:
         _one_of("pruning.newline", self.newline, NEWLINE_POLICIES)
         if self.row_scope == "stitched" and self.strategy != "row":
             raise BundleError(
-                f'pruning.row_scope is "stitched", which is for strategy "row", but that is "{self.strategy}": '
-                f"{_REBUILD}"
+                'pruning.row_scope is "stitched", which is for strategy "row", but that is '
+                f'"{self.strategy}": {_REBUILD}'
             )
         if self.default_ratio is not None and self.default_tokens is not None:
             raise BundleError(f"pruning has both default_ratio and default_tokens, drop one: {_REBUILD}")
@@ -274,7 +274,8 @@ class Manifest:
         layout, pruning = self.layout, self.pruning
         if pruning.strategy == "row" and not layout.has_grid:
             raise BundleError(
-                f'pruning.strategy is "row", which needs a grid of tokens, but layout.grid is null: {_REBUILD}'
+                'pruning.strategy is "row", which needs a grid of tokens, but layout.grid is null: '
+                f"{_REBUILD}"
             )
         total = layout.unit_tokens
         single = layout.kind == "single"
@@ -285,7 +286,8 @@ class Manifest:
             and pruning.default_tokens > total
         ):
             raise BundleError(
-                f"pruning.default_tokens is {pruning.default_tokens}, but an image has {total} tokens: {_REBUILD}"
+                f"pruning.default_tokens is {pruning.default_tokens}, but an image has {total} tokens: "
+                f"{_REBUILD}"
             )
         if layout.position_axes != self.decoder.position_axes:
             raise BundleError(
@@ -294,8 +296,8 @@ class Manifest:
             )
         if layout.position_axes > 1 and pruning.position_ids != "original":
             raise BundleError(
-                f'pruning.position_ids is "{pruning.position_ids}", but positions of time, height and width have no other '
-                f'order than "original": {_REBUILD}'
+                f'pruning.position_ids is "{pruning.position_ids}", but positions of time, height and width '
+                f'must be "original": {_REBUILD}'
             )
         if layout.has_newlines and IMAGE_NEWLINE not in self.constants:
             raise BundleError(

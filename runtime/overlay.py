@@ -127,7 +127,7 @@ def save_png(image: Image.Image, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Picture:
-    """What one panel shows: uint8 [H, W, 3], which tokens of its grid were kept (bool [R, C]), and how many there were."""
+    """One panel: uint8 [H, W, 3], bool [R, C] of the tokens kept, and how many there were."""
 
     view: npt.NDArray[np.uint8]
     keep: npt.NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""From a request and the plans of its images to how many tokens of each unit go on; known before any graph runs."""
+"""From a request and its images' plans to how many tokens of each unit go on, before any graph runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Amount", "PruningPlan", "kept_placeholders", "plan_pruning", "stitch
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of an image is kept: a `ratio` of the tokens, or `tokens` per image, or (neither) everything."""
+    """How much of an image is kept: a `ratio`, or so many `tokens`, or (neither) everything."""
 
     ratio: float | None = None
     tokens: int | None = None
@@ -92,7 +92,7 @@ def unit_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ..
 
 
 def kept_placeholders(plan: ImagePlan, kept: int, prefix: int, newline: str) -> int:
-    """Placeholders of an image of which `kept` tokens go on; with newline policy `keep_nonempty`, the most there can be."""
+    """Placeholders of an image of which `kept` tokens go on; the most, with policy `keep_nonempty`."""
     newlines = 0 if newline == "drop" else int((plan.sequence < 0).sum())
     return prefix * len(plan.units) + kept + newlines
 
@@ -141,8 +141,8 @@ def _shares(plan: ImagePlan, tokens: int) -> tuple[int, ...]:
         raise RequestError(f"tokens is {tokens}, but an image has {total}: give 1..{total}")
     if tokens < len(filled):
         raise RequestError(
-            f"tokens is {tokens}, but the image is seen in {len(filled)} parts, each of which keeps at least one: "
-            f"give {len(filled)}..{total}"
+            f"tokens is {tokens}, but the image is seen in {len(filled)} parts, each of which keeps at "
+            f"least one: give {len(filled)}..{total}"
         )
     shares = [0] * len(plan.units)
     for index in filled:

@@ -32,7 +32,7 @@ def image_text(template: PromptTemplate, image_token: str, plan: ImagePlan) -> s
 
 
 def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, Sequence[str], str]]) -> str:
-    """The text of a chat; `turns` are (prompt, `image_text` of each image, answer), the last one not yet answered."""
+    """The text of a chat; `turns` are (prompt, `image_text`s, answer), the last one not yet answered."""
     text = ""
     for number, (prompt, images, answer) in enumerate(turns):
         turn = template.first_turn if number == 0 else str(template.next_turn)

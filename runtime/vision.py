@@ -26,7 +26,7 @@ _MOST_UNITS = 8  # in one call: more make the activations larger, not the work f
 
 @dataclass(frozen=True)
 class Selection:
-    """How to prune: `counts` per image and unit (`runtime.plan`), chosen by `selector`; `seed` is for "random"."""
+    """How to prune: `counts` per image and unit, chosen by `selector`; `seed` is for "random"."""
 
     counts: tuple[tuple[int, ...], ...]
     selector: str = GRAPH
@@ -55,7 +55,7 @@ class EncodedImage:
 
     @property
     def kept_indices(self) -> npt.NDArray[np.int64]:
-        """Kept positions int64 [K], ascending; the tokens of all units are counted through, N of a unit after the other."""
+        """Kept positions int64 [K], ascending; tokens are counted through all units."""
         starts = np.cumsum([0, *(unit.tokens for unit in self.plan.units)])
         return np.concatenate([start + kept for start, kept in zip(starts[:-1], self.kept, strict=True)])
 
@@ -95,7 +95,7 @@ class VisionEncoder:
         manifest: Manifest,
         newline: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Take a function that opens a graph by its contract name, and the newline vector [D] of models that have one."""
+        """Take a function that opens a graph by its contract name, and the newline vector [D], if any."""
         self._session = session
         self._manifest = manifest
         self._prefix = manifest.layout.prefix_tokens
@@ -122,7 +122,8 @@ class VisionEncoder:
         """
         if len(selection.counts) != len(images):
             raise RequestError(
-                f"got counts for {len(selection.counts)} images, but there are {len(images)}: make them with plan_pruning"
+                f"got counts for {len(selection.counts)} images, but there are {len(images)}: "
+                "make them with plan_pruning"
             )
         stitched = stitched_rows(selection.selector, self._manifest.pruning)
         for image, counts in zip(images, selection.counts, strict=True):
@@ -189,7 +190,7 @@ class VisionEncoder:
     def _whole(
         self, images: Sequence[PreparedImage], graph: str
     ) -> tuple[list[list[Array]], list[list[Array]]]:
-        """(features [p + N, D], scores [N]) of every unit with nothing pruned; scores are zeros from the unpruned graph."""
+        """(features [p + N, D], scores [N] or zeros) of every unit with nothing pruned."""
         pruned = graph == contract.VISION_ENCODER_FOPRU
         jobs = [
             _Job(number, index, image, unit.tokens if pruned else None)
@@ -313,7 +314,8 @@ def _empty(images: Sequence[PreparedImage]) -> list[list[Array]]:
 def _check_counts(plan: ImagePlan, counts: Sequence[int]) -> None:
     if len(counts) != len(plan.units):
         raise RequestError(
-            f"got {len(counts)} counts for an image that is seen in {len(plan.units)} parts: make them with plan_pruning"
+            f"got {len(counts)} counts for an image that is seen in {len(plan.units)} parts: "
+            "make them with plan_pruning"
         )
     for unit, count in zip(plan.units, counts, strict=True):
         total = unit.prunable

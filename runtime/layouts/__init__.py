@@ -1,4 +1,4 @@
-"""Image layouts by the name that `bundle.json` gives them. A new one is a file here and a line in `LAYOUTS`."""
+"""Image layouts by their name in `bundle.json`. A new one is a file here and a line in `LAYOUTS`."""
 
 from __future__ import annotations
 

@@ -143,8 +143,8 @@ class ImageLayout(abc.ABC):
 
         if not isinstance(kind, str) or kind not in LAYOUTS:
             raise BundleError(
-                f"{where}.kind is {kind!r}, expected one of {', '.join(LAYOUTS)}: upgrade the runtime, or build the "
-                "bundle with an exporter of this version"
+                f"{where}.kind is {kind!r}, expected one of {', '.join(LAYOUTS)}: "
+                "upgrade the runtime, or build the bundle with an exporter of this version"
             )
         return LAYOUTS[kind]
 

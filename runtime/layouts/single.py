@@ -68,7 +68,8 @@ class SingleLayout(ImageLayout):
             )
         if self.grid is not None and self.grid[0] * self.grid[1] != self.tokens:
             raise BundleError(
-                f"layout.grid is {list(self.grid)}, which does not make layout.tokens {self.tokens}: {_REBUILD}"
+                f"layout.grid is {list(self.grid)}, which does not make layout.tokens {self.tokens}: "
+                f"{_REBUILD}"
             )
 
     @property

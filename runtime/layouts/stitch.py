@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,15 +41,13 @@ def stitched_rows_kept(
     rows = np.argsort(-means, kind="stable")[: count // places.shape[1]]
     chosen = np.sort(places[rows].reshape(-1))
     starts = np.cumsum([0, *(unit.tokens for unit in plan.units)])
-    return [
-        chosen[(chosen >= start) & (chosen < end)] - start
-        for start, end in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return [chosen[(chosen >= start) & (chosen < end)] - start for start, end in pairwise(starts)]
 
 
 def _places(plan: ImagePlan) -> npt.NDArray[np.int64]:
     """int64 [R, C]: number of the token (counted through all units) at each place of the stitched picture."""
-    assert plan.mosaic is not None and plan.overview is not None
+    assert plan.mosaic is not None
+    assert plan.overview is not None
     rows, columns = plan.mosaic
     starts = np.cumsum([0, *(unit.tokens for unit in plan.units)])
     tiles = [
