@@ -88,7 +88,8 @@ class AnswerRun:
             tuple(map(sum, counts)) != tuple(map(sum, planned))
         ):
             raise RequestError(
-                f"got {_listed(counts)} visual tokens of the images, but the request asks for {_listed(planned)}: "
+                f"got {_listed(counts)} visual tokens of the images, but the request asks for "
+                f"{_listed(planned)}: "
                 "encode the images again, or leave ratio and tokens out"
             )
         everything = sum(plan.prunable for plan in plans)

@@ -55,8 +55,8 @@ class Bundle:
         values = np.fromfile(self.file(info.file), "<f4")
         if values.size != math.prod(info.shape):
             raise BundleError(
-                f"{self.path / info.file} has {values.size} numbers, but bundle.json says {list(info.shape)}: "
-                "copy the bundle again, it is damaged"
+                f"{self.path / info.file} has {values.size} numbers, but bundle.json says {list(info.shape)}"
+                ": copy the bundle again, it is damaged"
             )
         return values.astype(np.float32).reshape(info.shape)
 
