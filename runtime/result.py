@@ -67,9 +67,10 @@ class Result:
     """An answer.
 
     `token_ids` are the generated ids, the end token included when it ended the answer (`finish_reason`
-    "eos"; the others are "length" and "cancelled"). `visual_tokens_before` and `visual_tokens_after` hold N
-    and K per image, `kept_indices` the K positions per image; prefix rows (CLS) are in none of them, but in
-    `prompt_tokens`. `pruned` is False exactly when every visual token went on, and `reason` then says why.
+    "eos"; the others are "length" and "cancelled"). `visual_tokens_before` and `visual_tokens_after` hold the
+    visual tokens per image, newline vectors included; `kept_indices` the kept positions per image, counted
+    through all its units (tiles), N of each; prefix rows (CLS) are in none of them, but in `prompt_tokens`.
+    `pruned` is False exactly when every visual token went on, and `reason` then says why.
 
     `text` starts with its first visible character: the white space that models put before an answer is left
     out, here and in the pieces of a stream. `kv_bytes` is one copy of the KV cache at full length,
