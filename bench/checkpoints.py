@@ -27,7 +27,15 @@ from bench.processors import build_processor, special_token_ids
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Recipe", "ensure_checkpoint", "main", "weight_bytes", "write_checkpoint"]
+__all__ = [
+    "DTYPES",
+    "Recipe",
+    "ensure_checkpoint",
+    "main",
+    "weight_bytes",
+    "write_checkpoint",
+    "write_model",
+]
 
 RECIPE_FILE = "bench.recipe"  # not .json: exporters copy every JSON file of a checkpoint
 SHARD_BYTES = 1 << 30
@@ -72,11 +80,7 @@ def write_checkpoint(recipe: Recipe, directory: Path) -> Path:
     partial.mkdir(parents=True)
     found = configuration(recipe.name, recipe.decoder_layers)
     config = hf_config(found, special_token_ids())
-    config.dtype = recipe.dtype
-    config.save_pretrained(partial)
-    build_processor(found).save_pretrained(partial)
-    _write_generation_config(partial)
-    _write_weights(config, recipe, partial)
+    write_model(config, build_processor(found), partial, seed=recipe.seed, dtype=recipe.dtype)
     (partial / RECIPE_FILE).write_text(json.dumps(_record(recipe), indent=2) + "\n")
     if directory.exists():
         shutil.rmtree(directory)
@@ -96,6 +100,25 @@ def weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
+def write_model(
+    config: Any, processor: Any, directory: Path, *, seed: int = 0, dtype: str = "float32"
+) -> None:
+    """Write a model of random weights and its processor into an existing directory.
+
+    Args:
+        config: of transformers; `architectures` names the class of the model.
+        processor: anything with `save_pretrained`.
+        directory: where the files go.
+        seed: decides the weights.
+        dtype: of the weights, one of `DTYPES`.
+    """
+    config.dtype = dtype
+    config.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    _write_generation_config(directory)
+    _write_weights(config, seed, dtype, directory)
+
+
 def _write_generation_config(directory: Path) -> None:
     from transformers import GenerationConfig
 
@@ -105,12 +128,12 @@ def _write_generation_config(directory: Path) -> None:
     ).save_pretrained(directory)
 
 
-def _write_weights(config: Any, recipe: Recipe, directory: Path) -> None:
+def _write_weights(config: Any, seed: int, dtype: str, directory: Path) -> None:
     from safetensors.torch import save_file
 
     shards: list[list[str]] = []
     total = 0
-    for number, shard in enumerate(_shards(config, recipe), start=1):
+    for number, shard in enumerate(_shards(config, seed, dtype), start=1):
         save_file(shard, directory / f"shard-{number}", metadata={"format": "pt"})
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
@@ -124,20 +147,19 @@ def _write_weights(config: Any, recipe: Recipe, directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _shards(config: Any, recipe: Recipe) -> Iterator[dict[str, torch.Tensor]]:
+def _shards(config: Any, seed: int, dtype: str) -> Iterator[dict[str, torch.Tensor]]:
     """Groups of named random tensors, each group about `SHARD_BYTES`."""
     import torch
-    from transformers import LlavaForConditionalGeneration
+    import transformers
 
-    dtype: torch.dtype = getattr(torch, recipe.dtype)
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(recipe.seed)
+        model = getattr(transformers, config.architectures[0])(config)
+    generator = torch.Generator().manual_seed(seed)
     shard: dict[str, torch.Tensor] = {}
     size = 0
     # A tied LM head is the embedding's own parameter, so it is listed once and written once.
     for name, parameter in model.named_parameters():
-        tensor = _random_tensor(name, parameter.shape, generator).to(dtype)
+        tensor = _random_tensor(name, parameter.shape, generator).to(getattr(torch, dtype))
         if shard and size + tensor.nbytes > SHARD_BYTES:
             yield shard
             shard, size = {}, 0
@@ -156,7 +178,7 @@ def _random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> 
     import torch
 
     noise = torch.randn(shape, generator=generator)
-    if "norm" in name and name.endswith("weight"):
+    if ("norm" in name or ".ln_" in name) and name.endswith("weight"):
         return noise.mul_(0.1).add_(1.0)
     if name.endswith("bias"):
         return noise.mul_(0.05)

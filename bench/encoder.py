@@ -24,6 +24,7 @@ from bench.interleave import Measurement, Variant, interleave, timed
 from bench.node_times import NodeTimes, profile_graph
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.results import Result, Table
+from bench.workspace import single_layout
 from runtime import contract
 from runtime.backend import BackendOptions, create_backend
 from runtime.bundle import Bundle, load_bundle
@@ -56,10 +57,9 @@ def measure_encoder(name: str, settings: Settings) -> Result:
     from transformers import AutoConfig
 
     bundle = load_bundle(settings.workspace.bundle(name), verify=False)
-    tokens = bundle.manifest.vision.tokens
-    keeps = {ratio: kept_count(tokens, ratio) for ratio in RATIOS}
-    height, width = bundle.manifest.vision.image_size
-    pixels = np.random.default_rng(0).standard_normal((1, 3, height, width), dtype=np.float32)
+    layout = single_layout(bundle)
+    keeps = {ratio: kept_count(layout.tokens, ratio) for ratio in RATIOS}
+    pixels = np.random.default_rng(0).standard_normal((1, 3, *layout.image_size), dtype=np.float32)
     measured = _interleave(bundle, pixels, keeps, settings)
     status("profiled run")
     profile = profile_graph(
@@ -97,7 +97,7 @@ def _result(name: str, run: EncoderRun, threads: int) -> Result:
     pruning = run.bundle.manifest.pruning
     figures = {
         "model": name,
-        "tokens": run.bundle.manifest.vision.tokens,
+        "tokens": single_layout(run.bundle).tokens,
         "kept": keep,
         "unpruned_seconds": run.measured.summary(BASELINE).median,
         "pruned_seconds": summary.median,
@@ -138,7 +138,7 @@ def _result(name: str, run: EncoderRun, threads: int) -> Result:
 
 
 def _timing_table(name: str, run: EncoderRun) -> Table:
-    tokens = run.bundle.manifest.vision.tokens
+    tokens = single_layout(run.bundle).tokens
     rows = []
     for variant, macs, predicted in (
         (BASELINE, run.shape.vision_stage(), 1.0),

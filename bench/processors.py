@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.configurations import Configuration
 
-__all__ = ["PROMPT", "build_processor", "special_token_ids"]
+__all__ = ["CHAT_TEMPLATE", "PROMPT", "build_processor", "build_tokenizer", "special_token_ids"]
 
 PROMPT = "Describe the picture in one sentence, and name every object that you can see."
 
@@ -50,7 +50,7 @@ def build_processor(found: Configuration) -> Any:
         image_processor = SiglipImageProcessorPil(size=square)
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=_build_tokenizer(found.text["max_position_embeddings"]),
+        tokenizer=build_tokenizer(found.text["max_position_embeddings"]),
         patch_size=found.vision["patch_size"],
         vision_feature_select_strategy=found.select,
         num_additional_image_tokens=int(found.has_cls),
@@ -58,17 +58,24 @@ def build_processor(found: Configuration) -> Any:
     )
 
 
-def _build_tokenizer(max_length: int) -> Any:
-    """Byte-level BPE trained on one sentence: every text has tokens, and the ids are always the same."""
+def build_tokenizer(max_length: int, image: str = "<image>", more: tuple[str, ...] = ()) -> Any:
+    """Byte-level BPE trained on one sentence: every text has tokens, and the ids are always the same.
+
+    Args:
+        max_length: of a prompt, in tokens.
+        image: how the image token is written; its id is that of `special_token_ids`.
+        more: further special tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    specials = [*(token if token != "<image>" else image for token in SPECIAL_TOKENS), *more]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
+        vocab_size=VOCABULARY + len(more),
+        special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -81,7 +88,7 @@ def _build_tokenizer(max_length: int) -> Any:
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image},
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )

@@ -29,6 +29,7 @@ from bench.options import Settings, add_common_options, report, run_script, sett
 from bench.plot import draw_ttft
 from bench.processors import PROMPT
 from bench.results import Result, Table
+from bench.workspace import single_layout
 from runtime import Generator, Request, load_bundle
 from runtime.counts import kept_count
 
@@ -99,8 +100,9 @@ def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Res
 
     bundle = load_bundle(settings.workspace.bundle(name), verify=False)
     checkpoint = settings.workspace.checkpoint(name)
-    tokens = bundle.manifest.vision.tokens
-    (picture,) = noise_images(1, bundle.manifest.vision.image_size[0], seed=0)
+    layout = single_layout(bundle)
+    tokens = layout.tokens
+    (picture,) = noise_images(1, layout.image_size[0], seed=0)
     status("loading the bundle")
     generator = Generator(bundle, threads=settings.threads)
     probes = {ratio: generator.generate(_request(picture, ratio)) for ratio in RATIOS}
@@ -116,7 +118,7 @@ def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Res
     )
     keeps = {ratio: kept_count(tokens, ratio) for ratio in RATIOS}
     shape = model_shape(AutoConfig.from_pretrained(checkpoint))
-    text = probes[1.0].prompt_tokens - tokens - bundle.manifest.vision.prefix_tokens
+    text = probes[1.0].prompt_tokens - tokens - layout.prefix_tokens
     kv_bytes = {ratio: probe.kv_bytes for ratio, probe in probes.items()}
     kv_allocated = {ratio: probe.kv_bytes_allocated for ratio, probe in probes.items()}
     run = TtftRun(shape, keeps, text, kv_bytes, kv_allocated, measured)

@@ -12,8 +12,10 @@ from bench.checkpoints import Recipe, ensure_checkpoint, weight_bytes
 from bench.environment import ROOT, package_versions
 from bench.errors import BenchError
 from bench.memory import ChildUsage, run_measured
+from runtime.bundle import Bundle
+from runtime.layouts.single import SingleLayout
 
-__all__ = ["DEFAULT_WORK", "DEMO", "BuildCost", "Workspace", "measure_build"]
+__all__ = ["DEFAULT_WORK", "DEMO", "BuildCost", "Workspace", "measure_build", "single_layout"]
 
 DEFAULT_WORK = ROOT / "bundles" / "bench"
 DEMO = "demo"
@@ -81,6 +83,21 @@ class Workspace:
     def _bundle_paths(self, name: str) -> tuple[Path, Path]:
         # The stamp lies beside the bundle: a bundle holds nothing but what its manifest lists.
         return self.root / name, self.root / f"{name}.sources"
+
+
+def single_layout(bundle: Bundle) -> SingleLayout:
+    """The layout of a bundle whose images are one picture each, all of one size.
+
+    Raises:
+        BenchError: the images of this bundle are cut or sized otherwise.
+    """
+    layout = bundle.manifest.layout
+    if not isinstance(layout, SingleLayout):
+        raise BenchError(
+            f"{bundle.path} has a layout of kind {layout.kind!r}, but this measurement is of one picture of "
+            'one size per image ("single"): use python -m bench.families or python -m bench.tiles'
+        )
+    return layout
 
 
 def source_digest(checkpoint: Path) -> str:

@@ -109,9 +109,10 @@ def evaluate(generator: Generator, setting: Setting, scenes: Sequence[Scene], se
             )
             for question in questions_of(scene, seed + index)
         ]
-        kept = plan_pruning(asked[0], generator.manifest).keep
-        pixels = generator.preprocess([scene.image])
-        encoded = generator.encode_images(pixels, Selection(kept, setting.selector, seed + index))
+        prepared = generator.preprocess([scene.image])
+        counts = plan_pruning(asked[0], generator.manifest, [image.plan for image in prepared]).counts
+        kept = sum(counts[0])
+        encoded = generator.encode_images(prepared, Selection(counts, setting.selector, seed + index))
         answers = [generator.generate(request, encoded).text.strip() for request in asked]
         expected = [question.answer for question in questions_of(scene, seed + index)]
         right[index] = [answer == truth for answer, truth in zip(answers, expected, strict=True)]
