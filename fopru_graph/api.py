@@ -96,6 +96,10 @@ def prune(model: ir.Model, options: PruneOptions | None = None) -> PruneReport:
         ),
         nodes_added=added,
         nodes_removed=gathered.removed + cleaned.removed,
+        merge=options.merge,
+        merge_order=options.merge_order,
+        token_order=options.token_order,
+        mask=options.mask,
     )
 
 

@@ -17,6 +17,7 @@ from fopru_graph.attention import AttentionCore, NearMiss, find_cores, logits_pr
 from fopru_graph.errors import GraphError, first_cause
 from fopru_graph.layers import number_layers
 from fopru_graph.lineage import follow, row_offset
+from fopru_graph.merging import looks_merged
 from fopru_graph.options import PruneOptions
 from fopru_graph.passes import PreparePass
 from fopru_graph.passes.locate import features_output
@@ -106,6 +107,8 @@ class InspectReport:
         fused: attentions that a runtime's optimiser has fused.
         special_tokens: leading rows of the deepest attention that are no patches; None: the graph does not
             tell.
+        merge: s, if the deepest attention has s * s patches for each row of the features; None: it has not,
+            or the sizes vary.
         prunable: whether pruning works; None if it was not tried.
         verdict: how it would be pruned, or the sentence that refuses it, or "".
         notes: of the pruning that was tried.
@@ -127,6 +130,7 @@ class InspectReport:
     near_misses: tuple[Miss, ...]
     fused: tuple[Miss, ...]
     special_tokens: int | None
+    merge: int | None = None
     prunable: bool | None = None
     verdict: str = ""
     notes: tuple[str, ...] = ()
@@ -175,6 +179,7 @@ def inspect(model: ir.Model, options: PruneOptions | None = None) -> InspectRepo
         near_misses=tuple(map(_near_miss, search.near_misses)),
         fused=tuple(map(_fused, search.fused)),
         special_tokens=_special(features, ours),
+        merge=looks_merged(features, ours[-1]) if features is not None and ours else None,
     )
 
 

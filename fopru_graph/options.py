@@ -13,8 +13,10 @@ __all__ = [
     "GRID",
     "IMAGE_FEATURES",
     "KEPT_INDICES",
+    "MERGE_ORDERS",
     "NUM_KEEP",
     "STRATEGIES",
+    "TOKEN_MASK",
     "TOKEN_SCORES",
     "PruneOptions",
 ]
@@ -23,10 +25,12 @@ IMAGE_FEATURES = "image_features"
 NUM_KEEP = "num_keep"
 KEPT_INDICES = "kept_indices"
 TOKEN_SCORES = "token_scores"
+TOKEN_MASK = "token_mask"
 GRID = "grid"
 
 STRATEGIES = tuple(SELECTORS)
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls", "cls_sum")
+MERGE_ORDERS = ("row_major", "packed")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ class PruneOptions:
         dropped_rows: o, leading attention rows that never become features: row i of the features is row i + o
             of the attention. None: the rows are followed through the graph, and where a node in between hides
             them, pruning is refused. State it only for features in the order of the attention rows.
+        merge: s, where s x s patches (attention rows behind the special ones) become one token before the
+            features: N = patches / s^2. A token's score is the mean over its patches; `num_keep`,
+            `kept_indices`, `token_scores` and `grid` are all about merged tokens. 1: nothing is merged.
+        merge_order: which patches become one token. `row_major`: patches lie in reading order, token (y, x)
+            is made of patches (s y + a, s x + b), as pixel shuffle and pooling do, and `grid` is fixed.
+            `packed`: the s^2 patches of a token lie together, and their number may vary.
+        token_order: name of an input int64 [N] or [1, N], for an encoder that works in another order than
+            its features have (windows): token t of the features is merged token `order[t]` of the attention.
+            None: the same order.
+        mask: whether the graph gets the input `token_mask` bool [images, N], True for a token that shows
+            image. Others are not kept while `num_keep` is at most the number of True ones; `row` means over
+            True ones only, and still keeps whole grid rows. `token_scores` are not masked.
     """
 
     strategy: str = "rank"
@@ -87,11 +103,22 @@ class PruneOptions:
     similarity: str | None = None
     seed: int = 0
     dropped_rows: int | None = None
+    merge: int = 1
+    merge_order: Literal["row_major", "packed"] = "row_major"
+    token_order: str | None = None
+    mask: bool = False
 
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
         self._check_grid()
+        self._check_merge()
+        self._check_mask()
+
+    @property
+    def maps_tokens(self) -> bool:
+        """Whether `merge` and `token_order` say which attention rows make a token; else rows are followed."""
+        return self.merge > 1 or self.token_order is not None
 
     def _check_choices(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -152,4 +179,43 @@ class PruneOptions:
             raise OptionError(
                 f"strategy {self.strategy!r} works on a grid of tokens: give grid=(rows, columns), or use "
                 "strategy 'rank'"
+            )
+
+    def _check_merge(self) -> None:
+        if self.merge < 1:
+            raise OptionError(
+                f"merge is {self.merge}: give s >= 1, where s x s patches become one token, 1 for no merging"
+            )
+        if self.merge_order not in MERGE_ORDERS:
+            raise OptionError(
+                f"merge_order is {self.merge_order!r}, but it is one of {', '.join(MERGE_ORDERS)}"
+            )
+        if not self.maps_tokens:
+            return
+        stated = f"merge is {self.merge}" if self.merge > 1 else f"token_order is {self.token_order!r}"
+        if self.prefix_tokens or self.dropped_rows is not None:
+            name = "prefix_tokens" if self.prefix_tokens else "dropped_rows"
+            raise OptionError(
+                f"{stated} and {name} is {getattr(self, name)}, but then every row of the features is a "
+                f"token: leave {name} at None, and give special_tokens for attention rows before the patches"
+            )
+        scored = self.scores_only or SELECTORS[self.strategy].needs_scores
+        row_major = self.merge > 1 and self.merge_order == "row_major"
+        if row_major and scored and not isinstance(self.grid, tuple):
+            raise OptionError(
+                f"{stated} in order 'row_major' and grid is {self.grid!r}, but which patches make a token "
+                "follows from the grid: give grid=(rows, columns) of the merged tokens, or "
+                "merge_order='packed' if the patches of a token lie together"
+            )
+
+    def _check_mask(self) -> None:
+        if self.mask and self.scores_only:
+            raise OptionError(
+                "mask and scores_only are True, but nothing is selected then: leave mask, and mask the "
+                "scores on the host"
+            )
+        if self.mask and not SELECTORS[self.strategy].takes_mask:
+            able = ", ".join(name for name, each in SELECTORS.items() if each.takes_mask)
+            raise OptionError(
+                f"mask is True, but strategy {self.strategy!r} cannot leave tokens out: use one of {able}"
             )

@@ -41,6 +41,9 @@ class PruneReport:
         prefix_tokens: leading rows always kept.
         dropped_rows: leading attention rows that never reach the features.
         special_tokens: leading attention rows that are not patches.
+        merge: s, where s x s patches make one of the N tokens, in order `merge_order`; 1: nothing is merged.
+        token_order: input that says which merged token each token of the features is, or None.
+        mask: whether the input `token_mask` says which tokens may be kept.
         dropped_outputs: outputs that were removed.
         passes: modification count of each pass, in order.
         notes: limits that a runtime may meet, and scores of lower precision, in words.
@@ -71,6 +74,10 @@ class PruneReport:
     notes: tuple[str, ...]
     nodes_added: int
     nodes_removed: int
+    merge: int = 1
+    merge_order: str = "row_major"
+    token_order: str | None = None
+    mask: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from fopru_graph.attention import AttentionCore, key_operand, query_operand
 from fopru_graph.errors import LocateError
 from fopru_graph.lineage import Lineage, Stop, row_offset, same_rows
+from fopru_graph.merging import looks_merged
 from fopru_graph.options import PruneOptions
 from fopru_graph.shapes import Dim, dims
 from fopru_graph.specials import special_rows, trailing_rows
@@ -92,8 +93,14 @@ def _unknown_rows(
             "it looks at windows of the image, name a layer that looks at all of it"
         )
     where = f"; following them stopped at {stops[0]}" if stops else ""
+    side = looks_merged(features, core)
+    way_out = (
+        "if no node between them reorders tokens, state dropped_rows, the leading attention rows that never "
+        "become features"
+        if side is None
+        else f"it looks merged {side} x {side}, state merge={side} and merge_order"
+    )
     return (
         f"cannot tell which of the {queries} rows of attention '{core.node.name}' are the {rows} rows of "
-        f"'{features.name}'{where}: if no node between them reorders tokens, state dropped_rows, the leading "
-        "attention rows that never become features"
+        f"'{features.name}'{where}: {way_out}"
     )

@@ -61,6 +61,9 @@ def _facts(report: InspectReport) -> list[tuple[str, str]]:
         taken = "  ← the features" if port.name == report.features else ""
         rows.append(("output", f"{port_text(port)}{taken}"))
     rows.append(("special tokens", _special(report.special_tokens)))
+    if report.merge is not None:
+        side = report.merge
+        rows.append(("merged", f"looks merged {side} x {side}: state --merge {side} and --merge-order"))
     rows.append(("numbers from", LOCATORS[report.locator]))
     return rows + [("", f"not by {miss}") for miss in report.locator_misses]
 

@@ -15,8 +15,10 @@ from fopru_graph.options import (
     AGGREGATIONS,
     GRID,
     KEPT_INDICES,
+    MERGE_ORDERS,
     NUM_KEEP,
     STRATEGIES,
+    TOKEN_MASK,
     TOKEN_SCORES,
     PruneOptions,
 )
@@ -65,6 +67,11 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
         type=grid_size,
         metavar="RxC",
         help=f"rows x columns of the tokens, as in 24x24; `input` makes the graph ask for it (input {GRID})",
+    )
+    group.add_argument(
+        "--mask",
+        action="store_true",
+        help=f"the graph asks which tokens show image (input {TOKEN_MASK}); padding is then never kept",
     )
     group.add_argument(
         "--similarity", metavar="TENSOR", help="rows that --strategy scope compares (default: the features)"
@@ -120,6 +127,27 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="O",
         help="leading rows of the attention that never become features",
+    )
+    group.add_argument(
+        "--merge",
+        type=int,
+        default=1,
+        metavar="S",
+        help="S x S patches become one token before the features (default: %(default)s)",
+    )
+    group.add_argument(
+        "--merge-order",
+        choices=MERGE_ORDERS,
+        default="row_major",
+        metavar="ORDER",
+        help="row_major: patches lie in reading order, needs --grid; packed: those of a token lie together "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--token-order",
+        metavar="INPUT",
+        help="input int64 [N] that says which merged token each token is, where the encoder works in another "
+        "order (windows)",
     )
 
 
@@ -183,7 +211,23 @@ def _found(report: PruneReport) -> list[tuple[str, str]]:
         ("special rows", f"{report.special_tokens} leading attention rows are no patches: not scored"),
         ("dropped rows", f"{report.dropped_rows} leading attention rows never become features"),
         ("prefix rows", f"{report.prefix_tokens} leading rows of the features are always kept"),
+        *_mapped(report),
     ]
+
+
+def _mapped(report: PruneReport) -> list[tuple[str, str]]:
+    """How patches become tokens, and which of these may be kept, where the options said so."""
+    rows = []
+    if report.merge > 1:
+        side, order = report.merge, report.merge_order
+        rows.append(
+            ("merged", f"{side} x {side} patches make one token, in order {order}: scores are their mean")
+        )
+    if report.token_order is not None:
+        rows.append(("token order", f"as input '{report.token_order}' says"))
+    if report.mask:
+        rows.append(("mask", f"only tokens that input '{TOKEN_MASK}' shows are kept, up to their number"))
+    return rows
 
 
 def _done(report: PruneReport) -> list[tuple[str, str]]:

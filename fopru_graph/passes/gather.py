@@ -245,6 +245,8 @@ def _bypass(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _verdict(plan: HoistPlan, located: Located) -> tuple[str, str]:
+    if located.merge > 1:
+        return "late", f"patches are merged {located.merge} x {located.merge} before the features"
     moved = plan.node_set
     products = [core for core in located.cores if core.product in moved]
     if located.core.product in moved and located.core not in products:

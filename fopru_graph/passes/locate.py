@@ -17,6 +17,7 @@ from fopru_graph.attention import (
 from fopru_graph.errors import LocateError
 from fopru_graph.layers import Numbering, number_layers
 from fopru_graph.lineage import follow
+from fopru_graph.merging import check_merged, order_input, rows_before_patches
 from fopru_graph.options import IMAGE_FEATURES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.rows import check_keys, dropped_rows, prefix_and_special
@@ -44,6 +45,8 @@ class Located:
         aggregation: how attention becomes scores.
         dropped_outputs: outputs that were removed.
         note: what was assumed, or empty.
+        merge: s, where s x s patches make one token.
+        order: graph input int64 [N] or [1, N]: which merged token each token of the features is.
     """
 
     features: ir.Value
@@ -62,10 +65,19 @@ class Located:
     aggregation: str
     dropped_outputs: tuple[str, ...] = ()
     note: str = ""
+    merge: int = 1
+    order: ir.Value | None = None
+
+    @property
+    def patches(self) -> Dim:
+        """Attention rows that become tokens, or "patches" where their number varies and several make one."""
+        if isinstance(self.tokens, int):
+            return self.tokens * self.merge**2
+        return self.tokens if self.merge == 1 else "patches"
 
     @property
     def first(self) -> int:
-        """Attention row of token 0."""
+        """Attention row of token 0, or of its first patch."""
         return self.dropped + self.prefix
 
 
@@ -80,7 +92,9 @@ class LocatePass(GraphPass[Located]):
            that fits), and `layer` picks one; without it the deepest is taken.
         4. Rows are followed from the features back to the attention. Where a node in between hides them,
            `dropped_rows` has to be stated: a guess could take a reordering for none.
-        5. Rows that no pixel reaches (class token, registers) are special: not scored, and kept if they are
+        5. Where the options say how patches become tokens, or in what order, that is taken instead, as far as
+           the sizes agree.
+        6. Rows that no pixel reaches (class token, registers) are special: not scored, and kept if they are
            among the features.
     """
 
@@ -108,10 +122,17 @@ class LocatePass(GraphPass[Located]):
         core, layer, locator = self._choose(model.graph, search, numbering, str(features.name))
         queries, heads = _attention_size(core)
         lineage = follow(features, axis=1)
-        dropped = dropped_rows(features, core, lineage, options.dropped_rows)
+        if options.maps_tokens:
+            check_merged(options, features, core, lineage)
+            dropped = rows_before_patches(options, features, core)
+        else:
+            dropped = dropped_rows(features, core, lineage, options.dropped_rows)
         if options.tap is None:
             check_keys(core)
-        prefix, special, note = prefix_and_special(options, features, lineage, dropped)
+        if options.maps_tokens:
+            prefix, special, note = 0, dropped, ""
+        else:
+            prefix, special, note = prefix_and_special(options, features, lineage, dropped)
         if isinstance(rows, int) and rows - prefix < 1:
             raise LocateError(
                 f"prefix_tokens is {prefix}, but '{features.name}' has {rows} rows: leave at least one"
@@ -133,6 +154,8 @@ class LocatePass(GraphPass[Located]):
             aggregation=options.aggregation or SELECTORS[options.strategy].aggregation(special),
             dropped_outputs=gone,
             note=note,
+            merge=options.merge,
+            order=order_input(model.graph, options.token_order, rows),
         )
         return Rewritten(model, found, count=len(gone))
 

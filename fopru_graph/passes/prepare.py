@@ -13,7 +13,7 @@ from onnx_shape_inference import infer_symbolic_shapes
 
 from fopru_graph.builder import GraphBuilder
 from fopru_graph.errors import UnsupportedGraphError, first_cause
-from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_SCORES
+from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_MASK, TOKEN_SCORES
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.plain_shapes import fold_integers, reroute_sizes, rewrite_expands
 from fopru_graph.shapes import INT32_MAX, Dim, constant_ints, dims
@@ -63,7 +63,7 @@ class PreparePass(GraphPass[Prepared]):
                 "or export with an older opset"
             )
         taken = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-        clash = [name for name in (NUM_KEEP, KEPT_INDICES, TOKEN_SCORES, GRID) if name in taken]
+        clash = [name for name in (NUM_KEEP, KEPT_INDICES, TOKEN_SCORES, GRID, TOKEN_MASK) if name in taken]
         if clash:
             raise UnsupportedGraphError(
                 f"the graph already has '{clash[0]}': it is pruned, start from the unpruned graph"

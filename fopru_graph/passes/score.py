@@ -10,6 +10,7 @@ import onnx_ir as ir
 from fopru_graph.attention import AttentionCore
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import OptionError, RewriteError
+from fopru_graph.merging import token_scores
 from fopru_graph.options import TOKEN_SCORES, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.passes.locate import Located
@@ -65,7 +66,8 @@ class ScorePass(GraphPass[Scored]):
         3. Queries are averaged first, heads second: over 16 heads of 577 x 577 this is 20 times as fast on
            ONNX Runtime CPU as one reduction over both axes, and its error is 2e-7 relative, not 5e-6.
         4. `cls_sum` does so for several layers and adds up.
-        5. Columns that are not among the N tokens are cut off.
+        5. Columns that are not among the patches are cut off; patches that are merged into one token are
+           averaged, and tokens of another order put into that of the features (`merging.py`).
         6. `token_scores` becomes an output if the options say so.
         7. A query that may look at no key is NaN in softmax. Where the graph guards against that
            (`Where(IsNaN(p), 0, p)`), so does the score; any other NaN or Inf is up to the runtime.
@@ -108,7 +110,7 @@ class ScorePass(GraphPass[Scored]):
             columns = self._sum_of_layers(builder, choice)
         else:
             columns = self._column_means(builder, located.core, choice)
-        scores = self._cut_tokens(builder, columns)
+        scores = token_scores(builder, located, self._options, self._cut_patches(builder, columns))
         if self._options.scores_output:
             scores.name = TOKEN_SCORES
             scores.shape = ir.Shape([self._images(), "tokens"])
@@ -147,12 +149,12 @@ class ScorePass(GraphPass[Scored]):
         per_head = builder.mean(rows, 2, Made("head_scores", _FLOAT, (images, heads, queries)))
         return builder.mean(per_head, 1, Made("column_scores", _FLOAT, (images, queries)))
 
-    def _cut_tokens(self, builder: GraphBuilder, columns: ir.Value) -> ir.Value:
-        first, tokens = self._located.first, self._located.tokens
-        if first == 0 and (tokens == self._located.queries or not isinstance(tokens, int)):
+    def _cut_patches(self, builder: GraphBuilder, columns: ir.Value) -> ir.Value:
+        first, patches = self._located.first, self._located.patches
+        if first == 0 and (patches == self._located.queries or not isinstance(patches, int)):
             return columns
-        bounds = (first, first + tokens if isinstance(tokens, int) else None)
-        return builder.slice(columns, 1, bounds, Made(TOKEN_SCORES, _FLOAT, (self._images(), tokens)))
+        bounds = (first, first + patches if isinstance(patches, int) else None)
+        return builder.slice(columns, 1, bounds, Made("patch_scores", _FLOAT, (self._images(), patches)))
 
     def _images(self) -> Dim:
         return (dims(self._located.features) or (None,))[0]

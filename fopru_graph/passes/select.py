@@ -10,12 +10,12 @@ import onnx_ir as ir
 from fopru_graph.attention import key_operand
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import LocateError, OptionError, RewriteError
-from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, PruneOptions
+from fopru_graph.options import GRID, KEPT_INDICES, NUM_KEEP, TOKEN_MASK, PruneOptions
 from fopru_graph.passes.base import GraphPass, Rewritten
 from fopru_graph.passes.locate import Located
 from fopru_graph.passes.score import Scored
 from fopru_graph.selectors import SELECTORS, SelectContext
-from fopru_graph.shapes import dims, same
+from fopru_graph.shapes import Dim, dims, same
 
 __all__ = ["SelectPass", "Selected"]
 
@@ -37,7 +37,8 @@ class SelectPass(GraphPass[Selected]):
         1. A selector gets what it declares to need: scores, a grid, rows to compare.
         2. A grid that varies with the image is the input `grid` (int64 [2]: rows, columns).
         3. Selectors use no NonZero, Compress or Unique.
-        4. 1 <= `num_keep` <= N is the host's duty; runtimes stop with their own error above N.
+        4. A mask is the input `token_mask` (bool [images, N]); scores that go out are those without it.
+        5. 1 <= `num_keep` <= N is the host's duty; runtimes stop with their own error above N.
     """
 
     name: ClassVar[str] = "select"
@@ -75,16 +76,20 @@ class SelectPass(GraphPass[Selected]):
         located = self._located
         selector = SELECTORS[self._options.strategy]
         builder = GraphBuilder(model.graph, self.name)
-        num_keep = _input(model.graph, NUM_KEEP, 1)
+        num_keep = _input(model.graph, NUM_KEEP, (1,))
         grid: tuple[int, int] | ir.Value | None = None
         if selector.needs_grid:
-            grid = _input(model.graph, GRID, 2) if self._options.grid == "input" else self._options.grid
+            grid = _input(model.graph, GRID, (2,)) if self._options.grid == "input" else self._options.grid
+        images: Dim = (dims(located.features) or (None,))[0]
+        mask: ir.Value | None = None
+        if self._options.mask:
+            mask = _input(model.graph, TOKEN_MASK, (images, located.tokens), ir.DataType.BOOL)
         keys, key_axis = key_operand(located.core)
         context = SelectContext(
             builder=builder,
             scores=self._scored.scores if self._scored is not None else None,
             num_keep=num_keep,
-            images=(dims(located.features) or (None,))[0],
+            images=images,
             tokens=located.tokens,
             keys=keys,
             key_axis=key_axis,
@@ -92,6 +97,8 @@ class SelectPass(GraphPass[Selected]):
             grid=grid,
             rows=self._rows(model.graph, builder) if selector.needs_rows else None,
             seed=self._options.seed,
+            merge=located.merge,
+            mask=mask,
         )
         indices = selector.select(context)
         indices.name = KEPT_INDICES
@@ -126,7 +133,7 @@ class SelectPass(GraphPass[Selected]):
         return builder.slice(value, 1, (located.prefix, None), made)
 
 
-def _input(graph: ir.Graph, name: str, size: int) -> ir.Value:
-    value = ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(_INT64))
+def _input(graph: ir.Graph, name: str, sizes: tuple[Dim, ...], dtype: ir.DataType = _INT64) -> ir.Value:
+    value = ir.Value(name=name, shape=ir.Shape(list(sizes)), type=ir.TensorType(dtype))
     graph.inputs.append(value)
     return value

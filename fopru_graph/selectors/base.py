@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.shapes import Dim
 
-__all__ = ["SelectContext", "Selector", "count_up", "every_token", "highest", "same_for_all"]
+__all__ = ["SelectContext", "Selector", "count_up", "every_token", "highest", "same_for_all", "seen"]
 
 _INT64 = ir.DataType.INT64
 _FLOAT = ir.DataType.FLOAT
@@ -26,10 +26,13 @@ class SelectContext:
         scores: float32 [images, N], or None for a selector with `needs_scores = False`.
         num_keep: K, int64 [1]; 1 <= K <= N is the host's duty.
         images, tokens: B and N; names where they vary.
-        keys: a tensor that has B on axis 0 and N + `first` rows on `key_axis`, and stays whole.
+        keys: a tensor that has B on axis 0 and N * merge^2 + `first` rows on `key_axis`, and stays whole.
         grid: (R, C) with R * C = N; a graph input int64 [2] where the image size varies; or None.
         rows: float [images, N, D], the rows to compare, for a selector with `needs_rows = True`, else None.
         seed: >= 0.
+        merge: s, where N tokens are made of s x s patches each.
+        mask: bool [images, N], False for a token that must not be kept, for a selector with
+            `takes_mask = True`; None: all may be.
     """
 
     builder: GraphBuilder
@@ -43,6 +46,8 @@ class SelectContext:
     grid: tuple[int, int] | ir.Value | None
     rows: ir.Value | None
     seed: int
+    merge: int = 1
+    mask: ir.Value | None = None
 
     def count_images(self) -> ir.Value:
         """B as int64 [1]."""
@@ -56,9 +61,12 @@ class SelectContext:
         if isinstance(self.tokens, int):
             return builder.ints("tokens", [self.tokens])
         rows = builder.size_1d(self.keys, self.key_axis)
-        if not self.first:
+        made = Made("tokens", _INT64, (1,))
+        if self.first:
+            rows = builder.op("Sub", [rows, builder.ints("first", [self.first])], made)
+        if self.merge == 1:
             return rows
-        return builder.op("Sub", [rows, builder.ints("first", [self.first])], Made("tokens", _INT64, (1,)))
+        return builder.op("Div", [rows, builder.ints("patches_per_token", [self.merge**2])], made)
 
 
 class Selector(Protocol):
@@ -68,6 +76,7 @@ class Selector(Protocol):
         name: what `--strategy` takes.
         source: the paper or the rule, in one line.
         needs_scores, needs_grid, needs_rows: what of the context it reads.
+        takes_mask: whether it leaves out tokens that a mask hides.
         topk: what its TopK chooses from, for runtimes that limit it: tokens, grid rows, or no TopK at all.
     """
 
@@ -76,6 +85,7 @@ class Selector(Protocol):
     needs_scores: ClassVar[bool]
     needs_grid: ClassVar[bool]
     needs_rows: ClassVar[bool]
+    takes_mask: ClassVar[bool]
     topk: ClassVar[Literal["tokens", "rows", "none"]]
 
     def aggregation(self, special_tokens: int) -> str:
@@ -87,6 +97,15 @@ class Selector(Protocol):
 
     def select(self, context: SelectContext) -> ir.Value:
         """int64 [images, K]: strictly increasing positions in 0..N-1."""
+
+
+def seen(context: SelectContext, scores: ir.Value) -> ir.Value:
+    """float32 [images, N]: the scores, and -1 where a mask hides a token; attention is never below 0."""
+    if context.mask is None:
+        return scores
+    hidden = context.builder.constant("hidden", np.asarray(-1, dtype=np.float32))
+    made = Made("seen_scores", _FLOAT, (context.images, context.tokens))
+    return context.builder.op("Where", [context.mask, scores, hidden], made)
 
 
 def highest(builder: GraphBuilder, scores: ir.Value, count: ir.Value, sizes: tuple[Dim, ...]) -> ir.Value:

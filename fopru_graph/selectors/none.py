@@ -19,6 +19,7 @@ class NoSelection:
     needs_scores: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "none"
 
     def aggregation(self, special_tokens: int) -> str:

@@ -33,6 +33,7 @@ class Random:
     needs_scores: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "tokens"
 
     def aggregation(self, special_tokens: int) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from fopru_graph.errors import RewriteError
-from fopru_graph.selectors.base import SelectContext, highest
+from fopru_graph.selectors.base import SelectContext, highest, seen
 
 __all__ = ["Rank"]
 
@@ -20,6 +20,7 @@ class Rank:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = True
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "tokens"
 
     def aggregation(self, special_tokens: int) -> str:
@@ -29,4 +30,5 @@ class Rank:
     def select(self, context: SelectContext) -> ir.Value:
         if context.scores is None:
             raise RewriteError(f"selector '{self.name}' was given no scores")
-        return highest(context.builder, context.scores, context.num_keep, (context.images, "kept"))
+        scores = seen(context, context.scores)
+        return highest(context.builder, scores, context.num_keep, (context.images, "kept"))

@@ -10,17 +10,20 @@ import onnx_ir as ir
 from fopru_graph.builder import GraphBuilder, Made
 from fopru_graph.errors import RewriteError
 from fopru_graph.selectors.base import SelectContext, count_up, highest
+from fopru_graph.shapes import Dim, dims
 
 __all__ = ["Row"]
 
 _INT64 = ir.DataType.INT64
 _FLOAT = ir.DataType.FLOAT
+_BOOL = ir.DataType.BOOL
 
 
 class Row:
     """The `num_keep / C` grid rows with the highest mean, ties to the upper row, all their tokens.
 
-    The division drops a remainder: the host gives a multiple of C.
+    The division drops a remainder: the host gives a multiple of C. Under a mask the mean is over the tokens
+    that it shows; a row without any is behind all others.
     """
 
     name: ClassVar[str] = "row"
@@ -30,6 +33,7 @@ class Row:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = True
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "rows"
 
     def aggregation(self, special_tokens: int) -> str:
@@ -43,10 +47,13 @@ class Row:
         builder, images = context.builder, context.images
         shape, width, steps = _grid(builder, context.grid)
         rows, columns = context.grid if isinstance(context.grid, tuple) else ("grid_rows", "grid_columns")
-        on_grid = builder.op(
-            "Reshape", [context.scores, shape], Made("grid_scores", _FLOAT, (images, rows, columns))
-        )
-        means = builder.mean(on_grid, 2, Made("row_scores", _FLOAT, (images, rows)))
+        sizes: tuple[Dim, ...] = (images, rows, columns)
+        on_grid = builder.op("Reshape", [context.scores, shape], Made("grid_scores", _FLOAT, sizes))
+        if context.mask is None:
+            means = builder.mean(on_grid, 2, Made("row_scores", _FLOAT, (images, rows)))
+        else:
+            on_mask = builder.op("Reshape", [context.mask, shape], Made("grid_mask", _BOOL, sizes))
+            means = _means_of_seen(builder, on_grid, on_mask)
         count = builder.op("Div", [context.num_keep, width], Made("kept_grid_rows", _INT64, (1,)))
         best = highest(builder, means, count, (images, "kept_grid_rows"))
         first = builder.op("Mul", [best, width], Made("row_starts", _INT64, (images, "kept_grid_rows")))
@@ -76,3 +83,20 @@ def _grid(builder: GraphBuilder, grid: tuple[int, int] | ir.Value) -> tuple[ir.V
     steps_1d = count_up(builder, width, "steps")
     target = builder.ints("row_steps_shape", [1, 1, -1])
     return shape, width, builder.op("Reshape", [steps_1d, target], Made("row_steps", _INT64, (1, 1, None)))
+
+
+def _means_of_seen(builder: GraphBuilder, scores: ir.Value, mask: ir.Value) -> ir.Value:
+    """float32 [images, R]: mean over the columns that the mask shows, -1 where it shows none."""
+    sizes = dims(scores) or ()
+    made = Made("row_scores", _FLOAT, sizes[:2])
+    zero, one, hidden = (
+        builder.constant(name, np.asarray(at, np.float32))
+        for name, at in (("zero", 0), ("one", 1), ("hidden", -1))
+    )
+    columns = builder.ints("axis", [2])
+    shown = builder.op("Where", [mask, scores, zero], Made("shown_scores", _FLOAT, sizes))
+    total = builder.op("ReduceSum", [shown, columns], made, {"keepdims": 0})
+    count = builder.op("ReduceSum", [builder.cast(mask, _FLOAT), columns], made, {"keepdims": 0})
+    mean = builder.op("Div", [total, builder.op("Max", [count, one], made)], made)
+    some = builder.op("Greater", [count, zero], Made("row_is_seen", _BOOL, sizes[:2]))
+    return builder.op("Where", [some, mean, hidden], made)

@@ -34,6 +34,7 @@ class Scope:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = True
+    takes_mask: ClassVar[bool] = False
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "tokens"
 
     def aggregation(self, special_tokens: int) -> str:

@@ -33,6 +33,7 @@ class UniformGrid:
     needs_scores: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "none"
 
     def aggregation(self, special_tokens: int) -> str:
