@@ -3,7 +3,8 @@
 The vision encoder multiplies patches by a matrix, scores them by their energy and keeps the best by TopK; the
 decoder keeps a real cache (concat of past and new); its logits are a known function of all that was ever fed,
 written out in `ToyModel`.
-`python -m tests.toy_bundle DIRECTORY` writes one; tests/data/bundle_v1 was made so and is frozen.
+`python -m tests.toy_bundle DIRECTORY` writes one, `--tiles` one that cuts images into tiles; those in
+tests/data were made so, each by its own version of this file, and are frozen.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import contract
 from runtime.bundle import sha256_of
 from runtime.contract import TensorSpec
+from runtime.layouts.anyres import AnyresLayout
+from runtime.layouts.base import ImageLayout
+from runtime.layouts.single import SingleLayout
 from runtime.manifest import (
     FORMAT_VERSION,
     GRAPHS,
+    IMAGE_NEWLINE,
+    ConstantInfo,
     DecoderInfo,
     FileInfo,
     GraphInfo,
@@ -33,23 +39,31 @@ from runtime.manifest import (
     PromptTemplate,
     PruningInfo,
     SpecialTokens,
-    VisionInfo,
 )
 
 PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
 PATCH, WIDTH, HEADS, HEAD_DIM, LAYERS = 4, 8, 2, 4, 2
-ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+NEWLINE_FILE = "constants/image_newline.bin"
+AXIS_WEIGHTS = (1, 2, 4)  # how much each row of the position ids counts in the decoder
+TILES = ((32, 32), (16, 32), (32, 16))  # canvases of the toy with tiles
 
 
 @dataclass(frozen=True)
 class ToyModel:
-    """Weights and the numpy form of the whole model; `prefix` adds a CLS-like row of patch means."""
+    """Weights and the numpy form of the whole model.
+
+    `prefix` adds a CLS-like row of patch means; `pinpoints` cuts images into tiles, with padding and
+    newlines; `axes` is the number of rows of the decoder's position ids.
+    """
 
     grid: tuple[int, int] = (4, 4)
     prefix: int = 0
     strategy: str = "rank"
     vocab: int = 260
     seed: int = 0
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    axes: int = 1
     weights: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,6 +77,16 @@ class ToyModel:
         successors = np.concatenate([np.zeros(4, np.int64), 4 + rng.permutation(self.vocab - 4)])
         self.weights["head"] = self.weights["embed"][successors].T.copy()
         self.weights["head"][:, :4] = 0
+        self.weights["newline"] = (np.arange(WIDTH) / 8 - 0.5).astype(np.float32)
+
+    @property
+    def layout(self) -> ImageLayout:
+        if self.pinpoints:
+            return AnyresLayout(self.size, self.grid, self.pinpoints)
+        height, width = self.size
+        return SingleLayout(
+            self.grid, self.tokens, {"height": height, "width": width}, None, None, self.prefix
+        )
 
     @property
     def tokens(self) -> int:
@@ -84,12 +108,16 @@ class ToyModel:
         """[images, N]: squared length of each token."""
         return np.square(self.features(pixels)[:, self.prefix :]).sum(axis=2)
 
-    def kept(self, pixels: np.ndarray, keep: int) -> np.ndarray:
-        """[images, K]."""
+    def kept(self, pixels: np.ndarray, keep: int, mask: np.ndarray | None = None) -> np.ndarray:
+        """[images, K] of the tokens that `mask` [images, N] does not leave out; K in whole rows for "row"."""
         scores = self.scores(pixels)
+        mask = np.ones(scores.shape, np.bool_) if mask is None else mask
         if self.strategy == "rank":
+            scores = np.where(mask, scores, -1)
             return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :keep], axis=1)
-        means = scores.reshape(-1, *self.grid).mean(axis=2)
+        sums = np.where(mask, scores, 0).reshape(-1, *self.grid).sum(axis=2)
+        filled = mask.reshape(-1, *self.grid).sum(axis=2)
+        means = np.where(filled > 0, sums / np.maximum(filled, 1), -1)
         rows = np.sort(np.argsort(-means, axis=1, kind="stable")[:, : keep // self.grid[1]], axis=1)
         return (rows[..., None] * self.grid[1] + np.arange(self.grid[1])).reshape(len(rows), -1)
 
@@ -105,19 +133,28 @@ class ToyModel:
         embeds[ids == IMAGE] = features.reshape(-1, WIDTH)
         return embeds
 
-    def logits(self, embeds: np.ndarray) -> np.ndarray:
-        """[V] after [1, L, D]: mean over both caches plus last row, weighted by position, times head."""
-        places = np.arange(embeds.shape[1], dtype=np.float32) / 8
+    def logits(self, embeds: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        """[V] after [1, L, D]: mean over both caches plus last row, weighted by position, times head.
+
+        `positions` [axes, L]; without, 0, 1, 2, ... on every axis.
+        """
+        if positions is None:
+            positions = np.tile(np.arange(embeds.shape[1]), (self.axes, 1))
+        places = (np.array(AXIS_WEIGHTS[: self.axes]) @ positions).astype(np.float32) / 8
         value = embeds[0] * (1 + places)[:, None]
         total = (value.sum(axis=0) * LAYERS) / np.float32(embeds.shape[1])
         return (total + value[-1]) @ self.weights["head"]
 
-    def greedy(self, embeds: np.ndarray, steps: int) -> list[int]:
-        """Greedy token ids, the end token ignored."""
+    def greedy(
+        self, embeds: np.ndarray, steps: int, positions: np.ndarray | None = None, after: int = 0
+    ) -> list[int]:
+        """Greedy token ids, the end token ignored; beside `positions`, the first token is at `after`."""
         tokens: list[int] = []
-        for _ in range(steps):
-            tokens.append(int(np.argmax(self.logits(embeds))))
+        for step in range(steps):
+            tokens.append(int(np.argmax(self.logits(embeds, positions))))
             embeds = np.concatenate([embeds, self.weights["embed"][[[tokens[-1]]]]], axis=1)
+            if positions is not None:
+                positions = np.concatenate([positions, np.full((self.axes, 1), after + step)], axis=1)
         return tokens
 
 
@@ -169,14 +206,30 @@ def _vision(model: ToyModel, pruned: bool) -> _Graph:
 
 
 def _keep_tokens(g: _Graph, model: ToyModel) -> None:
-    g.add("TopK", ["token_scores", "num_keep"], "top_values top_places", axis=1)
+    scores = "token_scores"
+    if model.layout.masked:
+        scores = g.add("Where", ["token_mask", scores, g.const("never", -1.0, np.float32)], "shown_scores")
+    g.add("TopK", [scores, "num_keep"], "top_values top_places", axis=1)
     g.add("TopK", ["top_places", "num_keep"], "kept_indices more", axis=1, largest=0)
 
 
 def _keep_rows(g: _Graph, model: ToyModel) -> None:
     rows, columns = model.grid
-    g.add("Reshape", ["token_scores", g.const("as_grid", [-1, rows, columns])], "grid")
-    g.add("ReduceMean", ["grid", "axis2"], "row_means", keepdims=0)
+    as_grid = g.const("as_grid", [-1, rows, columns])
+    g.add("Reshape", ["token_scores", as_grid], "score_grid")
+    if model.layout.masked:
+        g.add("Cast", ["token_mask"], "shown", to=TensorProto.FLOAT)
+        g.add("Reshape", ["shown", as_grid], "shown_grid")
+        g.add("Mul", ["score_grid", "shown_grid"], "shown_scores")
+        g.add("ReduceSum", ["shown_scores", "axis2"], "sums", keepdims=0)
+        g.add("ReduceSum", ["shown_grid", "axis2"], "lengths", keepdims=0)
+        g.add("Max", ["lengths", g.const("one", 1.0, np.float32)], "at_least_one")
+        g.add("Div", ["sums", "at_least_one"], "means")
+        g.add("Min", ["lengths", "one"], "filled")
+        g.add("Sub", ["filled", "one"], "minus_empty")
+        g.add("Add", ["means", "minus_empty"], "row_means")
+    else:
+        g.add("ReduceMean", ["score_grid", "axis2"], "row_means", keepdims=0)
     g.add("Div", ["num_keep", g.const("columns", [columns])], "num_rows")
     g.add("TopK", ["row_means", "num_rows"], "best_values best_rows", axis=1)
     g.add("TopK", ["best_rows", "num_rows"], "kept_rows more", axis=1, largest=0)
@@ -194,7 +247,12 @@ def _embed(model: ToyModel) -> _Graph:
 
 def _decoder(model: ToyModel) -> _Graph:
     g = _Graph()
-    g.add("Cast", ["position_ids"], "places", to=TensorProto.FLOAT)
+    positions = "position_ids"
+    if model.axes > 1:
+        weights = g.const("axis_weights", np.array(AXIS_WEIGHTS).reshape(-1, 1, 1))
+        g.add("Mul", [positions, weights], "weighted_positions")
+        positions = g.add("ReduceSum", ["weighted_positions", g.const("first_axis", [0])], "sum", keepdims=0)
+    g.add("Cast", [positions], "places", to=TensorProto.FLOAT)
     g.add("Mul", ["places", g.const("eighth", 0.125, np.float32)], "eighths")
     g.add("Add", ["eighths", g.const("one", 1.0, np.float32)], "weights")
     g.add("Unsqueeze", ["weights", g.const("last", [-1])], "columns")
@@ -241,9 +299,13 @@ def write_tokenizer(path: Path) -> None:
 
 def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
     """The manifest of a toy; tables of the graphs come from the contract, as an exporter's would."""
-    height, width = model.size
-    contracts = contract.static_contracts(model.size, model.prefix + model.tokens, WIDTH)
-    contracts[contract.DECODER] = contract.decoder_contract(LAYERS, HEADS, HEAD_DIM, model.vocab, WIDTH)
+    layout = model.layout
+    decoder = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256, model.axes)
+    contracts = {
+        **contract.vision_contracts(layout, WIDTH),
+        contract.EMBED_TOKENS: contract.embed_contract(WIDTH),
+        contract.DECODER: contract.decoder_contract(decoder),
+    }
     graphs = {
         name: GraphInfo(contract.graph_file(name), contracts[name].inputs, contracts[name].outputs)
         for name in GRAPHS
@@ -255,14 +317,13 @@ def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
         prompt=PromptTemplate("Q: {images}{prompt} A:", "\nQ: {images}{prompt} A:", "<image>\n", True),
         tokens=SpecialTokens(IMAGE, (EOS,), PAD, BOS),
         # Powers of two, for sums that are exact in float32.
-        preprocess=Preprocess(
-            {"height": height, "width": width}, 3, None, None, 0.0078125, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        ),
-        vision=VisionInfo(model.size, model.grid, model.tokens, model.prefix),
+        preprocess=Preprocess(3, 0.0078125, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        layout=layout,
         pruning=PruningInfo(model.strategy, "col_mean", 0, "one_pass", "late", "renumber", 0.5, None),
-        decoder=DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256),
+        decoder=decoder,
         graphs=graphs,
         files=files,
+        constants={IMAGE_NEWLINE: ConstantInfo(NEWLINE_FILE, (WIDTH,))} if model.pinpoints else {},
         parity=None,
     )
 
@@ -273,7 +334,7 @@ def write_toy_bundle(
     """Write a bundle; `edit` changes the manifest before it is written, hashes are of the real files."""
     model = ToyModel() if model is None else model
     (root / "onnx").mkdir(parents=True)
-    tables = toy_manifest(model, {contract.graph_file(name): FileInfo(0, "") for name in GRAPHS})
+    tables = toy_manifest(model, toy_files())
     builders = {
         contract.VISION_ENCODER: lambda: _vision(model, pruned=False),
         contract.VISION_ENCODER_FOPRU: lambda: _vision(model, pruned=True),
@@ -284,11 +345,20 @@ def write_toy_bundle(
         info = tables.graphs[name]
         build().save(root / info.file, info.inputs, info.outputs)
     write_tokenizer(root / "tokenizer.json")
-    _write_golden(root, model)
+    if model.pinpoints:
+        (root / NEWLINE_FILE).parent.mkdir()
+        model.weights["newline"].astype("<f4").tofile(root / NEWLINE_FILE)
+    if model.axes == 1:
+        _write_golden(root, model)
     manifest = toy_manifest(model, _hashes(root))
     manifest = manifest if edit is None else edit(manifest)
     (root / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return root
+
+
+def toy_files() -> dict[str, FileInfo]:
+    """Entries that stand for the files of a manifest that is never written."""
+    return {name: FileInfo(1, "") for name in (*map(contract.graph_file, GRAPHS), NEWLINE_FILE)}
 
 
 def rehash(root: Path) -> None:
@@ -313,23 +383,30 @@ def _write_golden(root: Path, model: ToyModel) -> None:
     """Golden tensors by numpy alone: the independent reference of the toy."""
     from PIL import Image
 
-    keep, prompt, steps = model.tokens // 2, "what?", 32
-    photo = toy_photo(model.size)
+    prompt, steps = "what?", 32
+    photo = toy_photo(model.pinpoints[0] if model.pinpoints else model.size)
     golden = root / "golden"
     golden.mkdir()
     Image.fromarray(photo).save(golden / "image_0.png")
-    pixels = (photo.transpose(2, 0, 1)[None] / 128).astype(np.float32)
-    pruned = model.pruned(pixels, keep)
-    text = [BOS, *byte_ids("Q: "), *[IMAGE] * pruned.shape[1], *byte_ids("\nwhat? A:")]
-    ids = np.array([text], np.int64)
+    pixels = np.stack([view.transpose(2, 0, 1) for view in _cut(model, photo)]).astype(np.float32) / 128
+    rows, columns = model.grid
+    keep = columns * ((rows + 1) // 2) if model.strategy == "row" else (model.tokens + 1) // 2
+    kept = model.kept(pixels, keep)
+    pruned, whole = model.pruned(pixels, keep).reshape(-1, WIDTH), model.features(pixels).reshape(-1, WIDTH)
+    if model.pinpoints:
+        everything = np.tile(np.arange(model.tokens), (len(pixels), 1))
+        whole, pruned = packed(model, pixels, everything), packed(model, pixels, kept)
+    ids = np.array([[BOS, *byte_ids("Q: "), *[IMAGE] * len(pruned), *byte_ids("\nwhat? A:")]], np.int64)
     embeds = model.merged(ids, pruned)
     tensors = {
-        "pixel_values": pixels,
-        "image_features": model.features(pixels),
-        "token_scores": model.scores(pixels),
-        "kept_indices": model.kept(pixels, keep),
+        "pixel_values": pixels.reshape(-1, pixels.shape[-1]),
+        "kept_counts": np.full(len(pixels), keep, np.int64),
+        "image_features": whole,
+        "token_scores": model.scores(pixels).reshape(-1),
+        "kept_indices": kept.reshape(-1),
         "pruned_features": pruned,
         "input_ids": ids,
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
         "inputs_embeds": embeds,
         "logits": model.logits(embeds)[None],
         "tokens": np.array([model.greedy(embeds, steps)], np.int64),
@@ -338,13 +415,42 @@ def _write_golden(root: Path, model: ToyModel) -> None:
     record = {
         "prompt": prompt,
         "images": ["golden/image_0.png"],
-        "num_keep": keep,
         "ratio": 0.5,
+        "tokens": None,
         "strategy": model.strategy,
         "new_tokens": steps,
         "reference": "numpy",
     }
     (golden / "golden.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _cut(model: ToyModel, photo: np.ndarray) -> list[np.ndarray]:
+    """The views of a photo that is as large as the encoder's picture, or as a whole canvas of tiles."""
+    from PIL import Image
+
+    height, width = model.size
+    if not model.pinpoints:
+        return [photo]
+    small = Image.fromarray(photo).resize((width, height), resample=Image.Resampling.BICUBIC)
+    bands = np.split(photo, photo.shape[0] // height)
+    tiles = [tile for band in bands for tile in np.split(band, photo.shape[1] // width, axis=1)]
+    return [np.asarray(small), *tiles]
+
+
+def packed(model: ToyModel, pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Rows [*, D] of an image on a canvas of 2 x 2 tiles without padding, of which `kept` [5, K] stay.
+
+    First the overview's, then the canvas line by line across tiles, each ended by the newline vector.
+    """
+    rows, columns = model.grid
+    features = model.features(pixels)
+    lines = [features[0, kept[0]]]
+    for y in range(2 * rows):
+        for tile in (1 + y // rows * 2, 2 + y // rows * 2):
+            own = kept[tile][kept[tile] // columns == y % rows]
+            lines.append(features[tile, own])
+        lines.append(model.weights["newline"][None])
+    return np.concatenate(lines)
 
 
 def byte_ids(text: str) -> list[int]:
@@ -357,4 +463,4 @@ def byte_ids(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    write_toy_bundle(Path(sys.argv[1]))
+    write_toy_bundle(Path(sys.argv[1]), ToyModel(pinpoints=TILES) if "--tiles" in sys.argv else None)
