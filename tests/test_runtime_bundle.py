@@ -18,12 +18,21 @@ from runtime.check import check_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError
 from runtime.generator import Generator
-from runtime.manifest import FileInfo, Manifest
+from runtime.manifest import FORMAT_VERSION, IMAGE_NEWLINE, ConstantInfo, FileInfo, Manifest
 from runtime.request import Request
-from tests.toy_bundle import ToyModel, rehash, write_toy_bundle
+from tests.toy_bundle import (
+    NEWLINE_FILE,
+    TILES,
+    WIDTH,
+    ToyModel,
+    rehash,
+    toy_files,
+    toy_manifest,
+    write_toy_bundle,
+)
 
 ROOT = Path(__file__).resolve().parent
-FROZEN = ROOT / "data" / "bundle_v1"
+FROZEN = {name: ROOT / "data" / name for name in ("bundle_v1", "bundle_v2", "bundle_v2_tiles")}
 SCHEMA = ROOT.parent / "docs" / "bundle.schema.json"
 
 
@@ -74,13 +83,25 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
             r'bundle.json has the unknown key "colour" \(known: format_version, .*\): upgrade the runtime',
         ),
         ("tokens.unk", 1, r'bundle.json.tokens has the unknown key "unk" \(known: image, eos, pad, bos\)'),
-        ("vision", ..., f'bundle.json lacks the key "vision": {REBUILD}'),
-        ("vision.tokens", ..., 'bundle.json.vision lacks the key "tokens"'),
-        ("vision.tokens", "16", f"bundle.json.vision.tokens is '16', expected an integer: {REBUILD}"),
-        ("vision.tokens", True, "bundle.json.vision.tokens is True, expected an integer"),
-        ("vision.tokens", None, "bundle.json.vision.tokens is None, expected an integer"),
-        ("vision.grid", [4], r"bundle.json.vision.grid is \[4\], expected a list of 2"),
-        ("vision.grid", 4, "bundle.json.vision.grid is 4, expected a list"),
+        ("layout", ..., f'bundle.json lacks the key "layout": {REBUILD}'),
+        ("layout", [4], r"bundle.json.layout is \[4\], expected an object"),
+        ("layout.kind", ..., r"bundle.json.layout.kind is None, expected one of single, "),
+        ("layout.kind", 3, r"bundle.json.layout.kind is 3, expected one of single, "),
+        (
+            "layout.kind",
+            "spiral",
+            r"bundle.json.layout.kind is 'spiral', expected one of single, anyres.*: "
+            "upgrade the runtime, or build the bundle with an exporter of this version",
+        ),
+        ("layout.colour", 1, r'bundle.json.layout has the unknown key "colour" \(known: grid, tokens, .*\)'),
+        ("layout.tokens", ..., 'bundle.json.layout lacks the key "tokens"'),
+        ("layout.prefix_tokens", -1, "layout.tokens is 16 and layout.prefix_tokens -1, expected at least 1"),
+        ("vision", {}, 'bundle.json has the unknown key "vision"'),
+        ("layout.tokens", "16", f"bundle.json.layout.tokens is '16', expected an integer: {REBUILD}"),
+        ("layout.tokens", True, "bundle.json.layout.tokens is True, expected an integer"),
+        ("layout.tokens", None, "bundle.json.layout.tokens is None, expected an integer"),
+        ("layout.grid", [4], r"bundle.json.layout.grid is \[4\], expected a list of 2"),
+        ("layout.grid", 4, "bundle.json.layout.grid is 4, expected a list"),
         ("tokens", [], r"bundle.json.tokens is \[\], expected an object"),
         ("files", [], r"bundle.json.files is \[\], expected an object"),
         ("model.name", ["x" * 90], r"bundle.json.model.name is \['x+\.\.\., expected a string"),
@@ -92,20 +113,16 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
             [{"name": "a", "dtype": "b", "shape": [1.5]}],
             r"shape\[0\] is 1.5, expected",
         ),
-        ("format_version", 2, "the bundle has format 2, but this runtime reads up to 1: upgrade the runtime"),
-        ("format_version", 0, r"format_version is 0, expected 1\.\.1"),
+        ("format_version", 3, "the bundle has format 3, but this runtime reads up to 2: upgrade the runtime"),
+        ("format_version", 0, r"format_version is 0, expected 1\.\.2"),
         ("format_version", ..., "bundle.json: format_version is None, expected an integer"),
-        ("vision.tokens", 0, "vision.tokens is 0 and vision.prefix_tokens 0, expected at least 1 and 0"),
-        ("vision.grid", [4, 5], r"vision.grid is \[4, 5\], which does not make vision.tokens 16"),
-        ("preprocess.resize", {"longest_edge": 3}, r"preprocess.resize is \{'longest_edge': 3\}, expected"),
-        ("preprocess.resize", {"height": 0, "width": 4}, "preprocess.resize is "),
-        ("preprocess.crop", {"height": 4}, r"preprocess.crop is \{'height': 4\}, expected"),
-        ("preprocess.resize", {"shortest_edge": 16}, "preprocess.crop must say the final size"),
-        (
-            "preprocess.resize",
-            {"height": 8, "width": 8},
-            r"preprocess makes images of \(8, 8\), but vision.image_size",
-        ),
+        ("layout.tokens", 0, "layout.tokens is 0 and layout.prefix_tokens 0, expected at least 1 and 0"),
+        ("layout.grid", [4, 5], r"layout.grid is \[4, 5\], which does not make layout.tokens 16"),
+        ("layout.resize", {"longest_edge": 3}, r"layout.resize is \{'longest_edge': 3\}, expected"),
+        ("layout.resize", {"height": 0, "width": 4}, "layout.resize is "),
+        ("layout.crop", {"height": 4}, r"layout.crop is \{'height': 4\}, expected"),
+        ("layout.resize", {"shortest_edge": 16}, "layout.crop must say the final size"),
+        ("layout.pad_to_square", [1, 2], r"layout.pad_to_square is \[1, 2\], expected a list of 3"),
         ("preprocess.resample", 6, r"preprocess.resample is 6, expected PIL's code 0\.\.5"),
         ("preprocess.std", [1.0, 0.0, 1.0], r"preprocess.std is \[1.0, 0.0, 1.0\], but no entry may be 0"),
         ("pruning.strategy", "best", 'pruning.strategy is "best", expected one of rank, row'),
@@ -120,7 +137,25 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
             'pruning.score_path is "x", expected one of one_pass, side_branch, cls_row, chunked',
         ),
         ("pruning.gather", "x", 'pruning.gather is "x", expected one of early, late'),
-        ("pruning.position_ids", "original", 'pruning.position_ids is "original", expected one of renumber'),
+        ("pruning.position_ids", "x", 'pruning.position_ids is "x", expected one of renumber, original'),
+        ("pruning.row_scope", "x", 'pruning.row_scope is "x", expected one of tile, stitched'),
+        ("pruning.row_scope", "stitched", 'is "stitched", which is for strategy "row", but that is "rank"'),
+        (
+            "pruning.newline",
+            "x",
+            'pruning.newline is "x", expected one of keep_all, keep_nonempty, drop: rebuild',
+        ),
+        ("decoder.position_axes", 0, "decoder.position_axes is 0, expected at least 1"),
+        (
+            "decoder.position_axes",
+            3,
+            "decoder.position_axes is 3, but a single layout has 1: rebuild",
+        ),
+        (
+            "constants",
+            {"image_newline": {"file": "x.bin", "shape": [8]}},
+            'constants.image_newline.file is "x.bin", which files does not list: rebuild',
+        ),
         (
             "pruning.default_tokens",
             4,
@@ -128,8 +163,7 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
         ),
         ("pruning.default_ratio", 1.5, r"pruning.default_ratio is 1.5, expected a number in \(0, 1\]"),
         ("decoder.layers", 0, "decoder.layers is 0, expected at least 1"),
-        ("vision.grid", [-4, -4], r"vision.grid is \[-4, -4\], expected numbers from 1 on"),
-        ("vision.image_size", [0, 16], r"vision.image_size is \[0, 16\], expected numbers from 1 on"),
+        ("layout.grid", [-4, -4], r"layout.grid is \[-4, -4\], expected numbers from 1 on"),
         ("preprocess.rescale_factor", 0, "preprocess.rescale_factor is 0.0, expected more than 0"),
         ("tokens.eos", [], r"tokens.eos is \[\], expected at least one token id"),
         ("tokens.eos", [-2], r"tokens.eos is \[-2\], expected at least one token id"),
@@ -174,7 +208,11 @@ def test_path_that_leaves_the_bundle(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("pruning", "grid", "message"),
     [
-        ({"strategy": "row"}, None, 'pruning.strategy is "row", which needs vision.grid, but that is null'),
+        (
+            {"strategy": "row"},
+            None,
+            'pruning.strategy is "row", which needs a grid of tokens, but layout.grid is null',
+        ),
         (
             {"default_ratio": None, "default_tokens": 17},
             (4, 4),
@@ -193,7 +231,7 @@ def test_pruning_that_does_not_fit(text: str, pruning: dict[str, Any], grid: obj
         replace(
             manifest,
             pruning=replace(manifest.pruning, **pruning),
-            vision=replace(manifest.vision, grid=grid),
+            layout=replace(manifest.layout, grid=grid),
         )
 
 
@@ -219,14 +257,18 @@ def test_json_that_is_too_deep() -> None:
     ("changes", "message"),
     [
         (
-            {"vision.tokens": 4, "vision.grid": [2, 2]},
+            {"layout.tokens": 4, "layout.grid": [2, 2]},
             r"graph vision_encoder: output image_features has the shape \[images, 16, 8\], but the rest of "
             r"bundle.json makes it \[images, 4, 8\]: rebuild",
         ),
         ({"decoder.hidden_size": 1_000_000}, r"image_features has the shape .* \[images, 16, 1000000\]"),
         ({"decoder.vocab_size": 7}, r"graph decoder_model_merged: output logits has the shape .* 7\]"),
         ({"decoder.head_dim": 5}, r"input past_key_values.0.key has the shape \[batch, 2, past, 4\]"),
-        ({"vision.image_size": [8, 8], "preprocess.resize": {"height": 8, "width": 8}}, "input pixel_values"),
+        ({"layout.resize": {"height": 8, "width": 8}}, "input pixel_values"),
+        (
+            {"graphs.vision_encoder_fopru.inputs": []},
+            "graph vision_encoder_fopru: input pixel_values is absent",
+        ),
         (
             {"graphs.embed_tokens.outputs": [{"name": "inputs_embeds", "dtype": "float32", "shape": [8]}]},
             r"output inputs_embeds has the shape \[8\]",
@@ -360,10 +402,11 @@ def test_graph_tables_must_keep_the_contract(tmp_path: Path) -> None:
         load_bundle(root)
 
 
-def test_schema_accepts_the_toy_and_the_frozen_bundle(text: str) -> None:
+def test_schema_accepts_the_toys(text: str) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     validator.check_schema(validator.schema)
-    for manifest in (text, (FROZEN / "bundle.json").read_text()):
+    frozen = [(FROZEN[name] / "bundle.json").read_text() for name in ("bundle_v2", "bundle_v2_tiles")]
+    for manifest in (text, *frozen):
         assert [error.message for error in validator.iter_errors(json.loads(manifest))] == []
 
 
@@ -371,10 +414,18 @@ def test_schema_accepts_the_toy_and_the_frozen_bundle(text: str) -> None:
     ("path", "value"),
     [
         ("colour", 1),
-        ("vision", ...),
-        ("vision.tokens", "16"),
-        ("format_version", 2),
-        ("preprocess.resize", {"longest_edge": 3}),
+        ("layout", ...),
+        ("layout.kind", ...),
+        ("layout.kind", "spiral"),
+        ("layout.colour", 1),
+        ("layout.pad_to_square", [1, 2]),
+        ("pruning.newline", "some"),
+        ("pruning.row_scope", "image"),
+        ("decoder.position_axes", 0),
+        ("constants", {"image_newline": {"file": "x.bin"}}),
+        ("layout.tokens", "16"),
+        ("format_version", 3),
+        ("layout.resize", {"longest_edge": 3}),
         ("pruning.strategy", "best"),
         ("prompt.first_turn", "no slots"),
         ("prompt.past_answer", "no slot"),
@@ -391,21 +442,68 @@ def test_schema_refuses_what_the_loader_refuses(text: str, path: str, value: obj
     data = edited(text, path, value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(data, json.loads(SCHEMA.read_text()))
-    with pytest.raises(BundleError, match=r"bundle|files|preprocess|pruning|prompt|tokens.eos"):
+    with pytest.raises(
+        BundleError, match=r"bundle|files|layout|preprocess|pruning|prompt|tokens.eos|decoder"
+    ):
         Manifest.from_json(data)
 
 
-def test_frozen_bundle_of_version_1_still_answers() -> None:
-    """The promise of the format: never regenerate this bundle for a new version, add another."""
-    bundle = load_bundle(FROZEN)
-    assert bundle.manifest.format_version == 1
-    assert sum(file.stat().st_size for file in FROZEN.rglob("*") if file.is_file()) < 100_000
-    assert check_bundle(bundle, threads=1).ok
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_bundles_still_answer(name: str) -> None:
+    """The promise of the format: never regenerate these bundles for a new version, add another."""
+    frozen = FROZEN[name]
+    bundle = load_bundle(frozen)
+    written = json.loads((frozen / "bundle.json").read_text())["format_version"]
+    assert (written, bundle.manifest.format_version) == (int(name[len("bundle_v")]), FORMAT_VERSION)
+    assert sum(file.stat().st_size for file in frozen.rglob("*") if file.is_file()) < 100_000
+    report = check_bundle(bundle, threads=1)
+    assert report.ok
+    assert not any(stage.skipped for stage in report.stages)
     photo = np.zeros((16, 16, 3), np.uint8)
     assert Generator(bundle, threads=1).generate(Request("?", (photo,), max_new_tokens=2)).token_ids
+
+
+def test_every_version_has_a_frozen_bundle() -> None:
+    versions = {int(name.removeprefix("bundle_v")[0]) for name in FROZEN}
+    assert versions == set(range(1, FORMAT_VERSION + 1))
 
 
 def test_file_info_is_what_is_on_disk(root: Path) -> None:
     info = load_bundle(root).manifest.files["tokenizer.json"]
     assert isinstance(info, FileInfo)
     assert info.bytes == (root / "tokenizer.json").stat().st_size
+
+
+def test_newline_vector_is_read(tmp_path: Path) -> None:
+    model = ToyModel(pinpoints=TILES)
+    bundle = load_bundle(write_toy_bundle(tmp_path / "toy", model))
+    vector = bundle.constant(IMAGE_NEWLINE)
+    assert vector is not None
+    assert (vector.dtype, vector.shape) == (np.float32, (WIDTH,))
+    np.testing.assert_array_equal(vector, model.weights["newline"])
+    assert bundle.constant("another") is None
+
+
+def test_constant_of_another_size_than_its_shape(tmp_path: Path) -> None:
+    root = write_toy_bundle(tmp_path / "toy", ToyModel(pinpoints=TILES))
+    (root / NEWLINE_FILE).write_bytes(np.zeros(WIDTH - 1, "<f4").tobytes())
+    rehash(root)
+    message = (
+        r"image_newline.bin has 7 numbers, but bundle.json says \[8\]: copy the bundle again, it is damaged"
+    )
+    with pytest.raises(BundleError, match=message):
+        Generator(load_bundle(root), threads=1)
+
+
+def test_tiles_without_a_newline_vector() -> None:
+    manifest = toy_manifest(ToyModel(pinpoints=TILES), toy_files())
+    assert manifest.constants == {IMAGE_NEWLINE: ConstantInfo(NEWLINE_FILE, (WIDTH,))}
+    with pytest.raises(BundleError, match="constants lacks image_newline, which a anyres layout needs: reb"):
+        replace(manifest, constants={})
+
+
+def test_default_tokens_of_tiles_are_for_the_whole_image() -> None:
+    manifest = toy_manifest(ToyModel(pinpoints=TILES), toy_files())
+    # More than one tile has, but an image has several: only its size can tell.
+    many = replace(manifest.pruning, default_ratio=None, default_tokens=17)
+    assert replace(manifest, pruning=many).pruning.default_tokens == 17

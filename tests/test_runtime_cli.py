@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,12 @@ def test_summary_of_several_images_and_megabytes(generator: Generator, photo: st
     assert lines[0] == "visual tokens   32 → 6 (2 images, 16 → 3 each)"
     assert "answer          1 tokens (length)" in lines  # no speed from a single token
     assert lines[-1].endswith(" MiB")
+
+
+def test_summary_of_images_with_different_counts(generator: Generator, photo: str) -> None:
+    result = generator.generate(Request("?", (photo, photo), tokens=3, max_new_tokens=1))
+    mixed = replace(result, visual_tokens_before=(16, 88), visual_tokens_after=(3, 44))
+    assert summary_lines(mixed)[0] == "visual tokens   104 → 47 (2 images: 16 → 3, 88 → 44)"
 
 
 @pytest.mark.parametrize(
@@ -257,9 +264,9 @@ def test_chat_encodes_each_image_once(
     counts: list[int] = []
     real = Generator.encode_images
 
-    def counting(self: Generator, pixels: object, selection: object) -> object:
-        counts.append(len(pixels))  # type: ignore[arg-type]
-        return real(self, pixels, selection)  # type: ignore[arg-type]
+    def counting(self: Generator, images: object, selection: object) -> object:
+        counts.append(len(images))  # type: ignore[arg-type]
+        return real(self, images, selection)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Generator, "encode_images", counting)
     chat, _, _ = chat_of(generator)

@@ -11,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -167,7 +166,7 @@ def test_overlay_uses_the_pixels_of_the_answer(
     calls: list[int] = []
     real = Generator.preprocess
 
-    def counting(self: Generator, images: list[object]) -> np.ndarray:
+    def counting(self: Generator, images: list[object]) -> object:
         calls.append(len(images))
         return real(self, images)  # type: ignore[arg-type]
 
@@ -187,7 +186,6 @@ def test_chat_from_a_pipe_says_what_failed_and_what_was_not_pruned(root: Path, p
     assert done.stderr.splitlines() == [
         "error: there is no image file at nowhere.png: check the path",
         "not pruned: ratio 1.0 keeps every token",
-        "not pruned: the visual tokens given are not pruned",
     ]
     assert "error" not in done.stdout
     assert "not pruned" not in done.stdout

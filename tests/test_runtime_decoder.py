@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from runtime import contract
 from runtime.backend import BackendOptions, View, available_backends, create_backend
 from runtime.backends.onnxruntime import OrtBackend
 from runtime.bundle import load_bundle
+from runtime.decoder import DecoderRun, Room
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.kv_cache import KVCache, cache_bytes
 from runtime.manifest import DecoderInfo
+from runtime.positions import Positions
 from tests.toy_bundle import HEAD_DIM, HEADS, LAYERS, WIDTH, ToyModel, write_toy_bundle
 
 MODEL = ToyModel()
@@ -29,25 +32,30 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     return Generator(load_bundle(root), threads=1)
 
 
+def counted(length: int) -> Positions:
+    """Positions 0, 1, 2, ... of a prompt."""
+    return Positions(np.arange(length, dtype=np.int64)[None], length)
+
+
 def embeds_of(length: int) -> np.ndarray:
     return MODEL.weights["embed"][np.arange(4, 4 + length)][None]
 
 
 def test_prefill_and_steps_equal_one_long_prefill(generator: Generator) -> None:
     tokens = [9, 77, 130]
-    run = generator.decoder_run(10)
+    run = generator.decoder_run(10, counted(5))
     run.prefill(embeds_of(5))
     stepped = [run.step(token).copy() for token in tokens]
     for count, logits in enumerate(stepped, start=1):
         extended = np.concatenate([embeds_of(5), MODEL.weights["embed"][tokens[:count]][None]], axis=1)
         np.testing.assert_array_equal(
-            generator.decoder_run(10).prefill(extended), logits
+            generator.decoder_run(10, counted(extended.shape[1])).prefill(extended), logits
         )  # bit-equal: sums of eighths
         np.testing.assert_array_equal(MODEL.logits(extended), logits)
 
 
 def test_empty_past_is_bound_at_prefill(generator: Generator) -> None:
-    cache = generator.decoder_run(10).cache
+    cache = generator.decoder_run(10, counted(7)).cache
     assert {view.shape for view in cache.past().values()} == {(1, HEADS, 0, HEAD_DIM)}
     assert set(cache.past()) == {
         contract.past_name(n, part) for n in range(LAYERS) for part in ("key", "value")
@@ -89,7 +97,7 @@ def test_no_buffer_is_allocated_while_decoding(generator: Generator, monkeypatch
         return real(self, elements, dtype)
 
     monkeypatch.setattr(OrtBackend, "allocate", counting)
-    run = generator.decoder_run(200)
+    run = generator.decoder_run(200, counted(5))
     assert len(sizes) == 2 * 2 * LAYERS + 2  # two copies of key and value per layer, logits, one embedding
     run.prefill(embeds_of(5))
     run.step(9)
@@ -108,7 +116,7 @@ def test_no_buffer_is_allocated_while_decoding(generator: Generator, monkeypatch
 
 
 def test_logits_come_in_one_buffer(generator: Generator) -> None:
-    run = generator.decoder_run(10)
+    run = generator.decoder_run(10, counted(3))
     first = run.prefill(embeds_of(3))
     second = run.step(9)
     assert np.shares_memory(first, second)
@@ -206,3 +214,62 @@ def test_upload_makes_other_layouts_contiguous(generator: Generator) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     view = backend.upload(array)
     np.testing.assert_array_equal(backend.download(view), array)
+
+
+def test_positions_are_the_given_ones_and_go_on_where_they_say(generator: Generator) -> None:
+    ids = np.array([[0, 1, 2, 7, 30]], np.int64)
+    run = generator.decoder_run(8, Positions(ids, 50))
+    np.testing.assert_array_equal(run.prefill(embeds_of(5)), MODEL.logits(embeds_of(5), ids))
+    later = [9, 77]
+    for step in range(2):
+        measured = run.step(later[step])
+        embeds = np.concatenate([embeds_of(5), MODEL.weights["embed"][later[: step + 1]][None]], axis=1)
+        positions = np.concatenate([ids, [[50, 51][: step + 1]]], axis=1)
+        np.testing.assert_array_equal(measured, MODEL.logits(embeds, positions))  # sums of eighths
+
+
+def test_three_axes_of_positions(tmp_path: Path) -> None:
+    model = ToyModel(axes=3)
+    root = write_toy_bundle(tmp_path / "toy", model)
+    backend = create_backend("onnxruntime", BackendOptions(1))
+    sessions = [
+        backend.open(root / contract.graph_file(name)) for name in (contract.EMBED_TOKENS, contract.DECODER)
+    ]
+    seen: list[tuple[tuple[int, ...], list[int]]] = []
+    real = sessions[1].run_bound
+
+    def spying(inputs: dict[str, View], outputs: dict[str, View]) -> None:
+        view = inputs[contract.POSITION_IDS]
+        seen.append((view.shape, backend.download(view).reshape(-1).tolist()))
+        real(inputs, outputs)
+
+    sessions[1].run_bound = spying  # type: ignore[method-assign]
+    info = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256, 3)
+    ids = np.array([[0, 1, 1, 1, 3], [0, 1, 1, 2, 3], [0, 1, 2, 1, 3]], np.int64)
+    run = DecoderRun(backend, (sessions[0], sessions[1]), info, Room(7, Positions(ids, 4)))
+    embeds = embeds_of(5)
+    logits = run.prefill(embeds).copy()
+    np.testing.assert_array_equal(logits, model.logits(embeds, ids))  # sums of eighths
+    for step, token in enumerate((9, 77)):
+        embeds = np.concatenate([embeds, model.weights["embed"][[[token]]]], axis=1)
+        ids = np.concatenate([ids, np.full((3, 1), 4 + step)], axis=1)
+        np.testing.assert_array_equal(run.step(token), model.logits(embeds, ids))
+    assert seen == [((3, 1, 5), ids[:, :5].reshape(-1).tolist()), ((3, 1, 1), [4] * 3), ((3, 1, 1), [5] * 3)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, None), (5, 2), (6, None)])
+def test_three_axes_take_the_prompt_whole(first: int, second: int | None) -> None:
+    backend = create_backend("onnxruntime", BackendOptions(1))
+    info = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, MODEL.vocab, 256, 3)
+    ids = np.tile(np.arange(5, dtype=np.int64), (3, 1))
+    session = SimpleNamespace(run_bound=lambda *_: None)
+    run = DecoderRun(backend, (session, session), info, Room(12, Positions(ids, 5)))  # type: ignore[arg-type]
+    rows, start = first, 0
+    if second is not None:
+        run.prefill(embeds_of(first))
+        rows, start = second, first
+    message = (
+        rf"got {rows} rows after {start}, but positions of 3 axes were made for a prompt of 5: give it whole"
+    )
+    with pytest.raises(RequestError, match=message):
+        run.prefill(embeds_of(rows))

@@ -13,7 +13,7 @@ from runtime.lazy import require
 
 PUBLIC = {
     *("Bundle", "load_bundle", "Generator", "Request", "Turn", "Result", "Timings", "Stream"),
-    *("EncodedImages", "Selection", "kept_count", "kept_rows", "__version__"),
+    *("EncodedImage", "Selection", "kept_count", "kept_rows", "__version__"),
     *("FopruError", "BundleError", "ImageError", "RequestError", "BackendError"),
 }
 

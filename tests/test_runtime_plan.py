@@ -1,4 +1,4 @@
-"""Counts, requests, host selectors, and the way from a request to K."""
+"""Counts of one picture per image, requests, host selectors; tests/test_runtime_units.py has the tiles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from runtime.counts import kept_count, kept_rows
 from runtime.errors import BackendError, RequestError
-from runtime.manifest import GRAPHS, FileInfo, Manifest
-from runtime.plan import PruningPlan, plan_pruning
+from runtime.manifest import Manifest
+from runtime.plan import Amount, PruningPlan, plan_pruning
 from runtime.request import Request, Turn
 from runtime.selectors import SELECTORS, Choice, allowed_selectors, select
-from tests.toy_bundle import ToyModel, toy_manifest
+from tests.toy_bundle import ToyModel, toy_files, toy_manifest
 
 GOLDEN = [
     (576, 0.3, 173), (576, 0.25, 144), (576, 0.05, 29), (576, 0.002, 1), (2880, 0.3, 864), (729, 0.3, 219),
@@ -24,9 +24,12 @@ GOLDEN = [
 
 
 def manifest(grid: tuple[int, int] = (4, 4), strategy: str = "rank", **pruning: object) -> Manifest:
-    files = {f"onnx/{name}.onnx": FileInfo(1, "") for name in GRAPHS}
-    base = toy_manifest(ToyModel(grid=grid, strategy=strategy), files)
+    base = toy_manifest(ToyModel(grid=grid, strategy=strategy), toy_files())
     return replace(base, pruning=replace(base.pruning, **pruning))
+
+
+def planned(request: Request, bundle: Manifest) -> PruningPlan:
+    return plan_pruning(request, bundle, [bundle.layout.plan(40, 30) for _ in request.all_images])
 
 
 @pytest.mark.parametrize(("tokens", "ratio", "kept"), GOLDEN)
@@ -56,67 +59,72 @@ def test_no_tokens_to_prune() -> None:
 IMAGE = ("photo.png",)
 
 
+def pruned(keep: int, ratio: float | None = None, tokens: int | None = None) -> PruningPlan:
+    return PruningPlan(Amount(ratio, tokens), ((keep,),), True, None)
+
+
+def whole(reason: str) -> PruningPlan:
+    return PruningPlan(Amount(), ((16,),), False, reason)
+
+
 @pytest.mark.parametrize(
     ("changes", "bundle", "expected"),
     [
-        ({"ratio": 0.3}, manifest(), PruningPlan(5, True, None)),
-        ({"tokens": 7}, manifest(), PruningPlan(7, True, None)),
-        ({}, manifest(default_ratio=0.25), PruningPlan(4, True, None)),
-        ({}, manifest(default_ratio=None, default_tokens=9), PruningPlan(9, True, None)),
-        ({"ratio": 0.5}, manifest(default_ratio=None, default_tokens=9), PruningPlan(8, True, None)),
-        ({"tokens": 16}, manifest(), PruningPlan(16, False, "tokens 16 keeps every token")),
-        ({"ratio": 1.0}, manifest(), PruningPlan(16, False, "ratio 1.0 keeps every token")),
-        ({"ratio": 0.99}, manifest(), PruningPlan(16, False, "ratio 0.99 keeps every token")),
+        ({"ratio": 0.3}, manifest(), pruned(5, 0.3)),
+        ({"tokens": 7}, manifest(), pruned(7, tokens=7)),
+        ({}, manifest(default_ratio=0.25), pruned(4, 0.25)),
+        ({}, manifest(default_ratio=None, default_tokens=9), pruned(9, tokens=9)),
+        ({"ratio": 0.5}, manifest(default_ratio=None, default_tokens=9), pruned(8, 0.5)),
+        ({"tokens": 16}, manifest(), whole("tokens 16 keeps every token")),
+        ({"ratio": 1.0}, manifest(), whole("ratio 1.0 keeps every token")),
+        ({"ratio": 0.99}, manifest(), whole("ratio 0.99 keeps every token")),
+        ({}, manifest(default_ratio=None), whole("neither the request nor the bundle gives a ratio")),
+        ({"selector": "none", "ratio": 0.3}, manifest(), whole('selector "none" keeps every token')),
+        ({"ratio": 0.3}, manifest((5, 3), "row"), pruned(6, 0.3)),
+        ({"tokens": 8}, manifest((5, 3), "row"), pruned(6, tokens=8)),
+        ({"tokens": 3}, manifest((5, 3), "row"), pruned(3, tokens=3)),
+        ({"tokens": 8, "selector": "rank"}, manifest((5, 3), "row"), pruned(8, tokens=8)),
+        ({"ratio": 0.3, "selector": "row"}, manifest((5, 3)), pruned(6, 0.3)),
+        ({"images": ()}, manifest(), PruningPlan(Amount(), (), False, "the prompt has no image")),
         (
-            {},
-            manifest(default_ratio=None),
-            PruningPlan(16, False, "neither the request nor the bundle gives a ratio"),
-        ),
-        (
-            {"selector": "none", "ratio": 0.3},
+            {"images": IMAGE * 2, "ratio": 0.3},
             manifest(),
-            PruningPlan(16, False, 'selector "none" keeps every token'),
+            PruningPlan(Amount(0.3), ((5,), (5,)), True, None),
         ),
-        ({"ratio": 0.3}, manifest((5, 3), "row"), PruningPlan(6, True, None)),
-        ({"tokens": 8}, manifest((5, 3), "row"), PruningPlan(6, True, None)),
-        ({"tokens": 3}, manifest((5, 3), "row"), PruningPlan(3, True, None)),
-        ({"tokens": 8, "selector": "rank"}, manifest((5, 3), "row"), PruningPlan(8, True, None)),
-        ({"ratio": 0.3, "selector": "row"}, manifest((5, 3)), PruningPlan(6, True, None)),
-        ({"images": ()}, manifest(), PruningPlan(16, False, "the prompt has no image")),
     ],
 )
 def test_plan(changes: dict[str, object], bundle: Manifest, expected: PruningPlan) -> None:
-    assert plan_pruning(Request("?", **{"images": IMAGE, **changes}), bundle) == expected
+    assert planned(Request("?", **{"images": IMAGE, **changes}), bundle) == expected
 
 
 @pytest.mark.parametrize("tokens", [0, -3, 17])
 def test_tokens_out_of_range(tokens: int) -> None:
     with pytest.raises(RequestError, match=rf"tokens is {tokens}, but an image has 16: give 1\.\.16"):
-        plan_pruning(Request("?", IMAGE, tokens=tokens), manifest())
+        planned(Request("?", IMAGE, tokens=tokens), manifest())
 
 
 def test_fewer_tokens_than_a_row() -> None:
     with pytest.raises(
         RequestError, match=r'tokens is 2, but strategy "row" keeps whole rows of 3: give 3\.\.15'
     ):
-        plan_pruning(Request("?", IMAGE, tokens=2), manifest((5, 3), "row"))
+        planned(Request("?", IMAGE, tokens=2), manifest((5, 3), "row"))
 
 
 @pytest.mark.parametrize("how", [{"ratio": 0.5}, {"tokens": 4}])
 def test_row_without_a_grid(how: dict[str, float]) -> None:
     ragged = manifest()
-    ragged = replace(ragged, vision=replace(ragged.vision, grid=None))
+    ragged = replace(ragged, layout=replace(ragged.layout, grid=None))
     with pytest.raises(
         RequestError, match='selector "row" needs a full grid of tokens, which this model lacks'
     ):
-        plan_pruning(Request("?", IMAGE, selector="row", **how), ragged)
+        planned(Request("?", IMAGE, selector="row", **how), ragged)
 
 
 def test_history_images_count() -> None:
     request = Request("?", history=(("a", IMAGE, "b"),), ratio=0.5)
     assert request.history == (Turn("a", IMAGE, "b"),)
     assert request.all_images == IMAGE
-    assert plan_pruning(request, manifest()).keep == 8
+    assert planned(request, manifest()).counts == ((8,),)
 
 
 def test_lists_become_tuples() -> None:
@@ -175,7 +183,7 @@ def test_prompt_that_is_no_unicode() -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     request = Request("?", ratio=np.float32(0.5), seed=np.int64(3), max_new_tokens=np.int32(2))  # type: ignore[arg-type]
-    assert plan_pruning(replace(request, images=IMAGE), manifest()).keep == 8
+    assert planned(replace(request, images=IMAGE), manifest()).counts == ((8,),)
 
 
 def scores(*values: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,31 +19,51 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from runtime.errors import ImageError
+from runtime.layouts.single import SingleLayout
 from runtime.manifest import Preprocess
-from runtime.preprocess import denormalise, load_image, preprocess
+from runtime.preprocess import PreparedImage, load_image, prepare
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 
-def clip(size: int = 112, edge: int | None = None) -> tuple[object, Preprocess]:
+@dataclass(frozen=True)
+class Config:
+    """The layout and scale of a bundle; the number of tokens does not matter here."""
+
+    resize: dict[str, int]
+    crop: dict[str, int] | None = None
+    pad_to_square: tuple[int, int, int] | None = None
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+
+    def prepare(self, image: object) -> PreparedImage:
+        layout = SingleLayout(None, 1, self.resize, self.crop, self.pad_to_square)
+        return prepare(load_image(image), layout, Preprocess(3, 1 / 255, self.mean, self.std))  # type: ignore[arg-type]
+
+    def pixels(self, image: object) -> np.ndarray:
+        """float32 [1, 3, H, W]."""
+        return self.prepare(image).pixel_values
+
+
+def clip(size: int = 112, edge: int | None = None) -> tuple[object, Config]:
     edge = size if edge is None else edge
     crop = {"height": size, "width": size}
     theirs = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=crop)
-    return theirs, Preprocess({"shortest_edge": edge}, 3, crop, None, 1 / 255, CLIP_MEAN, CLIP_STD)
+    return theirs, Config({"shortest_edge": edge}, crop, None, CLIP_MEAN, CLIP_STD)
 
 
-def siglip() -> tuple[object, Preprocess]:
+def siglip() -> tuple[object, Config]:
     size = {"height": 96, "width": 112}
-    return SiglipImageProcessorPil(size=size), Preprocess(dict(size), 3, None, None, 1 / 255, HALF, HALF)
+    return SiglipImageProcessorPil(size=size), Config(dict(size))
 
 
-def llava() -> tuple[object, Preprocess]:
+def llava() -> tuple[object, Config]:
     crop = {"height": 112, "width": 112}
     theirs = LlavaImageProcessorPil(size={"shortest_edge": 112}, crop_size=crop, do_pad=True)
     fill = (int(CLIP_MEAN[0] * 255), int(CLIP_MEAN[1] * 255), int(CLIP_MEAN[2] * 255))
-    return theirs, Preprocess({"shortest_edge": 112}, 3, crop, fill, 1 / 255, CLIP_MEAN, CLIP_STD)
+    return theirs, Config({"shortest_edge": 112}, crop, fill, CLIP_MEAN, CLIP_STD)
 
 
 PROCESSORS = {
@@ -101,7 +122,7 @@ def test_equal_to_transformers(processor: str, form: str) -> None:
     theirs, config = PROCESSORS[processor]
     image = forms_of_photo()[form]
     expected = theirs(images=theirs_load_image(image.copy()), return_tensors="np")["pixel_values"]
-    measured = preprocess([load_image(image)], config)
+    measured = config.pixels(image)
     assert measured.dtype == np.float32
     # Bit-equal: the same Pillow resize on integers, then the same float operations on 256 levels.
     np.testing.assert_array_equal(measured, expected)
@@ -111,7 +132,7 @@ def test_equal_to_transformers_on_20_megapixels(photo: Image.Image) -> None:
     theirs, config = PROCESSORS["clip"]
     large = photo.resize((5472, 3648), resample=Image.Resampling.NEAREST)
     expected = theirs(images=large, return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(preprocess([load_image(large)], config), expected)
+    np.testing.assert_array_equal(config.pixels(large), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -124,23 +145,15 @@ def test_exif_rotation_is_applied(tmp_path: Path, photo: Image.Image, orientatio
     with Image.open(file) as opened:
         upright = ImageOps.exif_transpose(opened)
         expected = theirs(images=upright, return_tensors="np")["pixel_values"]
-    measured = preprocess([load_image(file)], config)
+    measured = config.pixels(file)
     np.testing.assert_array_equal(measured, expected)
-    plain = preprocess([load_image(Image.open(file).convert("RGB"))], config)  # convert keeps the EXIF tag
+    plain = config.pixels(Image.open(file).convert("RGB"))  # convert keeps the EXIF tag
     np.testing.assert_array_equal(plain, expected)
     if orientation != 1:
         raw = theirs(images=Image.fromarray(np.asarray(Image.open(file))), return_tensors="np")[
             "pixel_values"
         ]
         assert np.abs(raw - expected).max() > 0.1  # without the rotation it is another picture
-
-
-def test_several_images_in_one_batch(photo: Image.Image) -> None:
-    _, config = PROCESSORS["clip"]
-    second = photo.resize((90, 333))
-    together = preprocess([photo, second], config)
-    assert together.shape == (2, 3, 112, 112)
-    np.testing.assert_array_equal(together[1], preprocess([second], config)[0])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
@@ -169,10 +182,41 @@ def test_alpha_is_dropped_without_a_warning(tmp_path: Path) -> None:
     assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == palette.convert("RGB").getpixel((0, 0))
 
 
-def test_denormalise_gives_the_picture_back(photo: Image.Image) -> None:
-    config = Preprocess({"height": 80, "width": 120}, 3, None, None, 1 / 255, CLIP_MEAN, CLIP_STD)
+def test_views_are_the_picture_that_is_normalised(photo: Image.Image) -> None:
+    config = Config({"height": 80, "width": 120}, None, None, CLIP_MEAN, CLIP_STD)
+    prepared = config.prepare(photo)
     expected = np.asarray(photo.resize((120, 80), resample=Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(denormalise(preprocess([photo], config), config)[0], expected)
+    (view,) = prepared.views
+    np.testing.assert_array_equal(view, expected)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    again = (prepared.pixel_values[0] * std + mean) * 255
+    np.testing.assert_array_equal(np.rint(again).transpose(1, 2, 0), expected)
+    assert [unit.tokens for unit in prepared.plan.units] == [1]
+
+
+@dataclass(frozen=True)
+class Halves(SingleLayout):
+    """Left and right half, each a row of pixels for the encoder."""
+
+    def views(self, image: Image.Image, resample: int) -> list[np.ndarray]:
+        del resample
+        return np.split(np.asarray(image), 2, axis=1)
+
+    def pack(self, views: np.ndarray) -> np.ndarray:
+        return views.reshape(len(views), -1)
+
+
+def test_views_are_normalised_one_by_one_and_packed_by_the_layout() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    layout = Halves(None, 1, {"height": 5, "width": 4}, None, None)
+    prepared = prepare(
+        Image.fromarray(picture), layout, Preprocess(3, 1 / 256, (0.5, 0.25, 0.0), (1.0, 2.0, 0.5))
+    )
+    assert [view.shape for view in prepared.views] == [(5, 4, 3)] * 2
+    scaled = (picture / 256 - [0.5, 0.25, 0.0]) / [1.0, 2.0, 0.5]
+    halves = [half.transpose(2, 0, 1).reshape(-1) for half in np.split(scaled, 2, axis=1)]
+    assert prepared.pixel_values.dtype == np.float32
+    np.testing.assert_array_equal(prepared.pixel_values, np.stack(halves).astype(np.float32))  # powers of two
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -292,13 +336,8 @@ def test_unusable_array(array: np.ndarray, shown: str) -> None:
         load_image(array)
 
 
-def test_no_images() -> None:
-    with pytest.raises(ImageError, match="there is no image to preprocess: give at least one"):
-        preprocess([], PROCESSORS["clip"][1])
-
-
 def test_a_sliver_that_would_not_fit_in_memory() -> None:
     with pytest.raises(
         ImageError, match="1 x 9000 pixels would be resized to 112 x 1008000: its aspect ratio"
     ):
-        preprocess([Image.new("RGB", (1, 9000))], PROCESSORS["clip"][1])
+        PROCESSORS["clip"][1].prepare(Image.new("RGB", (1, 9000)))

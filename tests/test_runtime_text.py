@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from runtime.bundle import load_bundle
 from runtime.detokenize import TextPieces
 from runtime.errors import BackendError, BundleError, RequestError
+from runtime.layouts.base import IMAGE_SLOT, ImagePlan, Unit, running_offsets
+from runtime.layouts.single import SingleLayout
 from runtime.manifest import Manifest, PromptTemplate
 from runtime.prompt import Prompter, expand_images, fill_turn
 from runtime.request import Request, Turn
@@ -29,6 +31,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prompter(root: Path) -> Prompter:
     return Prompter(load_bundle(root))
+
+
+def plans(count: int) -> list[ImagePlan]:
+    """Of images with one run of placeholders each."""
+    layout = SingleLayout((1, 3), 3, {"height": 4, "width": 4}, None, None)
+    return [layout.plan(5, 5) for _ in range(count)]
+
+
+def tiled(*runs: int) -> ImagePlan:
+    """Of an image with text between its runs of placeholders."""
+    total = sum(runs)
+    parts = "".join(f"[{number}]{IMAGE_SLOT}" for number in range(len(runs)))
+    rows, offsets = np.arange(total), running_offsets(runs)
+    return ImagePlan((Unit(total, None),), f"{parts}[end]", runs, rows, offsets, runs)
 
 
 def prompter_with(tmp_path: Path, **changes: object) -> Prompter:
@@ -48,9 +64,9 @@ def test_slots_are_filled_once_whatever_the_prompt_holds() -> None:
 
 def test_render_of_turns(prompter: Prompter) -> None:
     history = (Turn("one?", ("a.png", "b.png"), "yes"), Turn("two?", (), "no"))
-    text = prompter.render(Request("three?", ("c.png",), history=history))
+    text = prompter.render(Request("three?", ("c.png",), history=history), plans(3))
     assert text == "Q: <image>\n<image>\none? A:yes\nQ: two? A:no\nQ: <image>\nthree? A:"
-    assert prompter.render(Request("hi")) == "Q: hi A:"
+    assert prompter.render(Request("hi"), []) == "Q: hi A:"
 
 
 def test_past_answers_are_written_as_the_template_says(tmp_path: Path) -> None:
@@ -62,19 +78,29 @@ def test_past_answers_are_written_as_the_template_says(tmp_path: Path) -> None:
         past_answer="A: {answer}",
     )
     history = (Turn("one?", ("a.png",), "{answer}"), Turn("two?", (), "no"))
-    text = chat.render(Request("three?", history=history))
+    text = chat.render(Request("three?", history=history), plans(1))
     assert text == "U: <image>\none? A: {answer}</s>U: two? A: no</s>U: three? A:"
 
 
-def test_ids_have_a_placeholder_per_kept_token(prompter: Prompter) -> None:
-    ids = prompter.ids(Request("é?", ("a.png",)), 3)
+def test_text_of_an_image_has_the_image_token_in_every_slot(prompter: Prompter) -> None:
+    request = Request("what?", ("a.png", "b.png"), history=(Turn("one?", ("c.png",), "yes"),))
+    text = prompter.render(request, [tiled(2), *plans(1), tiled(1, 3, 2)])
+    first, last = "[0]<image>[end]\n", "[0]<image>[1]<image>[2]<image>[end]\n"
+    assert text == f"Q: {first}one? A:yes\nQ: <image>\n{last}what? A:"
+
+
+def test_ids_have_a_placeholder_per_run(prompter: Prompter) -> None:
+    ids = prompter.ids(Request("é?", ("a.png",)), plans(1))
     assert ids.dtype == np.int64
-    assert ids.tolist() == [[BOS, *byte_ids("Q: "), IMAGE, IMAGE, IMAGE, *byte_ids("\né? A:")]]
+    assert ids.tolist() == [BOS, *byte_ids("Q: "), IMAGE, *byte_ids("\né? A:")]
+    runs = prompter.ids(Request("?", ("a.png",)), [tiled(2, 1)])
+    text = [*byte_ids("Q: [0]"), IMAGE, *byte_ids("[1]"), IMAGE, *byte_ids("[end]\n? A:")]
+    assert runs.tolist() == [BOS, *text]
 
 
 def test_special_tokens_are_optional(tmp_path: Path) -> None:
     plain = prompter_with(tmp_path, add_special_tokens=False)
-    assert plain.ids(Request("hi"), 1).tolist() == [byte_ids("Q: hi A:")]
+    assert plain.ids(Request("hi"), []).tolist() == byte_ids("Q: hi A:")
 
 
 def test_truncation_and_padding_of_the_tokenizer_are_off(tmp_path: Path) -> None:
@@ -84,21 +110,21 @@ def test_truncation_and_padding_of_the_tokenizer_are_off(tmp_path: Path) -> None
     tokenizer.enable_padding(length=64)
     tokenizer.save(str(root / "tokenizer.json"))
     rehash(root)
-    assert Prompter(load_bundle(root)).ids(Request("hi"), 1).tolist() == [[BOS, *byte_ids("Q: hi A:")]]
+    assert Prompter(load_bundle(root)).ids(Request("hi"), []).tolist() == [BOS, *byte_ids("Q: hi A:")]
 
 
 def test_prompt_with_the_image_token(prompter: Prompter) -> None:
     with pytest.raises(RequestError, match="the prompt contains the image token '<image>': leave it out"):
-        prompter.render(Request("what is <image>?"))
+        prompter.render(Request("what is <image>?"), [])
     with pytest.raises(RequestError, match="the prompt contains the image token '<image>'"):
-        prompter.render(Request("?", history=(Turn("a", (), "an <image>"),)))
+        prompter.render(Request("?", history=(Turn("a", (), "an <image>"),)), [])
 
 
 def test_history_without_a_chat_form(tmp_path: Path) -> None:
     single = prompter_with(tmp_path, next_turn=None)
-    assert single.render(Request("hi")) == "Q: hi A:"
+    assert single.render(Request("hi"), []) == "Q: hi A:"
     with pytest.raises(RequestError, match="this model's template has no second turn: ask without history"):
-        single.render(Request("hi", history=(Turn("a", (), "b"),)))
+        single.render(Request("hi", history=(Turn("a", (), "b"),)), [])
 
 
 def test_expansion() -> None:
@@ -106,7 +132,7 @@ def test_expansion() -> None:
     assert expand_images(ids, 3, [2, 1]).tolist() == [1, 3, 3, 5, 3, 6]
     assert expand_images(np.array([1, 5]), 3, []).tolist() == [1, 5]
     with pytest.raises(
-        RequestError, match="the prompt has 2 image tokens for 1 images: write the prompt without"
+        RequestError, match="the prompt has 2 image tokens for 1 parts of images: write the prompt without"
     ):
         expand_images(ids, 3, [2])
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from runtime import contract
 from runtime.bundle import sha256_of
 from runtime.contract import TensorSpec
 from runtime.layouts.anyres import AnyresLayout
-from runtime.layouts.base import ImageLayout
+from runtime.layouts.base import ImageLayout, ImagePlan
 from runtime.layouts.single import SingleLayout
 from runtime.manifest import (
     FORMAT_VERSION,
@@ -47,6 +48,21 @@ ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": T
 NEWLINE_FILE = "constants/image_newline.bin"
 AXIS_WEIGHTS = (1, 2, 4)  # how much each row of the position ids counts in the decoder
 TILES = ((32, 32), (16, 32), (32, 16))  # canvases of the toy with tiles
+
+
+@dataclass(frozen=True)
+class AxesLayout(SingleLayout):
+    """One picture per image, whose tokens have three positions: (time, row, column). Not of the product: to
+    load a bundle with it, put it into `runtime.layouts.LAYOUTS`."""
+
+    kind: ClassVar[str] = "toy_axes"
+    position_axes: ClassVar[int] = 3
+
+    def plan(self, height: int, width: int) -> ImagePlan:
+        assert self.grid is not None
+        places = np.indices(self.grid).reshape(2, -1)
+        offsets = np.concatenate([np.zeros_like(places[:1]), places]).astype(np.int64)
+        return replace(super().plan(height, width), offsets=offsets, spans=(max(self.grid),))
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,9 @@ class ToyModel:
     def layout(self) -> ImageLayout:
         if self.pinpoints:
             return AnyresLayout(self.size, self.grid, self.pinpoints)
-        height, width = self.size
-        return SingleLayout(
-            self.grid, self.tokens, {"height": height, "width": width}, None, None, self.prefix
-        )
+        single = SingleLayout if self.axes == 1 else AxesLayout
+        size = {"height": self.size[0], "width": self.size[1]}
+        return single(self.grid, self.tokens, size, None, None, self.prefix)
 
     @property
     def tokens(self) -> int:
@@ -301,6 +316,7 @@ def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
     """The manifest of a toy; tables of the graphs come from the contract, as an exporter's would."""
     layout = model.layout
     decoder = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256, model.axes)
+    positions = "renumber" if model.axes == 1 else "original"
     contracts = {
         **contract.vision_contracts(layout, WIDTH),
         contract.EMBED_TOKENS: contract.embed_contract(WIDTH),
@@ -319,7 +335,7 @@ def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
         # Powers of two, for sums that are exact in float32.
         preprocess=Preprocess(3, 0.0078125, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         layout=layout,
-        pruning=PruningInfo(model.strategy, "col_mean", 0, "one_pass", "late", "renumber", 0.5, None),
+        pruning=PruningInfo(model.strategy, "col_mean", 0, "one_pass", "late", positions, 0.5, None),
         decoder=decoder,
         graphs=graphs,
         files=files,
