@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from export.costs import VisionShape, mlp_projector_macs
 from export.errors import CheckpointError, ExportError
 from export.families.base import EncoderInfo, Subgraph
 from export.families.llava import feature_states
@@ -100,14 +101,19 @@ class LlavaNextFamily(TextModel):
         raise NotImplementedError
 
     def encoder_macs(self, config: Any, unit: Unit) -> int:
-        tower = config.vision_config
+        tower, special = config.vision_config, _TOWERS[config.vision_config.model_type][0]
         states = feature_states(config.vision_feature_layer, tower.num_hidden_layers)
-        width, rows = tower.hidden_size, unit.tokens + _TOWERS[tower.model_type][0]
-        patches = unit.tokens * 3 * tower.patch_size**2 * width
-        layer = 4 * rows * width**2 + 2 * rows**2 * width + 2 * rows * width * tower.intermediate_size
-        features = config.text_config.hidden_size
-        projector = unit.tokens * (len(states) * width * features + features**2)
-        return patches + max(states) * layer + projector
+        shape = VisionShape(
+            width=tower.hidden_size,
+            mlp=tower.intermediate_size,
+            layers=max(states),
+            patches=unit.tokens,
+            patch_inputs=3 * tower.patch_size**2,
+            special=special,
+            prefix=0,
+        )
+        inputs = len(states) * tower.hidden_size
+        return shape.encoder() + mlp_projector_macs(unit.tokens, inputs, config.text_config.hidden_size)
 
     def subgraphs(self, model: Any, layout: ImageLayout, decoder: DecoderInfo) -> Iterator[Subgraph]:
         import torch
@@ -251,11 +257,11 @@ class LlavaNextReference:
 
 
 def _view_size(images: Any, name: str) -> tuple[Any, Any]:
-    """(H, W) of a size setting, whose short edge alone means a square here."""
-    size = dict(getattr(images, name, None) or {})
+    """(H, W) of a size setting, whose short edge alone means a square; `size` where `crop_size` is null."""
+    size = dict(getattr(images, name, None) or images.size)
     edge = size.get("shortest_edge")
     return size.get("height") or edge, size.get("width") or edge
 
 
 def _pairs(pinpoints: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((int(height), int(width)) for height, width in pinpoints)
+    return tuple((int(height), int(width)) for height, width in pinpoints or ())
