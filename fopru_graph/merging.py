@@ -8,7 +8,7 @@ made of the patches (s y + a, s x + b), and its score is their mean.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx_ir as ir
 
@@ -165,9 +165,8 @@ def _packed(builder: GraphBuilder, located: Located, options: PruneOptions, patc
 
 def _row_major(builder: GraphBuilder, located: Located, options: PruneOptions, patches: ir.Value) -> ir.Value:
     """Token (y, x) is made of patches (s y + a, s x + b), patches in reading order."""
-    if not isinstance(options.grid, tuple):
-        raise OptionError(f"grid is {options.grid!r}, but merging in order 'row_major' needs (rows, columns)")
-    images, side, (rows, columns) = (dims(patches) or (None,))[0], options.merge, options.grid
+    rows, columns = cast("tuple[int, int]", options.grid)  # the options saw to it
+    images, side = (dims(patches) or (None,))[0], options.merge
     sizes = (images, rows, side, columns, side)
     target = builder.ints("groups", [0, rows, side, columns, side])
     groups = builder.op("Reshape", [patches, target], Made("score_groups", _FLOAT, sizes))

@@ -62,7 +62,7 @@ class Block(torch.nn.Module):
         self.norm_1, self.norm_2 = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
         self.qkv, self.out = torch.nn.Linear(WIDTH, 3 * WIDTH), torch.nn.Linear(WIDTH, WIDTH)
         self.up, self.down = torch.nn.Linear(WIDTH, 24), torch.nn.Linear(24, WIDTH)
-        self.probabilities = torch.empty(0)
+        self.seen: list[torch.Tensor] | None = None  # probabilities, where somebody wants them
 
     def forward(self, x: torch.Tensor, turns: Any, windows: Any) -> torch.Tensor:
         images, rows, _ = x.shape
@@ -79,13 +79,15 @@ class Block(torch.nn.Module):
         return x + self.down(torch.nn.functional.gelu(self.up(self.norm_2(x))))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
-        if self.attention == "sdpa":
+        if self.attention == "sdpa" and self.seen is None:
             return scaled_dot_product_attention(q, k, v, attn_mask=mask)
         logits = q @ k.transpose(2, 3) * HEAD**-0.5
         if mask is not None:
             logits = torch.where(mask, logits, torch.finfo(torch.float32).min)
-        self.probabilities = torch.softmax(logits, dim=-1)
-        return self.probabilities @ v
+        probabilities = torch.softmax(logits, dim=-1)
+        if self.seen is not None:
+            self.seen.append(probabilities)
+        return probabilities @ v
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -121,8 +123,8 @@ class Shuffled(torch.nn.Module):
 class Packed(torch.nn.Module):
     """patches [P, CHANNELS], s^2 of a token together → image_features [1, P / s^2, OUT].
 
-    Tokens come in, and go out, in reading order. In between it is that of `to_windows` [N]; `windows` [W, M] are
-    rows in that order, and `back` [P] undoes them.
+    Tokens come in, and go out, in reading order. In between it is that of `to_windows` [N]; `windows` [W, M]
+    are rows in that order, and `back` [P] undoes them.
     """
 
     def __init__(self, toy: Toy) -> None:
@@ -249,7 +251,7 @@ def export(toy: Toy) -> Path:
             verbose=False,
         )
     assert program is not None
-    path = Path(_FOLDER.name) / f"{abs(hash(toy))}.onnx"
+    path = Path(_FOLDER.name) / f"{len(list(Path(_FOLDER.name).iterdir()))}.onnx"
     program.save(str(path))
     return path
 
@@ -271,18 +273,21 @@ def group(toy: Toy, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def reference(
-    toy: Toy, given: dict[str, np.ndarray], grid: tuple[int, int] | None = None, aggregation: str = "col_mean"
+    toy: Toy,
+    given: dict[str, np.ndarray],
+    grid: tuple[int, int] | None = None,
+    *,
+    aggregation: str = "col_mean",
+    layer: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch: scores [B, N] by the last block, and unpruned features [B, N, OUT]."""
+    """PyTorch: scores [B, N] in float64 by one block, and unpruned features [B, N, OUT]."""
     net = model(toy)
-    kept = [layer.attention for layer in net.layers]
-    for layer in net.layers:
-        layer.attention = "eager"
+    scoring = net.layers[layer]
+    scoring.seen = []
     with torch.no_grad():
         features = net(**{name: torch.from_numpy(array) for name, array in given.items()})
-    for layer, was in zip(net.layers, kept, strict=True):
-        layer.attention = was
-    attention = net.layers[-1].probabilities.double().numpy()
+    attention = scoring.seen[0].double().numpy()
+    scoring.seen = None
     special = int(toy.cls)
     start, end = {"col_mean": (0, None), "col_mean_patch": (special, None), "cls": (0, 1)}[aggregation]
     received = attention[:, :, start:end].mean(axis=(1, 2))[:, special:]
