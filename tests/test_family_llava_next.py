@@ -64,7 +64,7 @@ def test_siglip_tower_has_no_cls() -> None:
         (
             {"model_type": "pixtral"},
             {},
-            "the vision tower is 'pixtral', and the supported towers of a llava_next",
+            "the vision tower is 'pixtral', and the supported towers of a llava",
         ),
         (
             {},
@@ -101,7 +101,7 @@ def test_tower_that_cannot_be_exported(
     [
         (
             {"patch_size": 4},
-            "the processor has patch_size 4, but the model needs 8: correct processor_config",
+            "the processor has patch_size 4, but the model needs 8: correct",
         ),
         ({"num_additional_image_tokens": 0}, "has num_additional_image_tokens 0, but the model needs 1"),
         ({"vision_feature_select_strategy": "full"}, "strategy full, but the model needs default"),
@@ -124,7 +124,7 @@ def test_pinpoints_that_are_no_whole_tiles() -> None:
     pinpoints = ((32, 48),)
     with pytest.raises(
         CheckpointError,
-        match=r"image_grid_pinpoints has \[32, 48\], but both must be multiples of image_size 32",
+        match=r"image_grid_pinpoints has \[32, 48\], but both must be multiples of the tower's",
     ):
         FAMILY.layout(toy_next_model(pinpoints=pinpoints).config, toy_next_processor(pinpoints=pinpoints))
 
