@@ -27,12 +27,12 @@ from bench.images import mixed_images
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.processors import PROMPT
 from bench.results import Result, Table
-from bench.workspace import DEMO
-from export.checkpoint import load_model, load_processor, open_checkpoint
-from export.oracle import PruningChoice
+from bench.torch_reference import load_reference
+from bench.workspace import DEMO, single_layout
 from runtime import Generator, load_bundle
 from runtime.counts import kept_count
 from runtime.parity import STAGES, ParityReport, compare, measure
+from runtime.plan import Amount
 from runtime.vision import Selection
 
 __all__ = ["Tally", "differing_elements", "main", "measure_exactness"]
@@ -100,14 +100,11 @@ def measure_exactness(name: str, sizes: Sizes, settings: Settings) -> Result:
 
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.workspace.bundle(name), verify=False)
-    checkpoint = open_checkpoint(str(settings.workspace.checkpoint(name)))
-    oracle = checkpoint.family.oracle(load_model(checkpoint), load_processor(checkpoint))
+    reference_model = load_reference(settings.workspace.checkpoint(name))
     generator = Generator(bundle, threads=settings.threads)
-    vision = bundle.manifest.vision
-    keep = kept_count(vision.tokens, settings.workspace.ratio)
-    choice = PruningChoice(keep=keep, layer=bundle.manifest.pruning.layer)
+    layout, amount = single_layout(bundle), Amount(ratio=settings.workspace.ratio)
     prompt = DEMO_PROMPT if name == DEMO else PROMPT
-    pictures = mixed_images(sizes.images, vision.image_size[0], seed=0)
+    pictures = mixed_images(sizes.images, layout.image_size[0], seed=0)
     tally = Tally()
     for number, picture in enumerate(_interleaved(pictures)):
         if number % 20 == 0:
@@ -116,12 +113,15 @@ def measure_exactness(name: str, sizes: Sizes, settings: Settings) -> Result:
         _compare_at_ratio_one(generator, image, tally)
         whole = number < sizes.answers
         new_tokens = NEW_TOKENS if whole else 1
-        reference = oracle.run([image], prompt, choice, new_tokens)
-        tally.add(
-            compare(reference, measure(generator, [image], prompt, keep, new_tokens)), whole_answer=whole
-        )
-    counts = {kind: len(found) for kind, found in pictures.items()}
-    return _result(name, tally, {"tokens": vision.tokens, "kept": keep, "pictures": counts}, settings.threads)
+        reference = reference_model.arrays(bundle, (image, prompt), amount, new_tokens)
+        measured, units = measure(generator, [image], prompt, amount, new_tokens)
+        tally.add(compare(reference, measured, units), whole_answer=whole)
+    counts = {
+        "tokens": layout.tokens,
+        "kept": kept_count(layout.tokens, settings.workspace.ratio),
+        "pictures": {kind: len(found) for kind, found in pictures.items()},
+    }
+    return _result(name, tally, counts, settings.threads)
 
 
 def _interleaved(pictures: dict[str, list[Any]]) -> Iterable[Any]:
@@ -131,11 +131,12 @@ def _interleaved(pictures: dict[str, list[Any]]) -> Iterable[Any]:
 
 
 def _compare_at_ratio_one(generator: Generator, image: Image.Image, tally: Tally) -> None:
-    pixels = generator.preprocess([image])
-    unpruned = generator.encode_unpruned(pixels)
-    whole = generator.encode_images(pixels, Selection(generator.manifest.vision.tokens))
-    tally.elements += unpruned.size
-    tally.differing += differing_elements(unpruned, whole.features)
+    prepared = generator.preprocess([image])
+    everything = tuple(tuple(unit.prunable for unit in one.plan.units) for one in prepared)
+    (unpruned,) = generator.encode_unpruned(prepared)
+    (whole,) = generator.encode_images(prepared, Selection(everything))
+    tally.elements += unpruned.features.size
+    tally.differing += differing_elements(unpruned.features, whole.features)
 
 
 def _kept_verdict(ok: bool, detail: str) -> str:

@@ -26,11 +26,11 @@ import onnxruntime as ort
 from bench.environment import describe_environment
 from bench.errors import BenchError
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
-from bench.results import Result, Table
+from bench.results import Result, Table, write_markdown
 from fopru_graph import GraphError, PruneOptions, PruneReport, prune_file
 from runtime.counts import kept_count
 
-__all__ = ["Inputs", "Row", "compare", "main", "markdown", "measure_folder", "measure_zoo", "parse_size"]
+__all__ = ["Inputs", "Row", "compare", "main", "measure_folder", "measure_zoo", "parse_size"]
 
 RATIO = 0.3
 Array = np.ndarray[Any, Any]
@@ -328,24 +328,6 @@ def _result(name: str, rows: list[Row], notes: tuple[str, ...], settings: Settin
     return Result(name, describe_environment(settings.threads), figures, {}, (table,), notes)
 
 
-def markdown(result: Result) -> str:
-    """The tables, notes, machine and command of a result, as a page."""
-    lines = []
-    for table in result.tables:
-        rows = [" | ".join(row) for row in (table.columns, ["---"] * len(table.columns), *table.rows)]
-        lines += [f"# {table.title}", "", *(f"| {row} |" for row in rows), ""]
-    about = result.environment
-    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
-    lines += [
-        *(f"- {note}" for note in result.notes),
-        "",
-        f"{about.cpu}, {about.cores} cores; {versions}.",
-        "",
-    ]
-    lines += [f"`{about.command}`, {about.date}, commit {about.commit}.", ""]
-    return "\n".join(lines)
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """`HEIGHTxWIDTH`."""
     parts = text.lower().split("x")
@@ -381,9 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
             inputs = Inputs(options.images, parse_size(options.size), options.features, tuple(options.note))
             result = measure_folder(options.folder, inputs, settings)
         report(result, settings)
-        page = settings.results / f"{result.name}.md"
-        page.write_text(markdown(result))
-        status(f"written: {page}")
+        status(f"written: {write_markdown(result, settings.results)}")
         found = result.figures["encoders"].values()
         exact = all(one["found"] and one["indices_equal"] == one["pictures"] for one in found)
 

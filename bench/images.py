@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["digit_scenes", "mixed_images", "noise_images", "photo_crops"]
+__all__ = ["block_image", "digit_scenes", "mixed_images", "noise_images", "photo_crops"]
 
 Picture = npt.NDArray[np.uint8]
 
@@ -20,6 +20,13 @@ def noise_images(count: int, side: int, seed: int) -> list[Picture]:
     """`count` pictures uint8 [side, side, 3] of uniform noise."""
     rng = np.random.default_rng((seed, 0))
     return [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def block_image(height: int, width: int, seed: int) -> Picture:
+    """A picture uint8 [height, width, 3] of plain blocks of 16 x 16 pixels, each of a colour of its own."""
+    rng = np.random.default_rng((seed, 2))
+    blocks = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
+    return np.ascontiguousarray(blocks.repeat(16, axis=0).repeat(16, axis=1)[:height, :width])
 
 
 def photo_crops(count: int, seed: int) -> list[Picture]:

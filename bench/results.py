@@ -12,7 +12,7 @@ from typing import Any
 from bench.environment import ROOT, Environment
 from bench.errors import BenchError
 
-__all__ = ["RESULTS", "Result", "Table", "print_result", "read_result", "write_result"]
+__all__ = ["RESULTS", "Result", "Table", "print_result", "read_result", "write_markdown", "write_result"]
 
 RESULTS = ROOT / "bench" / "results"
 FORMAT = 1
@@ -75,6 +75,31 @@ def read_result(path: Path) -> Result:
     )
     content["notes"] = tuple(content["notes"])
     return Result(**content)
+
+
+def write_markdown(result: Result, directory: Path = RESULTS) -> Path:
+    """Write `<name>.md`, for reading in the repository, and return its path."""
+    target = directory / f"{result.name}.md"
+    target.write_text(_markdown(result))
+    return target
+
+
+def _markdown(result: Result) -> str:
+    """The tables, notes, machine and command of a result, as a page."""
+    lines = []
+    for table in result.tables:
+        rows = [" | ".join(row) for row in (table.columns, ["---"] * len(table.columns), *table.rows)]
+        lines += [f"# {table.title}", "", *(f"| {row} |" for row in rows), ""]
+    about = result.environment
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    lines += [
+        *(f"- {note}" for note in result.notes),
+        "",
+        f"{about.cpu}, {about.cores} cores; {versions}.",
+        "",
+    ]
+    lines += [f"`{about.command}`, {about.date}, commit {about.commit}.", ""]
+    return "\n".join(lines)
 
 
 def print_result(result: Result) -> None:

@@ -64,17 +64,23 @@ class Workspace:
 
     def bundle(self, name: str) -> Path:
         """The bundle of that checkpoint, built again when the checkpoint or what exports it has changed."""
+        return self.bundle_of(self.checkpoint(name), name)
+
+    def bundle_of(self, checkpoint: Path, name: str) -> Path:
+        """The bundle called `name` of a checkpoint, built again when either has changed."""
         bundle, stamp = self._bundle_paths(name)
-        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(self.checkpoint(name)):
+        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(checkpoint):
             return bundle
-        self.rebuild(name)
+        self._build(checkpoint, name)
         return bundle
 
     def rebuild(self, name: str) -> BuildCost:
         """Build the bundle whether or not it is there."""
+        return self._build(self.checkpoint(name), name)
+
+    def _build(self, checkpoint: Path, name: str) -> BuildCost:
         bundle, stamp = self._bundle_paths(name)
         stamp.unlink(missing_ok=True)
-        checkpoint = self.checkpoint(name)
         digest = source_digest(checkpoint)  # before the build: an edit during it makes the bundle stale
         cost = measure_build(checkpoint, bundle, self.ratio)
         stamp.write_text(digest)

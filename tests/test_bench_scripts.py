@@ -98,7 +98,7 @@ def test_exactness_finds_the_bundle_equal_to_pytorch(work: Path) -> None:
 
 def test_a_bundle_is_built_again_only_after_a_change(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    monkeypatch.setattr(Workspace, "rebuild", lambda _, name: built.append(name))
+    monkeypatch.setattr(Workspace, "_build", lambda _, checkpoint, name: built.append(name))
     workspace = Workspace(work)
     workspace.bundle("tiny")
     assert built == []
