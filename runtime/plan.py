@@ -13,7 +13,15 @@ from runtime.manifest import Manifest, PruningInfo
 from runtime.request import Request
 from runtime.selectors import GRAPH
 
-__all__ = ["Amount", "PruningPlan", "kept_placeholders", "plan_pruning", "stitched_rows", "unit_counts"]
+__all__ = [
+    "Amount",
+    "PruningPlan",
+    "kept_placeholders",
+    "plan_pruning",
+    "stitched_counts",
+    "stitched_rows",
+    "unit_counts",
+]
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,9 @@ def plan_pruning(request: Request, manifest: Manifest, plans: Sequence[ImagePlan
         return PruningPlan(amount, everything, False, "neither the request nor the bundle gives a ratio")
     stitched = stitched_rows(request.selector, manifest.pruning)
     strategy = manifest.pruning.strategy if request.selector == GRAPH else request.selector
-    count = _stitched_counts if stitched else _unit_counts_by
-    counts = tuple(count(plan, amount, strategy) for plan in plans)
+    counts = tuple(
+        stitched_counts(plan, amount) if stitched else unit_counts(plan, amount, strategy) for plan in plans
+    )
     if sum(map(sum, counts)) < sum(map(sum, everything)):
         return PruningPlan(amount, counts, True, None)
     return PruningPlan(Amount(), everything, False, f"{amount} keeps every token")
@@ -109,9 +118,13 @@ def _unit_counts_by(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int
     return tuple(_by_ratio(unit, ratio, strategy) for unit in plan.units)
 
 
-def _stitched_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:
-    """(the overview's, all tiles' together); without tiles, as for one unit."""
-    del strategy
+def stitched_counts(plan: ImagePlan, amount: Amount) -> tuple[int, ...]:
+    """Kept tokens where rows of the stitched picture are compared: (the overview's, all tiles' together), as the
+    tiles' own counts depend on the picture; without tiles, the counts of the units.
+
+    Raises:
+        RequestError: as `unit_counts`.
+    """
     if plan.mosaic is None or plan.overview is None:
         return _unit_counts_by(plan, amount, "row")
     overview, (rows, columns) = plan.units[plan.overview], stitched_grid(plan)

@@ -154,13 +154,11 @@ class VisionEncoder:
             features[job.image][job.unit] = rows
             kept[job.image][job.unit] = indices[shown]
             scores[job.image][job.unit] = out[contract.TOKEN_SCORES]
-        blank = np.zeros((self._prefix, self._manifest.decoder.hidden_size), np.float32)
+        self._fill_padding(images, features, scores)
         for number, image in enumerate(images):
             for index, unit in enumerate(image.plan.units):
-                if features[number][index] is None:  # all padding: never encoded
-                    features[number][index] = blank
-                    kept[number][index] = np.zeros(0, np.int64)
-                    scores[number][index] = np.zeros(unit.tokens, np.float32)
+                if not unit.prunable:
+                    kept[number][index] = unit.valid_indices
         return self._joined(images, features, kept, scores)
 
     def _pruned_by_host(
@@ -196,6 +194,7 @@ class VisionEncoder:
             _Job(number, index, image, unit.tokens if pruned else None)
             for number, image in enumerate(images)
             for index, unit in enumerate(image.plan.units)
+            if unit.prunable
         ]
         found = self._run(jobs, graph)
         features, scores = _empty(images), _empty(images)
@@ -205,7 +204,19 @@ class VisionEncoder:
             own = out.get(contract.TOKEN_SCORES, np.zeros(job.shape.tokens, np.float32))
             _check_scores(own)
             scores[job.image][job.unit] = own
+        self._fill_padding(images, features, scores)
         return features, scores
+
+    def _fill_padding(
+        self, images: Sequence[PreparedImage], features: list[list[Array]], scores: list[list[Array]]
+    ) -> None:
+        """Units of padding alone were not encoded: no token of theirs is ever looked at."""
+        for number, image in enumerate(images):
+            for index, unit in enumerate(image.plan.units):
+                if not unit.prunable:
+                    shape = (self._prefix, self._manifest.decoder.hidden_size)
+                    features[number][index] = np.zeros(shape, np.float32)
+                    scores[number][index] = np.zeros(unit.tokens, np.float32)
 
     def _run(self, jobs: Sequence[_Job], graph: str) -> dict[tuple[int, int], _Outputs]:
         """Outputs of every job without the axis of units; jobs of equal shape and K share a call."""
