@@ -119,7 +119,7 @@ def _unit_counts_by(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int
 
 
 def stitched_counts(plan: ImagePlan, amount: Amount) -> tuple[int, ...]:
-    """Kept tokens where rows of the stitched picture are compared: (the overview's, all tiles' together), as the
+    """Kept tokens where stitched rows are compared: (the overview's, all tiles' together), as the
     tiles' own counts depend on the picture; without tiles, the counts of the units.
 
     Raises:
