@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from runtime.errors import BackendError, ImageError, RequestError
 from runtime.generator import Generator
 from runtime.manifest import Manifest
 from runtime.request import Request, Turn
-from runtime.vision import Selection
+from runtime.vision import EncodedImage, Selection
 from tests.toy_bundle import BOS, IMAGE, WIDTH, ToyModel, byte_ids, toy_photo, write_toy_bundle
 
 MODEL = ToyModel()
@@ -48,6 +49,14 @@ def generator_for(tmp_path: Path, model: ToyModel, **changes: object) -> Generat
 
 def expected_pixels(*photos: np.ndarray) -> np.ndarray:
     return np.stack([photo.transpose(2, 0, 1) / 128 for photo in photos]).astype(np.float32)
+
+
+def encode(
+    generator: Generator, photos: Sequence[np.ndarray], keep: int, selector: str = "graph", seed: int = 0
+) -> tuple[EncodedImage, ...]:
+    """The same number of tokens of every photo."""
+    selection = Selection(((keep,),) * len(photos), selector, seed)
+    return generator.encode_images(generator.preprocess(photos), selection)
 
 
 def expected_tokens(model: ToyModel, ids: list[int], features: np.ndarray, steps: int) -> list[int]:
@@ -80,7 +89,7 @@ def test_row_strategy_in_the_graph(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError, match=r'strategy "row" keeps whole rows of 3 tokens, not 7: give a multiple'
     ):
-        generator.encode_images(expected_pixels(photo), Selection(7))
+        encode(generator, [photo], 7)
 
 
 def test_ratio_one_runs_the_unpruned_graph_and_says_so(generator: Generator) -> None:
@@ -93,10 +102,13 @@ def test_ratio_one_runs_the_unpruned_graph_and_says_so(generator: Generator) -> 
 
 
 def test_pruned_graph_at_all_tokens_equals_the_unpruned_graph(generator: Generator) -> None:
-    pixels = expected_pixels(PHOTO, OTHER)
-    whole = generator.encode_images(pixels, Selection(16))
-    # Bit-equal: the same nodes, followed by a gather of everything in order.
-    np.testing.assert_array_equal(whole.features, generator.encode_unpruned(pixels))
+    whole = encode(generator, [PHOTO, OTHER], 16)
+    plain = generator.encode_unpruned(generator.preprocess([PHOTO, OTHER]))
+    assert len(whole) == len(plain) == 2
+    for image, other in zip(whole, plain, strict=True):
+        # Bit-equal: the same nodes, followed by a gather of everything in order.
+        np.testing.assert_array_equal(image.features, other.features)
+        assert (image.counts, other.counts, other.scores) == ((16,), (16,), None)
 
 
 def test_only_the_pruned_encoder_is_loaded_when_pruning(generator: Generator) -> None:
@@ -143,37 +155,43 @@ def test_default_ratio_of_the_bundle(generator: Generator) -> None:
 @pytest.mark.parametrize("selector", ["rank", "random", "uniform", "row"])
 def test_host_selectors_prune_the_unpruned_features(generator: Generator, selector: str) -> None:
     pixels = expected_pixels(PHOTO, OTHER)
-    encoded = generator.encode_images(pixels, Selection(8, selector, seed=3))
+    encoded = encode(generator, [PHOTO, OTHER], 8, selector, seed=3)
     whole = MODEL.features(pixels)
-    for image, kept in enumerate(encoded.kept_indices):
-        assert (np.diff(kept) > 0).all()
-        np.testing.assert_array_equal(encoded.features[image], whole[image, kept])
-    same = [encoded.kept_indices[0].tolist() == encoded.kept_indices[1].tolist()]
+    for number, image in enumerate(encoded):
+        assert (np.diff(image.kept_indices) > 0).all()
+        np.testing.assert_array_equal(image.features, whole[number, image.kept_indices])
+    same = [encoded[0].kept_indices.tolist() == encoded[1].kept_indices.tolist()]
     assert same == [selector == "uniform"]  # the others differ per image, random too
     assert (contract.VISION_ENCODER_FOPRU in generator.loaded_graphs) is (selector in ("rank", "row"))
 
 
 def test_host_rank_equals_the_graph(generator: Generator) -> None:
-    pixels = expected_pixels(PHOTO)
-    host, graph = (generator.encode_images(pixels, Selection(5, name)) for name in ("rank", "graph"))
+    (host,), (graph,) = (encode(generator, [PHOTO], 5, name) for name in ("rank", "graph"))
     np.testing.assert_array_equal(host.kept_indices, graph.kept_indices)
     np.testing.assert_array_equal(host.features, graph.features)
+    for image in (host, graph):
+        assert image.scores is not None
+        # The energy is a sum of eight squares, in whatever order.
+        np.testing.assert_allclose(
+            image.scores[0], MODEL.scores(expected_pixels(PHOTO))[0], rtol=1e-6, atol=0
+        )
 
 
 def test_host_selector_keeps_the_prefix_rows(tmp_path: Path) -> None:
     model = ToyModel(prefix=1)
     generator = generator_for(tmp_path, model)
     pixels = expected_pixels(PHOTO)
-    encoded = generator.encode_images(pixels, Selection(3, "uniform"))
-    assert encoded.kept_indices.tolist() == [[2, 8, 13]]
-    np.testing.assert_array_equal(encoded.features[0], model.features(pixels)[0, [0, 3, 9, 14]])
+    (encoded,) = encode(generator, [PHOTO], 3, "uniform")
+    assert encoded.kept_indices.tolist() == [2, 8, 13]
+    assert encoded.scores is None
+    np.testing.assert_array_equal(encoded.features, model.features(pixels)[0, [0, 3, 9, 14]])
 
 
 def test_selector_none_keeps_all_and_says_so(generator: Generator) -> None:
     result = generator.generate(Request("?", (PHOTO,), ratio=0.3, selector="none", max_new_tokens=1))
     assert (result.visual_tokens_after, result.reason) == ((16,), 'selector "none" keeps every token')
-    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(16, "none"))
-    assert encoded.kept_indices.tolist() == [list(range(16))]
+    (encoded,) = encode(generator, [PHOTO], 16, "none")
+    assert encoded.kept_indices.tolist() == list(range(16))
 
 
 def test_encoded_images_serve_several_questions(
@@ -192,37 +210,43 @@ def test_encoded_images_serve_several_questions(
 
 
 def test_encoded_first_images_are_completed(generator: Generator) -> None:
-    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(4))
+    encoded = encode(generator, [PHOTO], 4)
     request = Request("what?", (PHOTO, OTHER), max_new_tokens=8, ignore_eos=True)
-    assert (
-        generator.generate(request, encoded).token_ids
-        == generator.generate(replace(request, tokens=4)).token_ids
+    # The request says nothing, so the second image keeps the bundle's half.
+    result = generator.generate(request, encoded)
+    assert result.visual_tokens_after == (4, 8)
+    features = np.concatenate(
+        [MODEL.pruned(expected_pixels(PHOTO), 4)[0], MODEL.pruned(expected_pixels(OTHER), 8)[0]]
     )
+    ids = [BOS, *byte_ids("Q: "), *[IMAGE] * 4, *byte_ids("\n"), *[IMAGE] * 8, *byte_ids("\nwhat? A:")]
+    assert list(result.token_ids) == expected_tokens(MODEL, ids, features, 8)
+    both = replace(request, tokens=4)
+    assert generator.generate(both, encoded).token_ids == generator.generate(both).token_ids
 
 
 def test_encoded_whole_images_are_reported_as_unpruned(generator: Generator) -> None:
-    encoded = generator.encode_images(expected_pixels(PHOTO), Selection(16))
+    encoded = encode(generator, [PHOTO], 16)
     result = generator.generate(Request("?", (PHOTO,), max_new_tokens=1), encoded)
     assert (result.pruned, result.reason) == (False, "the visual tokens given are not pruned")
+    more = generator.generate(Request("?", (PHOTO, OTHER), max_new_tokens=1), encoded)
+    assert (more.pruned, more.reason, more.visual_tokens_after) == (True, None, (16, 8))
+
+
+def test_encoded_pruned_images_beside_a_whole_one(generator: Generator) -> None:
+    encoded = encode(generator, [PHOTO], 4)
+    result = generator.generate(Request("?", (PHOTO, OTHER), selector="none", max_new_tokens=1), encoded)
+    assert (result.pruned, result.visual_tokens_after) == (True, (4, 16))
 
 
 def test_encoded_images_that_do_not_fit_the_request(generator: Generator) -> None:
-    encoded = generator.encode_images(expected_pixels(PHOTO, OTHER), Selection(4))
+    encoded = encode(generator, [PHOTO, OTHER], 4)
     with pytest.raises(RequestError, match="got visual tokens of 2 images for a request with 1: they belong"):
         generator.generate(Request("?", (PHOTO,)), encoded)
     with pytest.raises(
-        RequestError, match="got 4 visual tokens per image, but the request asks for 8: encode"
+        RequestError,
+        match="got 4, 4 visual tokens of the images, but the request asks for 8, 8: encode the images",
     ):
         generator.generate(Request("?", (PHOTO, OTHER), ratio=0.5), encoded)
-
-
-def test_joined_without_scores_of_both(generator: Generator) -> None:
-    scored = generator.encode_images(expected_pixels(PHOTO), Selection(4))
-    plain = generator.encode_images(expected_pixels(PHOTO), Selection(4, "uniform"))
-    assert scored.joined(plain).token_scores is None
-    both = scored.joined(scored)
-    assert both.token_scores is not None
-    assert both.token_scores.shape == (2, 16)
 
 
 def test_stops_at_the_end_token(tmp_path: Path) -> None:
@@ -347,11 +371,18 @@ def test_another_thread_may_end_what_its_reader_left(generator: Generator) -> No
     assert stream.result.finish_reason == "cancelled"
 
 
-def test_pixels_of_a_stream_are_what_the_encoder_saw(generator: Generator) -> None:
-    stream = generator.stream(Request("what?", (PHOTO,), max_new_tokens=1))
-    assert stream.pixel_values is None
+def test_pictures_of_a_stream_are_what_the_encoder_saw(generator: Generator) -> None:
+    stream = generator.stream(Request("what?", (PHOTO, OTHER), max_new_tokens=1))
+    assert stream.prepared == ()
     list(stream)
-    np.testing.assert_array_equal(stream.pixel_values, expected_pixels(PHOTO))
+    first, second = stream.prepared
+    np.testing.assert_array_equal(
+        np.concatenate([first.pixel_values, second.pixel_values]), expected_pixels(PHOTO, OTHER)
+    )
+    np.testing.assert_array_equal(second.views[0], OTHER)
+    again = generator.stream(Request("more?", (PHOTO, OTHER, PHOTO), max_new_tokens=1), stream.encoded)
+    list(again)
+    assert len(again.prepared) == 1  # the others are encoded already
 
 
 def test_released_graphs_are_opened_again(generator: Generator) -> None:
@@ -368,7 +399,9 @@ def test_released_graphs_are_opened_again(generator: Generator) -> None:
 def test_cache_ends_before_the_last_token(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     capacities: list[int] = []
     real = generator.decoder_run
-    monkeypatch.setattr(generator, "decoder_run", lambda size: capacities.append(size) or real(size))
+    monkeypatch.setattr(
+        generator, "decoder_run", lambda size, positions: capacities.append(size) or real(size, positions)
+    )
     for new in (1, 5):
         result = generator.generate(Request("what?", max_new_tokens=new, ignore_eos=True))
         assert capacities.pop() == result.prompt_tokens + new - 1
@@ -430,28 +463,37 @@ def test_too_long_for_the_model(generator: Generator) -> None:
 
 
 def test_embed_wants_as_many_rows_as_placeholders(generator: Generator) -> None:
-    ids = generator.prompt_ids(Request("what?", (PHOTO,)), 4)
+    four, three = (encode(generator, [PHOTO], keep) for keep in (4, 3))
+    ids = generator.prompt(generator.tokenize(Request("what?", (PHOTO,)), [four[0].plan]), four).ids
     with pytest.raises(
         RequestError, match="the prompt has 4 image placeholders for 3 visual tokens: make the ids"
     ):
-        generator.embed(ids, np.zeros((1, 3, WIDTH), np.float32))
+        generator.embed(ids, three)
     with pytest.raises(RequestError, match="4 image placeholders for 0 visual tokens"):
-        generator.embed(ids, None)
+        generator.embed(ids, ())
 
 
 def test_keep_out_of_range(generator: Generator) -> None:
     for keep in (0, 17):
         with pytest.raises(RequestError, match=f"cannot keep {keep} tokens: an image has 16, give 1..16"):
-            generator.encode_images(expected_pixels(PHOTO), Selection(keep))
+            encode(generator, [PHOTO], keep)
     with pytest.raises(RequestError, match='selector is "best", expected one of graph, none, rank'):
-        Selection(4, "best")
+        Selection(((4,),), "best")
+    prepared = generator.preprocess([PHOTO])
+    with pytest.raises(RequestError, match="got counts for 2 images, but there are 1: make them with plan_p"):
+        generator.encode_images(prepared, Selection(((4,), (4,))))
+    with pytest.raises(
+        RequestError, match="got 2 counts for an image that is seen in 1 parts: make them with plan_pruning"
+    ):
+        generator.encode_images(prepared, Selection(((4, 4),)))
 
 
 def test_a_score_that_is_not_a_number(generator: Generator) -> None:
-    pixels = expected_pixels(PHOTO)
-    pixels[0, 0, 0, 0] = np.nan
-    with pytest.raises(BackendError, match="the vision encoder gave a token score that is not finite"):
-        generator.encode_images(pixels, Selection(4))
+    (prepared,) = generator.preprocess([PHOTO])
+    prepared.pixel_values[0, 0, 0, 0] = np.nan
+    for selector in ("graph", "rank"):
+        with pytest.raises(BackendError, match="the vision encoder gave a token score that is not finite"):
+            generator.encode_images([prepared], Selection(((4,),), selector))
 
 
 def test_times_and_bytes_of_the_result(generator: Generator) -> None:

@@ -13,6 +13,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.check import check_bundle
 from runtime.generator import Generator
 from runtime.parity import format_report
+from runtime.positions import Positions
 from runtime.request import Request, Turn
 from runtime.vision import Selection
 from tests.toy_bundle import toy_photo
@@ -29,7 +30,7 @@ def generator(bundle: Bundle) -> Generator:
 
 
 def photos(bundle: Bundle, count: int = 1) -> tuple[np.ndarray, ...]:
-    return tuple(toy_photo(bundle.manifest.vision.image_size, seed) for seed in range(count))
+    return tuple(toy_photo(bundle.manifest.layout.image_size, seed) for seed in range(count))
 
 
 def test_golden_tensors_of_pytorch_are_replayed(bundle: Bundle) -> None:
@@ -44,41 +45,45 @@ def test_exported_manifest_follows_the_schema(bundle: Bundle) -> None:
 
 
 def test_ratio_one_is_bit_identical_to_the_unpruned_graph(bundle: Bundle, generator: Generator) -> None:
-    pixels = generator.preprocess(photos(bundle, 3))
-    whole = generator.encode_images(pixels, Selection(bundle.manifest.vision.tokens))
+    prepared = generator.preprocess(photos(bundle, 3))
+    everything = tuple((image.plan.units[0].tokens,) for image in prepared)
+    whole = generator.encode_images(prepared, Selection(everything))
     # The architecture promises this of ONNX Runtime CPU: the attention stays in its form.
-    np.testing.assert_array_equal(whole.features, generator.encode_unpruned(pixels))
+    for pruned, plain in zip(whole, generator.encode_unpruned(prepared), strict=True):
+        np.testing.assert_array_equal(pruned.features, plain.features)
 
 
 @pytest.mark.parametrize("keep", [1, 5, 15])
 def test_pruned_features_are_rows_of_the_unpruned(bundle: Bundle, generator: Generator, keep: int) -> None:
-    pixels = generator.preprocess(photos(bundle))
-    unpruned = generator.encode_unpruned(pixels)[0]
-    prefix = bundle.manifest.vision.prefix_tokens
-    graph = generator.encode_images(pixels, Selection(keep))
-    rows = np.concatenate([np.arange(prefix), prefix + graph.kept_indices[0]])
+    prepared = generator.preprocess(photos(bundle))
+    unpruned = generator.encode_unpruned(prepared)[0].features
+    prefix = bundle.manifest.layout.prefix_tokens
+    (graph,) = generator.encode_images(prepared, Selection(((keep,),)))
+    rows = np.concatenate([np.arange(prefix), prefix + graph.kept_indices])
     # Fewer rows may take another blocking of the same float32 sums: a few units in the last place.
     limit = 1e-5 * float(np.abs(unpruned).max())
-    np.testing.assert_allclose(graph.features[0], unpruned[rows], rtol=0, atol=limit)
-    host = generator.encode_images(pixels, Selection(keep, "rank"))
+    np.testing.assert_allclose(graph.features, unpruned[rows], rtol=0, atol=limit)
+    (host,) = generator.encode_images(prepared, Selection(((keep,),), "rank"))
     np.testing.assert_array_equal(host.kept_indices, graph.kept_indices)
 
 
 def test_cached_steps_equal_a_whole_prefill(bundle: Bundle, generator: Generator) -> None:
     request = Request("hi", photos(bundle), tokens=4, max_new_tokens=6, ignore_eos=True)
     result = generator.generate(request)
-    encoded = generator.encode_images(generator.preprocess(request.images), Selection(4))
-    ids = generator.prompt_ids(request, encoded.features.shape[1])
+    encoded = generator.encode_images(generator.preprocess(request.images), Selection(((4,),)))
+    prompt = generator.prompt(generator.tokenize(request, [image.plan for image in encoded]), encoded)
     for taken in range(6):
-        extended = np.concatenate([ids, np.array([result.token_ids[:taken]], np.int64)], axis=1)
-        logits = generator.decoder_run(extended.shape[1]).prefill(generator.embed(extended, encoded.features))
+        extended = np.concatenate([prompt.ids, np.array([result.token_ids[:taken]], np.int64)], axis=1)
+        length = extended.shape[1]
+        counted = Positions(np.arange(length, dtype=np.int64)[None], length)
+        logits = generator.decoder_run(length, counted).prefill(generator.embed(extended, encoded))
         assert int(np.argmax(logits)) == result.token_ids[taken]
 
 
 def test_several_images_and_a_second_turn(bundle: Bundle, generator: Generator) -> None:
     first, second = photos(bundle, 2)
     one = generator.generate(Request("hi", (first, second), ratio=0.5, max_new_tokens=3))
-    kept = generator.manifest.vision.tokens // 2
+    kept = generator.manifest.layout.unit_tokens // 2
     assert one.visual_tokens_after == (kept, kept)
     turn = Turn("hi", (first,), one.text.replace("<image>", ""))
     two = generator.generate(Request("and?", (second,), ratio=0.5, max_new_tokens=3, history=(turn,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,22 @@ from runtime.check import check_bundle, main
 from runtime.errors import BundleError
 from runtime.generator import Generator
 from runtime.golden import GOLDEN_RECORD, GOLDEN_TENSORS, load_golden
-from runtime.parity import STAGES, TIE_WINDOW, Stage, compare, compare_stage, format_report, measure
-from tests.toy_bundle import ToyModel, rehash, toy_photo, write_toy_bundle
+from runtime.manifest import Manifest
+from runtime.parity import (
+    STAGES,
+    TIE_WINDOW,
+    Stage,
+    UnitScores,
+    compare,
+    compare_stage,
+    format_report,
+    measure,
+)
+from runtime.plan import Amount
+from tests.toy_bundle import TILES, WIDTH, ToyModel, packed, rehash, toy_photo, write_toy_bundle
 
 NAMES = tuple(stage.name for stage in STAGES)
+ONE_UNIT = UnitScores((16,))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,16 @@ def test_stages_are_the_golden_keys_in_order(reference: dict[str, np.ndarray]) -
     assert all(stage.reason for stage in STAGES)
 
 
-@pytest.mark.parametrize("model", [ToyModel(), ToyModel(prefix=1), ToyModel(grid=(4, 3), strategy="row")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ToyModel(),
+        ToyModel(prefix=1),
+        ToyModel(grid=(4, 3), strategy="row"),
+        ToyModel(pinpoints=TILES),
+        ToyModel(pinpoints=TILES, strategy="row"),
+    ],
+)
 def test_toys_agree_with_numpy(tmp_path: Path, model: ToyModel) -> None:
     report = check_bundle(load_bundle(write_toy_bundle(tmp_path / "toy", model)), threads=1)
     assert report.ok, format_report(report)
@@ -55,10 +77,58 @@ def test_measure_takes_several_images(shared: Path) -> None:
     generator = Generator(load_bundle(shared), threads=1)
     model = ToyModel()
     photos = [toy_photo(model.size), toy_photo(model.size, 9)]
-    measured = measure(generator, photos, "what?", 4, 3)
+    measured, units = measure(generator, photos, "what?", Amount(tokens=4), 3)
     assert set(measured) == set(NAMES)
-    assert measured["kept_indices"].tolist() == model.kept(measured["pixel_values"], 4).tolist()
+    assert units == UnitScores((16, 16))
+    pixels = measured["pixel_values"].reshape(2, 3, *model.size)
+    assert measured["kept_indices"].tolist() == model.kept(pixels, 4).reshape(-1).tolist()
+    assert measured["kept_counts"].tolist() == [4, 4]
+    np.testing.assert_array_equal(measured["image_features"], model.features(pixels).reshape(-1, WIDTH))
+    assert measured["position_ids"].tolist() == [list(range(measured["input_ids"].size))]
     assert measured["tokens"].shape == (1, 3)
+
+
+def test_measure_keeps_everything_without_an_amount(shared: Path) -> None:
+    generator = Generator(load_bundle(shared), threads=1)
+    measured, _ = measure(generator, [toy_photo(ToyModel().size)], "what?", Amount(), 1)
+    assert measured["kept_counts"].tolist() == [16]  # not the bundle's default
+    np.testing.assert_array_equal(measured["pruned_features"], measured["image_features"])
+
+
+def test_measure_of_images_with_different_units(tmp_path: Path) -> None:
+    model = ToyModel(pinpoints=TILES)
+    generator = Generator(load_bundle(write_toy_bundle(tmp_path / "toy", model)), threads=1)
+    photos = [toy_photo((32, 32)), toy_photo((32, 16), 9)]  # 2 x 2 tiles, 2 x 1 tiles
+    measured, units = measure(generator, photos, "what?", Amount(ratio=0.25), 1)
+    assert units == UnitScores((16,) * 8)
+    assert measured["kept_counts"].tolist() == [4] * 8
+    pixels = measured["pixel_values"].reshape(8, 3, *model.size)
+    kept = model.kept(pixels, 4)
+    assert measured["kept_indices"].tolist() == kept.reshape(-1).tolist()
+    first = packed(model, pixels[:5], kept[:5])
+    np.testing.assert_array_equal(measured["pruned_features"][: len(first)], first)
+    assert len(measured["pruned_features"]) == (5 * 4 + 8) + (3 * 4 + 8)
+    assert len(measured["image_features"]) == (5 * 16 + 8) + (3 * 16 + 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "photo", "scope", "expected"),
+    [
+        (ToyModel(grid=(4, 3), strategy="row"), (16, 12), "tile", UnitScores((12,), (3,))),
+        (ToyModel(pinpoints=TILES, strategy="row"), (32, 32), "tile", UnitScores((16,) * 5, (4,) * 5)),
+        (ToyModel(pinpoints=TILES, strategy="row"), (20, 32), "tile", None),  # rows of padding: no near-ties
+        (ToyModel(pinpoints=TILES, strategy="row"), (32, 32), "stitched", None),
+    ],
+)
+def test_how_scores_are_read(
+    tmp_path: Path, model: ToyModel, photo: tuple[int, int], scope: str, expected: UnitScores | None
+) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, pruning=replace(manifest.pruning, row_scope=scope))
+
+    generator = Generator(load_bundle(write_toy_bundle(tmp_path / "toy", model, edit)), threads=1)
+    _, units = measure(generator, [toy_photo(photo)], "what?", Amount(ratio=0.5), 1)
+    assert units == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,47 +178,71 @@ def swapped(
     reference: dict[str, np.ndarray], gap: float
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A reference with two scores `gap` (relative) apart at the K boundary, and one that took the other."""
-    scores = np.linspace(2.0, 1.0, 16, dtype=np.float64)[None]
-    scores[0, 8] = scores[0, 7] * (1 - gap)
-    kept, other = np.arange(8)[None], np.array([[0, 1, 2, 3, 4, 5, 6, 8]])
+    scores = np.linspace(2.0, 1.0, 16, dtype=np.float64)
+    scores[8] = scores[7] * (1 - gap)
+    kept, other = np.arange(8), np.array([0, 1, 2, 3, 4, 5, 6, 8])
     mine = {**reference, "token_scores": scores, "kept_indices": kept}
     theirs = {**mine, "kept_indices": other, "tokens": mine["tokens"] + 1}
     return mine, theirs
 
 
 def test_near_tie_is_accepted_and_named(reference: dict[str, np.ndarray]) -> None:
-    report = compare(*swapped(reference, TIE_WINDOW / 2))
+    report = compare(*swapped(reference, TIE_WINDOW / 2), ONE_UNIT)
     assert report.ok
     stages = {stage.name: stage for stage in report.stages}
     assert "near-tie: the scores of tokens [7, 8] are equal within 1e-05" in stages["kept_indices"].detail
     skipped = [name for name, stage in stages.items() if stage.skipped]
-    assert skipped == ["pruned_features", "inputs_embeds", "logits", "tokens"]
+    assert skipped == ["pruned_features", "position_ids", "inputs_embeds", "logits", "tokens"]
     assert "not compared: other tokens were kept" in format_report(report)
 
 
 def test_wider_than_a_near_tie_diverges(reference: dict[str, np.ndarray]) -> None:
-    assert compare(*swapped(reference, TIE_WINDOW * 2)).first_divergence == "kept_indices"
+    assert compare(*swapped(reference, TIE_WINDOW * 2), ONE_UNIT).first_divergence == "kept_indices"
 
 
 def test_near_tie_of_rows_is_between_their_means(reference: dict[str, np.ndarray]) -> None:
-    scores = np.array([[5.0, 1.0, 3.0, 3.0 + 1e-9, 0.0, 0.0, 0.0, 0.0]])
-    mine = {**reference, "token_scores": scores, "kept_indices": np.array([[0, 1]])}
-    theirs = {**mine, "kept_indices": np.array([[2, 3]])}
-    assert compare(mine, theirs, row_length=2).ok
-    assert compare(mine, theirs).first_divergence == "kept_indices"
+    scores = np.array([5.0, 1.0, 3.0, 3.0 + 1e-9, 0.0, 0.0, 0.0, 0.0])
+    mine = {**reference, "kept_counts": np.array([2]), "token_scores": scores, "kept_indices": np.arange(2)}
+    theirs = {**mine, "kept_indices": np.array([2, 3])}
+    assert compare(mine, theirs, UnitScores((8,), (2,))).ok
+    for units in (UnitScores((8,)), None):
+        assert compare(mine, theirs, units).first_divergence == "kept_indices"
+
+
+def test_near_tie_is_judged_unit_by_unit(reference: dict[str, np.ndarray]) -> None:
+    """Two tied tokens, of which one is in another unit, are no near-tie: each unit keeps its own number."""
+    scores = np.array([3.0, 2.0, 2.0, 1.0, 2.0, 5.0, 2.0])
+    mine = {
+        **reference,
+        "kept_counts": np.array([2, 2]),
+        "token_scores": scores,
+        "kept_indices": np.array([0, 1, 0, 1]),
+    }
+    units = UnitScores((4, 3))
+    for indices, ok in (
+        ([0, 2, 0, 1], True),
+        ([0, 2, 1, 2], True),
+        ([0, 3, 0, 1], False),
+        ([0, 1, 0, 3], False),
+    ):
+        report = compare(mine, {**mine, "kept_indices": np.array(indices)}, units)
+        assert report.ok is ok, indices
+    other_counts = {**mine, "kept_counts": np.array([1, 3]), "kept_indices": np.array([0, 0, 1, 2])}
+    report = compare(mine, other_counts, units)
+    assert [stage.name for stage in report.stages if not stage.ok] == ["kept_counts", "kept_indices"]
 
 
 @pytest.mark.parametrize("wrong", [[0, 1, 2, 3, 4, 5, 6, 99], [-1, 1, 2, 3, 4, 5, 6, 7]])
 def test_indices_out_of_range_are_no_tie(reference: dict[str, np.ndarray], wrong: list[int]) -> None:
     mine, theirs = swapped(reference, 0.0)
-    theirs["kept_indices"] = np.array([wrong])
-    assert compare(mine, theirs).first_divergence == "kept_indices"
+    theirs["kept_indices"] = np.array(wrong)
+    assert compare(mine, theirs, ONE_UNIT).first_divergence == "kept_indices"
 
 
 def test_right_set_in_wrong_order_is_no_tie(reference: dict[str, np.ndarray]) -> None:
     mine, theirs = swapped(reference, 0.0)
-    theirs["kept_indices"] = mine["kept_indices"][:, ::-1]
-    assert compare(mine, theirs).first_divergence == "kept_indices"
+    theirs["kept_indices"] = mine["kept_indices"][::-1]
+    assert compare(mine, theirs, ONE_UNIT).first_divergence == "kept_indices"
 
 
 def test_report_as_json(reference: dict[str, np.ndarray]) -> None:
@@ -230,7 +324,32 @@ def test_damaged_golden(root: Path, name: str, content: bytes) -> None:
 
 def test_golden_record_with_a_wrong_type(root: Path) -> None:
     record = json.loads((root / GOLDEN_RECORD).read_text())
-    (root / GOLDEN_RECORD).write_text(json.dumps({**record, "num_keep": "8"}))
+    (root / GOLDEN_RECORD).write_text(json.dumps({**record, "tokens": "8"}))
     rehash(root)
-    with pytest.raises(BundleError, match=r"golden/golden.json.num_keep is '8', expected an integer"):
+    with pytest.raises(BundleError, match=r"golden/golden.json.tokens is '8', expected an integer"):
         load_golden(load_bundle(root))
+
+
+def test_golden_of_format_1_with_a_budget(root: Path) -> None:
+    """Format 1 wrote K as `num_keep`; where there was no ratio, that is the budget."""
+    record = json.loads((root / GOLDEN_RECORD).read_text())
+    old = {key: value for key, value in record.items() if key != "tokens"}
+    for ratio, tokens in ((0.5, None), (None, 8)):
+        (root / GOLDEN_RECORD).write_text(json.dumps({**old, "ratio": ratio, "num_keep": 8}))
+        rehash(root)
+        golden, _ = load_golden(load_bundle(root))
+        assert (golden.ratio, golden.tokens) == (ratio, tokens)
+
+
+def test_golden_tensors_of_format_1_are_flattened() -> None:
+    frozen = Path(__file__).parent / "data" / "bundle_v1"
+    with np.load(frozen / GOLDEN_TENSORS) as arrays:
+        old = {name: arrays[name] for name in arrays.files}
+    _, new = load_golden(load_bundle(frozen))
+    assert set(new) - set(old) == {"kept_counts", "position_ids"}
+    assert new["kept_counts"].tolist() == [old["kept_indices"].shape[1]]
+    assert new["position_ids"].tolist() == [list(range(old["input_ids"].size))]
+    for name, array in old.items():
+        assert new[name].reshape(array.shape).tolist() == array.tolist()
+    assert new["kept_indices"].ndim == new["token_scores"].ndim == 1
+    assert new["pixel_values"].ndim == new["image_features"].ndim == new["pruned_features"].ndim == 2
