@@ -20,7 +20,17 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
-from export.options import AGGREGATIONS, DEFAULT_MODEL, DEFAULT_RATIO, OPSETS, STRATEGIES, BuildOptions
+from export.options import (
+    AGGREGATIONS,
+    DEFAULT_MODEL,
+    DEFAULT_RATIO,
+    NEWLINE_POLICIES,
+    OPSETS,
+    POSITION_POLICIES,
+    ROW_SCOPES,
+    STRATEGIES,
+    BuildOptions,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,6 +155,9 @@ def _run(args: argparse.Namespace, received: Sequence[int]) -> int:
         strategy=args.strategy,
         aggregation=args.aggregation,
         layer=args.layer,
+        position_ids=args.position_ids,
+        row_scope=args.row_scope,
+        newline=args.newline,
         opset=args.opset,
         images=tuple(args.image),
         prompt=args.prompt,
@@ -209,7 +222,26 @@ def _parser() -> argparse.ArgumentParser:
         "--layer",
         type=int,
         metavar="L",
-        help="0-based encoder layer that scores (default: the one that feeds the projector)",
+        help="0-based encoder layer that scores (default: the last one that feeds the projector and looks at "
+        "the whole image)",
+    )
+    parser.add_argument(
+        "--position-ids",
+        choices=POSITION_POLICIES,
+        help="count the pruned prompt anew, or keep the positions of the unpruned one (default: the model "
+        "family's)",
+    )
+    parser.add_argument(
+        "--row-scope",
+        choices=ROW_SCOPES,
+        default="tile",
+        help="strategy row compares the rows of a tile, or those of all tiles side by side "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--newline",
+        choices=NEWLINE_POLICIES,
+        help="newline vectors that stay: all, those of lines with a kept token, or none (default: keep_all)",
     )
     parser.add_argument(
         "--output",

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.onnx_from_torch import GraphStats
 from export.options import BuildOptions
 from export.plan import Plan
@@ -17,17 +19,17 @@ from fopru_graph import PruneReport
 from runtime import contract
 from runtime.manifest import (
     FORMAT_VERSION,
+    ConstantInfo,
     DecoderInfo,
     GraphInfo,
     Manifest,
     ModelInfo,
     PruningInfo,
     SpecialTokens,
-    VisionInfo,
 )
 from runtime.version import __version__
 
-__all__ = ["Exported", "copy_files", "manifest_of", "special_tokens"]
+__all__ = ["Exported", "copy_files", "manifest_of", "special_tokens", "write_constants"]
 
 _TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 # Everything of a checkpoint that is neither weights nor documentation.
@@ -46,6 +48,7 @@ class Exported:
     tokens: SpecialTokens
     graphs: dict[str, GraphStats]
     prune: PruneReport
+    constants: dict[str, ConstantInfo]
     weight_bytes: int
 
 
@@ -63,6 +66,17 @@ def special_tokens(plan: Plan, model: Any) -> SpecialTokens:
     )
 
 
+def write_constants(plan: Plan, model: Any, root: Path) -> dict[str, ConstantInfo]:
+    """Vectors that the host needs, as `constants/<name>.f32`: little-endian float32, C order."""
+    infos = {}
+    for name, values in plan.checkpoint.family.constants(model).items():
+        file = root / "constants" / f"{name}.f32"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(np.ascontiguousarray(values, dtype="<f4").tobytes())
+        infos[name] = ConstantInfo(file.relative_to(root).as_posix(), values.shape)
+    return infos
+
+
 def copy_files(plan: Plan, root: Path) -> None:
     """Tokenizer, processor, template and configuration files of the checkpoint."""
     for pattern in _COPIED:
@@ -77,11 +91,11 @@ def copy_files(plan: Plan, root: Path) -> None:
 def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
     """The manifest of a bundle directory that has all its files; parity is still to come."""
     layout, options, decoder = plan.layout, plan.options, exported.decoder
-    rows = layout.prefix_tokens + layout.tokens
-    contracts = contract.static_contracts(layout.image_size, rows, decoder.hidden_size)
-    contracts[contract.DECODER] = contract.decoder_contract(
-        decoder.layers, decoder.kv_heads, decoder.head_dim, decoder.vocab_size, decoder.hidden_size
-    )
+    contracts = {
+        **contract.vision_contracts(layout, decoder.hidden_size, grid_input=plan.grid_input),
+        contract.EMBED_TOKENS: contract.embed_contract(decoder.hidden_size),
+        contract.DECODER: contract.decoder_contract(decoder),
+    }
     created: dict[str, str | int] = {"fopru-edge": __version__}
     created |= {tool: metadata.version(tool) for tool in _TOOLS}
     created |= {"opset": options.opset, "command": _command(options)}
@@ -95,16 +109,18 @@ def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
         prompt=plan.prompt.template,
         tokens=exported.tokens,
         preprocess=plan.preprocess,
-        vision=VisionInfo(layout.image_size, layout.grid, layout.tokens, layout.prefix_tokens),
+        layout=layout,
         pruning=PruningInfo(
             strategy=options.strategy,
             aggregation=options.aggregation,
             layer=exported.prune.layer,
             score_path=exported.prune.score_path,
             gather=exported.prune.gather,
-            position_ids="renumber",
+            position_ids=plan.position_ids,
             default_ratio=options.keep_ratio,
             default_tokens=options.tokens,
+            row_scope=options.row_scope,
+            newline=options.newline_policy,
         ),
         decoder=decoder,
         graphs={
@@ -112,6 +128,7 @@ def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
             for name, found in contracts.items()
         },
         files=file_infos(root),
+        constants=exported.constants,
     )
 
 
@@ -120,8 +137,14 @@ def _command(options: BuildOptions) -> str:
     words: list[object] = ["python", "-m", "export.build", "--model", options.model]
     words += ["--ratio", options.keep_ratio] if options.tokens is None else ["--tokens", options.tokens]
     words += ["--strategy", options.strategy, "--aggregation", options.aggregation, "--opset", options.opset]
-    if options.layer is not None:
-        words += ["--layer", options.layer]
+    if options.row_scope != "tile":
+        words += ["--row-scope", options.row_scope]
+    for name, value in (
+        ("--layer", options.layer),
+        ("--position-ids", options.position_ids),
+        ("--newline", options.newline),
+    ):
+        words += [] if value is None else [name, value]
     for image in options.images:
         words += ["--image", image]
     if options.prompt is not None:

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import OptionError
-from runtime.counts import kept_count, kept_rows
 
 if TYPE_CHECKING:
-    from export.families import VisionLayout
+    from export.families import EncoderInfo
+    from runtime.layouts import ImageLayout
 
 __all__ = [
     "AGGREGATIONS",
     "DEFAULT_MODEL",
     "DEFAULT_RATIO",
+    "NEWLINE_POLICIES",
     "OPSETS",
+    "POSITION_POLICIES",
+    "ROW_SCOPES",
     "STRATEGIES",
     "BuildOptions",
-    "kept_tokens",
 ]
 
 DEFAULT_MODEL = "demo/checkpoint"
@@ -28,6 +30,12 @@ DEFAULT_RATIO = 0.3
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 OPSETS = (20, 23)
+# As in runtime.manifest.
+POSITION_POLICIES = ("renumber", "original")
+ROW_SCOPES = ("tile", "stitched")
+NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
+
+_ANY_SIZE = (768, 1024)  # a picture that every layout with tiles cuts
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,11 @@ class BuildOptions:
         tokens: visual tokens kept per image by default, instead of `ratio`.
         strategy: `rank` (highest scores) or `row` (whole grid rows).
         aggregation: how attention becomes a score (FoPru spec, section 3).
-        layer: 0-based encoder layer that scores; None: the one whose output feeds the projector.
+        layer: 0-based encoder layer that scores; None: the family's, usually the one whose output feeds the
+            projector.
+        position_ids: `renumber` or `original`; None: the family's.
+        row_scope: `row` compares the rows of a `tile`, or those of the `stitched` picture.
+        newline: which newline vectors stay: `keep_all`, `keep_nonempty` or `drop`; None: `keep_all`.
         opset: 20 (portable) or 23 (attention as one op).
         images: pictures of the golden tensors; empty: the packaged sample.
         prompt: question of the golden tensors; None: the packaged one.
@@ -54,6 +66,9 @@ class BuildOptions:
     strategy: str = "rank"
     aggregation: str = "col_mean"
     layer: int | None = None
+    position_ids: str | None = None
+    row_scope: str = "tile"
+    newline: str | None = None
     opset: int = 20
     images: tuple[Path, ...] = ()
     prompt: str | None = None
@@ -71,10 +86,19 @@ class BuildOptions:
         for name, value, allowed in (
             ("strategy", self.strategy, STRATEGIES),
             ("aggregation", self.aggregation, AGGREGATIONS),
+            ("position_ids", self.position_ids, (None, *POSITION_POLICIES)),
+            ("row_scope", self.row_scope, ROW_SCOPES),
+            ("newline", self.newline, (None, *NEWLINE_POLICIES)),
             ("opset", self.opset, OPSETS),
         ):
             if value not in allowed:
-                raise OptionError(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}")
+                choices = ", ".join(str(choice) for choice in allowed if choice is not None)
+                raise OptionError(f"{name} is {value!r}, expected one of {choices}")
+        if self.row_scope == "stitched" and self.strategy != "row":
+            raise OptionError(
+                f"row_scope is 'stitched', which is about rows, but strategy is {self.strategy!r}: add "
+                "--strategy row, or leave --row-scope out"
+            )
         if self.layer is not None and self.layer < 0:
             raise OptionError(f"layer is {self.layer}, but layers are counted from 0: give 0 or more")
         for image in self.images:
@@ -86,45 +110,52 @@ class BuildOptions:
         """The ratio in force, None when `tokens` rules."""
         return DEFAULT_RATIO if self.ratio is None and self.tokens is None else self.ratio
 
-    def check(self, layout: VisionLayout) -> None:
+    @property
+    def newline_policy(self) -> str:
+        """The policy in force."""
+        return self.newline or NEWLINE_POLICIES[0]
+
+    def check(self, encoder: EncoderInfo, layout: ImageLayout) -> None:
         """Compare with a model, still before its weights are loaded.
 
         Raises:
-            OptionError: tokens, layer, strategy or aggregation that this model cannot have.
+            OptionError: a layer, strategy, aggregation or policy that this model cannot have.
         """
-        kept_tokens(layout, self.strategy, self.keep_ratio, self.tokens)
-        if self.layer is not None and self.layer >= layout.layers:
-            raise OptionError(
-                f"layer is {self.layer}, but only layers 0..{layout.layers - 1} reach the features of this "
-                "model: give one of these, or leave --layer out"
-            )
-        if self.aggregation == "cls" and layout.special_tokens == 0:
+        self._check_layer(encoder)
+        if self.aggregation == "cls" and encoder.special_tokens == 0:
             raise OptionError(
                 "aggregation is 'cls', but this tower has no CLS token: use col_mean or col_mean_patch"
             )
+        if self.strategy == "row" and not layout.has_grid:
+            raise OptionError(
+                f"strategy is 'row', but the {layout.unit_tokens} tokens of this model make no full grid (its "
+                "tower has no CLS and select strategy 'default' drops the first patch): use rank"
+            )
+        if self.position_ids == "renumber" and layout.position_axes > 1:
+            raise OptionError(
+                "position_ids is 'renumber', but this model's positions are time, height and width, which "
+                "counting anew would lose: use original"
+            )
+        if self.row_scope == "stitched" and layout.plan(*_ANY_SIZE).mosaic is None:
+            raise OptionError(
+                "row_scope is 'stitched', but this model does not cut images into tiles: leave --row-scope out"
+            )
+        if self.newline is not None and not layout.has_newlines:
+            raise OptionError(
+                f"newline is {self.newline!r}, but this model has no newline vectors: leave --newline out"
+            )
 
-
-def kept_tokens(layout: VisionLayout, strategy: str, ratio: float | None, tokens: int | None) -> int:
-    """K, the visual tokens kept of one image.
-
-    Raises:
-        OptionError: more tokens than the image has, or `row` with no grid or less than a row.
-    """
-    if tokens is not None and tokens > layout.tokens:
-        raise OptionError(f"tokens is {tokens}, but an image has {layout.tokens}: give 1..{layout.tokens}")
-    if strategy == "rank":
-        return tokens if tokens is not None else kept_count(layout.tokens, ratio or DEFAULT_RATIO)
-    if layout.grid is None:
-        raise OptionError(
-            f"strategy is 'row', but the {layout.tokens} tokens of this model make no full grid (its tower "
-            "has no CLS and select strategy 'default' drops the first patch): use rank"
-        )
-    rows, columns = layout.grid
-    if tokens is None:
-        return columns * kept_rows(rows, ratio or DEFAULT_RATIO)
-    if tokens < columns:
-        raise OptionError(
-            f"tokens is {tokens}, but strategy 'row' keeps whole rows of {columns}: give "
-            f"{columns}..{layout.tokens}"
-        )
-    return tokens // columns * columns
+    def _check_layer(self, encoder: EncoderInfo) -> None:
+        if self.layer is None:
+            return
+        if self.layer >= encoder.layers:
+            raise OptionError(
+                f"layer is {self.layer}, but only layers 0..{encoder.layers - 1} reach the features of this "
+                "model: give one of these, or leave --layer out"
+            )
+        if encoder.score_layers is not None and self.layer not in encoder.score_layers:
+            allowed = ", ".join(map(str, encoder.score_layers))
+            raise OptionError(
+                f"layer is {self.layer}, but attention there stays inside windows, and a score needs the whole "
+                f"image: give one of {allowed}, or leave --layer out"
+            )

@@ -47,12 +47,12 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     """
     from export.checkpoint import load_model, load_processor, open_checkpoint
     from export.golden import open_images
-    from export.oracle import PruningChoice
+    from export.oracle import Oracle, PruningChoice
     from export.plan import check_question
     from runtime.generator import Generator
     from runtime.golden import load_record
     from runtime.parity import compare, measure
-    from runtime.plan import plan_pruning
+    from runtime.plan import Amount, plan_pruning
     from runtime.request import Request
 
     manifest = bundle.manifest
@@ -63,21 +63,35 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
         paths = paths or tuple(bundle.file(name) for name in golden.images)
     prompt = prompt.strip()  # many chat templates trim; without outer blanks all of them write the same
     request = Request(prompt, paths, ratio=options.ratio, tokens=options.tokens)
-    keep = plan_pruning(request, manifest).keep
     images = open_images(paths)
+    plans = [manifest.layout.plan(image.height, image.width) for image in images]
+    plan_pruning(request, manifest, plans)
+    amount = Amount(options.ratio, options.tokens)
+    if amount.everything:
+        amount = Amount(manifest.pruning.default_ratio, manifest.pruning.default_tokens)
     checkpoint = open_checkpoint(options.model or manifest.model.source)
     _check_same_model(checkpoint, bundle)
     pruning = manifest.pruning
-    choice = PruningChoice(keep, pruning.layer, pruning.strategy, pruning.aggregation)
+    choice = PruningChoice(
+        layer=pruning.layer,
+        ratio=amount.ratio,
+        tokens=amount.tokens,
+        strategy=pruning.strategy,
+        aggregation=pruning.aggregation,
+        row_scope=pruning.row_scope,
+        newline=pruning.newline,
+        position_ids=pruning.position_ids,
+    )
     processor = load_processor(checkpoint)
     check_question(prompt, processor)
-    oracle = checkpoint.family.oracle(load_model(checkpoint), processor)
+    model = load_model(checkpoint)
+    oracle = Oracle(checkpoint.family.reference(model, processor), model, processor)
     reference = oracle.run(images, prompt, choice, options.new_tokens)
     # Two sets of weights would be in memory from here on.
-    del oracle
+    del oracle, model
     generator = Generator(bundle, options.backend)
-    measured = measure(generator, list(paths), prompt, keep, options.new_tokens)
-    return compare(reference, measured, manifest.row_length)
+    measured, units = measure(generator, list(paths), prompt, amount, options.new_tokens)
+    return compare(reference, measured, units)
 
 
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
@@ -86,15 +100,19 @@ def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
     Raises:
         OptionError: another model.
     """
-    from export.checkpoint import load_config
+    from export.checkpoint import load_config, load_processor
+    from runtime.decode import encode
 
     config, manifest = load_config(checkpoint), bundle.manifest
-    layout, text = checkpoint.family.layout(config), config.text_config
+    layout = checkpoint.family.layout(config, load_processor(checkpoint))
+    layers, text = checkpoint.family.encoder_info(config).layers, config.text_config
+    found_layout, built_layout = encode(layout), encode(manifest.layout)
     pairs = {
-        "image size": (layout.image_size, manifest.vision.image_size),
-        "visual tokens": (layout.tokens, manifest.vision.tokens),
-        "prefix tokens": (layout.prefix_tokens, manifest.vision.prefix_tokens),
-        "encoder layers, at least": (max(layout.layers, manifest.pruning.layer + 1), layout.layers),
+        **{
+            f"layout.{name}": (found_layout.get(name), built_layout.get(name))
+            for name in found_layout | built_layout
+        },
+        "encoder layers, at least": (max(layers, manifest.pruning.layer + 1), layers),
         "decoder layers": (text.num_hidden_layers, manifest.decoder.layers),
         "decoder width": (text.hidden_size, manifest.decoder.hidden_size),
         "image token": (config.image_token_id, manifest.tokens.image),

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import load_model, open_checkpoint
-from export.golden import NEW_TOKENS, SAMPLE_IMAGE, open_images, reference_name, write_golden
-from export.manifest import Exported, copy_files, manifest_of, special_tokens
+from export.golden import NEW_TOKENS, SAMPLE_IMAGE, reference_name, write_golden
+from export.manifest import Exported, copy_files, manifest_of, special_tokens, write_constants
 from export.onnx_from_torch import GraphStats, write_onnx_from_torch
 from export.options import BuildOptions
-from export.oracle import PruningChoice
+from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
@@ -39,9 +39,8 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         checkpoint = open_checkpoint(options.model)
         writer = BundleWriter(options.output or Path("bundles") / checkpoint.name)
         plan = plan_build(options, checkpoint)
-        images = open_images(options.images)
     with writer:
-        exported = _export(plan, images, writer.path, steps)
+        exported = _export(plan, writer.path, steps)
         with steps.step("write the manifest"):
             copy_files(plan, writer.path)
             manifest = manifest_of(plan, exported, writer.path)
@@ -58,8 +57,9 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         bundle=writer.target,
         model=checkpoint.name,
         family=checkpoint.family.model_type,
-        tokens=plan.layout.tokens,
-        kept=plan.keep,
+        sizes=tuple((image.width, image.height) for image in plan.images),
+        tokens=tuple(image.placeholders for image in plan.image_plans),
+        kept=plan.placeholders,
         layer=exported.prune.layer,
         strategy=options.strategy,
         aggregation=options.aggregation,
@@ -75,7 +75,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
     )
 
 
-def _export(plan: Plan, images: list[Any], root: Path, steps: Steps) -> Exported:
+def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
     """Everything that needs the model; it is freed on return."""
     family, options = plan.checkpoint.family, plan.options
     with steps.step("load the weights"):
@@ -94,34 +94,64 @@ def _export(plan: Plan, images: list[Any], root: Path, steps: Steps) -> Exported
         report = prune_file(
             root / contract.graph_file(contract.VISION_ENCODER),
             root / contract.graph_file(contract.VISION_ENCODER_FOPRU),
-            PruneOptions(
-                strategy=options.strategy,
-                aggregation=options.aggregation,
-                layer=options.layer,
-                prefix_tokens=plan.layout.prefix_tokens,
-                special_tokens=plan.layout.special_tokens,
-                grid=plan.layout.grid,
-            ),
+            _prune_options(plan),
         )
         added = report.nodes_added - report.nodes_removed
         plain = graphs[contract.VISION_ENCODER]
         graphs[contract.VISION_ENCODER_FOPRU] = replace(plain, nodes=plain.nodes + added, weight_bytes=0)
     with steps.step("make golden tensors with PyTorch"):
-        _make_golden(plan, model, report.layer, images, root)
-    return Exported(decoder, special_tokens(plan, model), graphs, report, _weight_bytes(model))
+        _make_golden(plan, model, report.layer, root)
+    return Exported(
+        decoder=decoder,
+        tokens=special_tokens(plan, model),
+        graphs=graphs,
+        prune=report,
+        constants=write_constants(plan, model, root),
+        weight_bytes=_weight_bytes(model),
+    )
 
 
-def _make_golden(plan: Plan, model: Any, layer: int, images: list[Any], root: Path) -> None:
+def _prune_options(plan: Plan) -> PruneOptions:
+    options, encoder, layout = plan.options, plan.encoder, plan.layout
+    return PruneOptions(
+        strategy=options.strategy,
+        aggregation=options.aggregation,
+        layer=encoder.layer if options.layer is None else options.layer,
+        prefix_tokens=layout.prefix_tokens,
+        special_tokens=encoder.special_tokens,
+        grid="input" if plan.grid_input else layout.unit_grid,
+        merge=encoder.merge,
+        merge_order=encoder.merge_order,
+        token_order=encoder.token_order,
+        mask=layout.masked,
+    )
+
+
+def _make_golden(plan: Plan, model: Any, layer: int, root: Path) -> None:
     options = plan.options
-    choice = PruningChoice(plan.keep, layer, options.strategy, options.aggregation)
-    tensors = plan.checkpoint.family.oracle(model, plan.processor).run(
-        images, plan.question, choice, NEW_TOKENS
+    choice = PruningChoice(
+        layer=layer,
+        ratio=options.keep_ratio,
+        tokens=options.tokens,
+        strategy=options.strategy,
+        aggregation=options.aggregation,
+        row_scope=options.row_scope,
+        newline=options.newline_policy,
+        position_ids=plan.position_ids,
     )
-    names = tuple(f"golden/image_{number}.png" for number in range(len(images)))
+    reference = plan.checkpoint.family.reference(model, plan.processor)
+    oracle = Oracle(reference, model, plan.processor)
+    tensors = oracle.run(list(plan.images), plan.question, choice, NEW_TOKENS)
     record = Golden(
-        plan.question, names, plan.keep, options.keep_ratio, options.strategy, NEW_TOKENS, reference_name()
+        prompt=plan.question,
+        images=tuple(f"golden/image_{number}.png" for number in range(len(plan.images))),
+        ratio=options.keep_ratio,
+        tokens=options.tokens,
+        strategy=options.strategy,
+        new_tokens=NEW_TOKENS,
+        reference=reference_name(),
     )
-    write_golden(root, images, record, tensors)
+    write_golden(root, plan.images, record, tensors)
 
 
 def _weight_bytes(model: Any) -> int:

@@ -2,19 +2,20 @@
 Jinja.
 
 The template is rendered with sentinels where prompt, answer and images go, cut apart there, and the result
-is verified: for 0, 1 and 2 images, in one turn and in two, text and token ids must equal what transformers
-makes.
+is verified: for 0, 1 and 2 images of several sizes, in one turn and in two, text and token ids must equal what
+transformers makes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from export.errors import PromptError
 from runtime.errors import FopruError
+from runtime.layouts import ImageLayout
 from runtime.manifest import PromptTemplate
-from runtime.prompt import expand_images, render_chat
+from runtime.prompt import expand_images, image_text, render_chat
 
 __all__ = ["DEFAULT_TEMPLATE", "PromptInfo", "conversation", "prompt_from_processor"]
 
@@ -29,6 +30,8 @@ DEFAULT_TEMPLATE = PromptTemplate(
 )
 # Plain words: templates may strip, lower or escape anything fancier.
 _PROMPT, _ANSWER, _SECOND = "SENTINELPROMPTONE", "SENTINELANSWER", "SENTINELPROMPTTWO"
+# (height, width) of what expansion is verified with: square, wide, tall, and larger than most tiles.
+_SIZES = ((48, 48), (40, 120), (120, 40), (500, 700))
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ def conversation(turns: list[tuple[str, list[Any], str]]) -> list[dict[str, Any]
     return messages
 
 
-def prompt_from_processor(processor: Any, image_token: int, rows: int) -> PromptInfo:
+def prompt_from_processor(processor: Any, image_token: int, layout: ImageLayout) -> PromptInfo:
     """Derive and verify the prompt template of a processor.
 
     Args:
         processor: of the checkpoint, with tokenizer and, usually, a chat template.
         image_token: id of the image placeholder in the model's config.
-        rows: placeholders that one image becomes (p + N).
+        layout: what an image of a size becomes in the prompt.
 
     Raises:
         PromptError: the template cannot be expressed, or processor, tokenizer and model disagree.
@@ -74,11 +77,11 @@ def prompt_from_processor(processor: Any, image_token: int, rows: int) -> Prompt
         )
     if not _has_template(processor):
         template = _with_image_token(token)
-        _verify_expansion(processor, template, image_token, rows)
+        _verify_expansion(processor, template, image_token, layout)
         return PromptInfo(template, f"no chat template in the checkpoint, using {template.first_turn!r}")
     template, note = _derive(processor, token)
     _verify(processor, template, token)
-    _verify_expansion(processor, template, image_token, rows)
+    _verify_expansion(processor, template, image_token, layout)
     if "strftime_now" in _template_text(processor):
         note = "; ".join(filter(None, (note, "the chat template writes the date: the bundle keeps today's")))
     return PromptInfo(template, note)
@@ -95,15 +98,7 @@ def _template_text(processor: Any) -> str:
 
 
 def _with_image_token(token: str) -> PromptTemplate:
-    base = DEFAULT_TEMPLATE
-    return PromptTemplate(
-        base.first_turn,
-        base.next_turn,
-        base.image.replace("<image>", token),
-        base.add_special_tokens,
-        base.generation,
-        base.past_answer,
-    )
+    return replace(DEFAULT_TEMPLATE, image=DEFAULT_TEMPLATE.image.replace("<image>", token))
 
 
 def _render(processor: Any, turns: list[tuple[str, int, str]], generation: bool = True) -> str:
@@ -125,59 +120,73 @@ def _derive(processor: Any, token: str) -> tuple[PromptTemplate, str | None]:
     first, image = _cut_images(plain, one, two, token)
     opened = _render(processor, [(_PROMPT, 0, "")], generation=False)
     generation = plain[len(opened) :] if plain.startswith(opened) else ""
-    add_special = not (processor.tokenizer.bos_token and plain.startswith(processor.tokenizer.bos_token))
-    next_turn, past_answer, note = _second_turn(
-        processor, plain[: len(plain) - len(generation)], generation, image
-    )
     template = PromptTemplate(
-        first.replace(_PROMPT, "{prompt}"), next_turn, image, add_special, generation, past_answer
+        first_turn=first.replace(_PROMPT, "{prompt}"),
+        next_turn=None,
+        image=image,
+        add_special_tokens=not (
+            processor.tokenizer.bos_token and plain.startswith(processor.tokenizer.bos_token)
+        ),
+        generation=generation,
+        first_text=_text_form(plain, first, _PROMPT),
     )
-    return template, note
+    found = _second_turn(processor, plain[: len(plain) - len(generation)], template)
+    if found is None:
+        return template, "the chat template has no second turn that follows from the first: no chat history"
+    return found, None
 
 
-def _second_turn(
-    processor: Any, opened: str, generation: str, image: str
-) -> tuple[str | None, str, str | None]:
-    """(next_turn, past_answer, note) of a chat, or no next_turn where the template has no such form."""
-    single = (
-        None,
-        "{answer}",
-        "the chat template has no second turn that follows from the first: no chat history",
-    )
+def _second_turn(processor: Any, opened: str, template: PromptTemplate) -> PromptTemplate | None:
+    """The template with the form of a further turn, or None where the chat template has no such form."""
     try:
         plain, one, two = (
             _render(processor, [(_PROMPT, 0, _ANSWER), (_SECOND, images, "")]) for images in range(3)
         )
     except PromptError:
-        return single
-    if not plain.startswith(opened) or plain.count(_ANSWER) != 1 or not plain.endswith(generation):
-        return single
+        return None
+    if not plain.startswith(opened) or plain.count(_ANSWER) != 1 or not plain.endswith(template.generation):
+        return None
     head, tail = plain[len(opened) :].split(_ANSWER)
     cut = len(plain) - len(tail)
     try:
-        turn, same = _cut_images(tail, one[cut:], two[cut:], image)
+        turn, same = _cut_images(tail, one[cut:], two[cut:], template.image)
     except PromptError:
-        return single
-    if same != image or turn.count(_SECOND) != 1:
-        return single
-    return turn.replace(_SECOND, "{prompt}"), head + "{answer}", None
+        return None
+    if same != template.image or turn.count(_SECOND) != 1:
+        return None
+    return replace(
+        template,
+        next_turn=turn.replace(_SECOND, "{prompt}"),
+        past_answer=head + "{answer}",
+        next_text=_text_form(tail, turn, _SECOND),
+    )
+
+
+def _text_form(plain: str, turn: str, prompt: str) -> str | None:
+    """The turn without images, None where it is the turn with nothing in place of them."""
+    return None if plain == turn.replace("{images}", "") else plain.replace(prompt, "{prompt}")
 
 
 def _cut_images(plain: str, one: str, two: str, token: str) -> tuple[str, str]:
-    """Find where images go: (text with an `{images}` slot, text of one image) that makes all renderings."""
-    length = len(one) - len(plain)
+    """Find where images go: (text with an `{images}` slot, text of one image) that makes the renderings with
+    images, and if possible `plain`, that without."""
+    length = len(two) - len(one)
     candidates = [
-        (plain[:at] + "{images}" + plain[at:], image)
-        for at in range(len(plain) + 1)
+        (one[:at] + "{images}" + one[at + length :], image)
+        for at in range(len(one) - length + 1)
         for image in [one[at : at + length]]
-        if token in image
-        and one == plain[:at] + image + plain[at:]
-        and two == plain[:at] + image * 2 + plain[at:]
+        if token in image and two == one[:at] + image + one[at:]
     ]
-    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that starts with
-    # the token.
-    candidates.sort(key=lambda found: not found[1].startswith(token))
-    if not candidates or candidates[0][0].count(_PROMPT) + candidates[0][0].count(_SECOND) != 1:
+    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that leaves the text
+    # without images, then the one that starts with the token.
+    candidates.sort(
+        key=lambda found: (found[0].replace("{images}", "") != plain, not found[1].startswith(token))
+    )
+    if (
+        not candidates
+        or candidates[0][0].count(_PROMPT) + candidates[0][0].count(_SECOND) != 1
+        or plain.count(_PROMPT) + plain.count(_SECOND) < 1
+    ):
         raise PromptError(
             "the chat template does not put images and prompt at fixed places (with 0, 1 and 2 images it "
             f"renders {plain!r}, {one!r}, {two!r}): simplify chat_template.jinja"
@@ -199,7 +208,8 @@ def _verify(processor: Any, template: PromptTemplate, token: str) -> None:
             for more in (0, 1)
         ]
     for chat in chats:
-        wanted, made = _render(processor, chat), render_chat(template, chat)
+        turns = [(prompt, [template.image] * images, answer) for prompt, images, answer in chat]
+        wanted, made = _render(processor, chat), render_chat(template, turns)
         if wanted != made:
             raise PromptError(
                 f"the chat template is no plain text with slots: it renders {wanted!r}, the slots give "
@@ -207,39 +217,82 @@ def _verify(processor: Any, template: PromptTemplate, token: str) -> None:
             )
 
 
-def _verify_expansion(processor: Any, template: PromptTemplate, image_token: int, rows: int) -> None:
-    """Token ids of processor and runtime must agree once images have been expanded."""
-    import numpy as np
-    from PIL import Image
+_Sizes = tuple[tuple[int, int], ...]
 
-    picture = Image.new("RGB", (8, 8), (90, 120, 150))
-    chats = [[("What is this?", count, "")] for count in range(3)]
+
+def _verify_expansion(
+    processor: Any, template: PromptTemplate, image_token: int, layout: ImageLayout
+) -> None:
+    """Token ids of processor and runtime must agree once images have been expanded."""
+    chats: list[list[tuple[str, _Sizes, str]]] = [[("What is this?", (), "")]]
+    chats += [[("What is this?", (size,), "")] for size in _SIZES]
+    chats.append([("What is this?", _SIZES[1:3], "")])
     if template.next_turn is not None:
-        chats.append([("What is this?", 1, "A cat."), ("And that?", 1, "")])
+        chats.append([("What is this?", _SIZES[:1], "A cat."), ("And that?", _SIZES[1:2], "")])
     for chat in chats:
-        text = render_chat(template, chat)
-        count = sum(images for _, images, _ in chat)
-        kwargs: dict[str, Any] = {"images": [picture] * count} if count else {}
-        wanted = processor(text=text, add_special_tokens=template.add_special_tokens, **kwargs)["input_ids"][
-            0
-        ]
-        backend = processor.tokenizer.backend_tokenizer
-        plain = np.asarray(backend.encode(text, add_special_tokens=template.add_special_tokens).ids, np.int64)
-        found = sum(1 for value in wanted if value == image_token)
-        if found != rows * count:
+        wanted = _processor_ids(processor, template, chat)
+        plans = [layout.plan(*size) for _, sizes, _ in chat for size in sizes]
+        runs = [run for plan in plans for run in plan.runs]
+        found = wanted.count(image_token)
+        if found != sum(runs):
             raise PromptError(
-                f"the processor makes {found} placeholders of {count} images, but the model makes {rows} "
-                "rows of each: set patch_size, num_additional_image_tokens and "
-                "vision_feature_select_strategy in processor_config.json"
+                f"the processor makes {found} placeholders of {len(plans)} images, but the model makes "
+                f"{sum(runs)} rows of them: set patch_size, num_additional_image_tokens and "
+                "vision_feature_select_strategy, where the processor has them, in processor_config.json"
             )
-        try:
-            made = expand_images(plain, image_token, [rows] * count).tolist()
-        except FopruError as error:
-            raise PromptError(
-                f"the tokenizer splits the image token ({error}): make it a special token"
-            ) from error
-        if made != list(wanted):
+        if _runtime_ids(processor, template, image_token, chat, layout) != wanted:
+            text = _chat_text(template, chat)
             raise PromptError(
                 f"the processor and tokenizer.json disagree on the ids of {text!r}: save both again with "
                 "save_pretrained"
             )
+
+
+def _chat_text(template: PromptTemplate, chat: list[tuple[str, _Sizes, str]]) -> str:
+    """The text that a processor gets: an image is one image token."""
+    return render_chat(
+        template, [(prompt, [template.image] * len(sizes), answer) for prompt, sizes, answer in chat]
+    )
+
+
+def _processor_ids(
+    processor: Any, template: PromptTemplate, chat: list[tuple[str, _Sizes, str]]
+) -> list[int]:
+    from PIL import Image
+
+    pictures = [
+        Image.new("RGB", (width, height), (90, 120, 150)) for _, sizes, _ in chat for height, width in sizes
+    ]
+    made = processor(
+        text=_chat_text(template, chat),
+        add_special_tokens=template.add_special_tokens,
+        **({"images": pictures} if pictures else {}),
+    )
+    return [int(value) for value in made["input_ids"][0]]
+
+
+def _runtime_ids(
+    processor: Any,
+    template: PromptTemplate,
+    image_token: int,
+    chat: list[tuple[str, _Sizes, str]],
+    layout: ImageLayout,
+) -> list[int]:
+    import numpy as np
+
+    token = processor.tokenizer.convert_ids_to_tokens(image_token)
+    plans = [[layout.plan(*size) for size in sizes] for _, sizes, _ in chat]
+    turns = [
+        (prompt, [image_text(template, token, plan) for plan in own], answer)
+        for (prompt, _, answer), own in zip(chat, plans, strict=True)
+    ]
+    backend = processor.tokenizer.backend_tokenizer
+    encoded = backend.encode(render_chat(template, turns), add_special_tokens=template.add_special_tokens)
+    runs = [run for own in plans for plan in own for run in plan.runs]
+    try:
+        ids: list[int] = expand_images(np.asarray(encoded.ids, np.int64), image_token, runs).tolist()
+    except FopruError as error:
+        raise PromptError(
+            f"the tokenizer splits the image token ({error}): make it a special token"
+        ) from error
+    return ids

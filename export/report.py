@@ -33,7 +33,9 @@ class BuildReport:
 
     Attributes:
         bundle: where it is.
-        tokens, kept: visual tokens of one image before pruning, and kept by default.
+        sizes: (width, height) of each golden image.
+        tokens, kept: visual tokens of each of them before pruning, and kept by default, as the language model
+            gets them: newline vectors and prefix rows count.
         prune: the graph rewriter's own report.
         parity: stage results against PyTorch, as stored in bundle.json.
         steps: seconds per step, in order.
@@ -46,8 +48,9 @@ class BuildReport:
     bundle: Path
     model: str
     family: str
-    tokens: int
-    kept: int
+    sizes: tuple[tuple[int, int], ...]
+    tokens: tuple[int, ...]
+    kept: tuple[int, ...]
     layer: int
     strategy: str
     aggregation: str
@@ -65,6 +68,14 @@ class BuildReport:
     def ok(self) -> bool:
         """Whether every parity stage agreed with PyTorch."""
         return bool(self.parity["ok"])
+
+    @property
+    def token_lines(self) -> tuple[str, ...]:
+        """`before → after`, once if it is the same for all images, else for each size."""
+        counts = dict(zip(self.sizes, zip(self.tokens, self.kept, strict=True), strict=True))
+        if len(set(counts.values())) == 1:
+            return (f"{self.tokens[0]} → {self.kept[0]}",)
+        return tuple(f"{before} → {after} at {w} x {h}" for (w, h), (before, after) in counts.items())
 
     @property
     def next_command(self) -> str:
@@ -103,7 +114,7 @@ def print_report(report: BuildReport, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     seconds = sum(seconds for _, seconds in report.steps)
     for name, value in (
-        ("tokens per image", f"{report.tokens} → {report.kept}"),
+        *(("tokens per image", line) for line in report.token_lines),
         ("scored by", f"layer {report.layer}, {report.aggregation}, strategy {report.strategy}"),
         ("gather", f"{report.prune['gather']} ({report.prune['gather_reason']})"),
         ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),

@@ -75,6 +75,8 @@ class PromptTemplate:
     previous answer (None: the model has no chat form). `image` stands for one image and holds the image token
     once. `generation` is the end of every turn that opens the answer ("ASSISTANT:"); once the turn has been
     answered, `past_answer` ("ASSISTANT: {answer}") takes its place: chat templates write the two differently.
+    `first_text` and `next_text` are the turns without images where these are written differently (None: with
+    nothing in place of `{images}`); they hold `{prompt}` alone.
     """
 
     first_turn: str
@@ -83,6 +85,8 @@ class PromptTemplate:
     add_special_tokens: bool
     generation: str = ""
     past_answer: str = "{answer}"
+    first_text: str | None = None
+    next_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.past_answer.count("{answer}") != 1:
@@ -93,7 +97,9 @@ class PromptTemplate:
         turns = {"first_turn": self.first_turn}
         if self.next_turn is not None:
             turns["next_turn"] = self.next_turn
-        for turn in turns.values():
+        texts = {"first_text": self.first_text, "next_text": self.next_text}
+        plain = {name: text for name, text in texts.items() if text is not None}
+        for turn in (*turns.values(), *plain.values()):
             if not turn.endswith(self.generation):
                 raise BundleError(
                     f"prompt.generation is {self.generation!r}, which must end every turn, but one is "
@@ -106,6 +112,12 @@ class PromptTemplate:
                         f"prompt.{name} is {turn!r}, which must hold {slot} exactly once: change the chat "
                         "template and build the bundle again"
                     )
+        for name, text in plain.items():
+            if text.count("{prompt}") != 1:
+                raise BundleError(
+                    f"prompt.{name} is {text!r}, which must hold {{prompt}} exactly once: change the chat "
+                    "template and build the bundle again"
+                )
 
 
 @dataclass(frozen=True)

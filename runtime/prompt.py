@@ -36,6 +36,9 @@ def render_chat(template: PromptTemplate, turns: Sequence[tuple[str, Sequence[st
     text = ""
     for number, (prompt, images, answer) in enumerate(turns):
         turn = template.first_turn if number == 0 else str(template.next_turn)
+        plain = template.first_text if number == 0 else template.next_text
+        if not images and plain is not None:
+            turn = plain
         text += fill_turn(turn, "".join(images), prompt)
         if number < len(turns) - 1:
             text = text[: len(text) - len(template.generation)] + template.past_answer.replace(

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from export.errors import CheckpointError
-from export.families.base import Family, Subgraph, VisionLayout
+from export.families.base import EncoderInfo, Family, ImageUnits, Reference, Subgraph
 from export.families.llava import LlavaFamily
+from export.families.llava_next import LlavaNextFamily
 
-__all__ = ["FAMILIES", "Family", "Subgraph", "VisionLayout", "family_for"]
+__all__ = ["FAMILIES", "EncoderInfo", "Family", "ImageUnits", "Reference", "Subgraph", "family_for"]
 
 # How configurations name an image encoder: vision_config, mm_vision_tower, img_processor, visual …
 _VISION_KEYS = ("vision", "visual", "mm_", "img_", "image_")
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LlavaFamily(),)}
+_REGISTERED: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily())
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _REGISTERED}
 
 
 def family_for(config: dict[str, Any]) -> Family:
