@@ -30,6 +30,7 @@ from fopru_graph.inspection import inspect_file
 from fopru_graph.lint import lint_file
 from fopru_graph.options import TOKEN_MASK
 from fopru_graph.selectors import SELECTORS, SelectContext
+from tests.selector_references import REFERENCES, Image
 from tests.toy_encoders import text_encoder
 from tests.toy_mergers import Toy, export, feeds, reference
 
@@ -77,7 +78,7 @@ class Session:
         self.inputs = {value.name: value.shape for value in self._session.get_inputs()}
 
     def __call__(self, given: Arrays, keep: int = 1, **more: np.ndarray) -> Arrays:
-        every = {**given, "num_keep": np.array([keep], np.int64), **more}
+        every = {"rows": ROWS, **given, "num_keep": np.array([keep], np.int64), **more}
         names = [output.name for output in self._session.get_outputs()]
         wanted = {name: every[name] for name in self.inputs}
         return dict(zip(names, self._session.run(None, wanted), strict=True))
@@ -356,6 +357,7 @@ def by_hand(strategy: str, tokens: int | str, grid: tuple[int, int] | None) -> S
         "scores": (["images", tokens], ir.DataType.FLOAT),
         "num_keep": ([1], ir.DataType.INT64),
         TOKEN_MASK: (["images", tokens], ir.DataType.BOOL),
+        "rows": (["images", tokens, 5], ir.DataType.FLOAT),
         "grid": ([2], ir.DataType.INT64),
     }
     values = {
@@ -367,27 +369,16 @@ def by_hand(strategy: str, tokens: int | str, grid: tuple[int, int] | None) -> S
     builder, scores = GraphBuilder(graph, "select"), values["scores"]
     around: ir.Value | tuple[int, int] = grid or values["grid"]
     context = SelectContext(
-        builder,
-        scores,
-        values["num_keep"],
-        "images",
-        tokens,
-        scores,
-        1,
-        0,
-        around,
-        None,
-        0,
-        1,
-        values[TOKEN_MASK],
+        builder, scores, values["num_keep"], "images", tokens, scores, 1, 0, around, values["rows"], 0
     )
-    kept = SELECTORS[strategy].select(context)
+    kept = SELECTORS[strategy].select(dataclasses.replace(context, mask=values[TOKEN_MASK]))
     kept.name = "kept"
     graph.outputs.append(kept)
     graph.sort()
     return Session(ir.Model(graph, ir_version=10))
 
 
+ROWS = np.random.default_rng(2).standard_normal((1, 24, 5)).astype(np.float32)
 SIZES = [(4, 6), (1, 6), (4, 1), (3, 5), (2, 2), (1, 1)]
 
 
@@ -404,6 +395,19 @@ def test_hidden_tokens_are_not_kept(strategy: str) -> None:
             order = sorted(places, key=lambda j: (-scores[image, j], j))
             found = session({"scores": scores[[image]], TOKEN_MASK: mask[[image]]}, keep)["kept"]
             assert found.tolist() == [sorted(order[:keep])]
+
+
+def test_coverage_is_about_what_is_seen() -> None:
+    mask = rectangles((4, 6), SIZES)
+    scores = np.random.default_rng(0).random(mask.shape, np.float32)
+    for image, shown in enumerate(mask):
+        places = np.flatnonzero(shown)
+        alone = Image(scores[image, places], ROWS[0, places], (1, len(places)))
+        given = {"scores": np.where(shown, scores[image], 9)[None].astype(np.float32)}
+        for keep in range(1, len(places) + 1):
+            expected = places[REFERENCES["scope"](alone, keep)].tolist()
+            found = by_hand("scope", 24, (4, 6))(given, keep, token_mask=mask[[image]])
+            assert found["kept"].tolist() == [expected]
 
 
 @pytest.mark.parametrize("fixed", [True, False])

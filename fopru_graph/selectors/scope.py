@@ -26,7 +26,8 @@ class Scope:
     a is CLS attention, or the mean over all queries without a class token; the paper's exponent alpha is 1,
     in its scripts too. The maximum over no token is 0. Ties go to the lower position. Everything is float32;
     a turn reads the N x N cosines once, O(K N^2) in all. The states of the Loop keep their shapes: what each
-    token is covered by, and which are picked; the picked positions come out of a TopK.
+    token is covered by, and which are picked; the picked positions come out of a TopK. A token that a mask
+    hides is neither picked nor left to be covered.
     """
 
     name: ClassVar[str] = "scope"
@@ -34,7 +35,7 @@ class Scope:
     needs_scores: ClassVar[bool] = True
     needs_grid: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = True
-    takes_mask: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = True
     topk: ClassVar[Literal["tokens", "rows", "none"]] = "tokens"
 
     def aggregation(self, special_tokens: int) -> str:
@@ -81,7 +82,7 @@ def _pick(context: SelectContext, scores: ir.Value, cosines: ir.Value, turns: ir
     starts = _image_starts(context)
 
     body = LoopBody(builder, "select")
-    covered = body.state(_zeros(context, [1]), Made("covered", _FLOAT, row))
+    covered = body.state(_covered_before(context), Made("covered", _FLOAT, row))
     picked = body.state(_zeros(context, []), Made("picked", _FLOAT, flags))
     left = body.op("Sub", [cosines, covered], Made("uncovered", _FLOAT, (images, tokens, tokens)))
     gained = body.op("Relu", [left], Made("gained", _FLOAT, (images, tokens, tokens)))
@@ -90,6 +91,8 @@ def _pick(context: SelectContext, scores: ir.Value, cosines: ir.Value, turns: ir
     weighted = body.op("Mul", [gains, scores], Made("weighted_gains", _FLOAT, flags))
     done = body.cast(picked, ir.DataType.BOOL)
     out = body.constant("never", np.asarray(-1, dtype=np.float32))
+    if context.mask is not None:
+        weighted = body.op("Where", [context.mask, weighted, out], Made("seen_gains", _FLOAT, flags))
     free = body.op("Where", [done, out, weighted], Made("free_gains", _FLOAT, flags))
     chosen = {"axis": 1, "keepdims": 1, "select_last_index": 0}
     best = body.op("ArgMax", [free], Made("best", _INT64, (images, 1)), chosen)
@@ -99,6 +102,18 @@ def _pick(context: SelectContext, scores: ir.Value, cosines: ir.Value, turns: ir
     hit = body.op("Equal", [every, best], Made("hit", ir.DataType.BOOL, flags))
     now_picked = body.op("Max", [picked, body.cast(hit, _FLOAT)], Made("now_picked", _FLOAT, flags))
     return body.run(turns, [now_covered, now_picked])[1]
+
+
+def _covered_before(context: SelectContext) -> ir.Value:
+    """float32 [images, 1, N]: 0, and 2 for a hidden token: no cosine is above it, so nobody gains there."""
+    zeros = _zeros(context, [1])
+    if context.mask is None:
+        return zeros
+    builder, sizes = context.builder, (context.images, 1, context.tokens)
+    two = builder.constant("covered", np.asarray(2, dtype=np.float32))
+    made = Made("mask_row", ir.DataType.BOOL, sizes)
+    shown = builder.op("Unsqueeze", [context.mask, builder.ints("axis", [1])], made)
+    return builder.op("Where", [shown, zeros, two], Made("covered_before", _FLOAT, sizes))
 
 
 def _zeros(context: SelectContext, middle: list[int]) -> ir.Value:
