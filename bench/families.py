@@ -197,10 +197,10 @@ def _result(found: dict[str, Found], failed: dict[str, str], cut: Cut, settings:
         f"Models: {left}{'' if cut.depth is None else f', towers of {cut.depth} layers'}; random weights.",
         *(f"{name}: {FAMILY_MODELS[name].about}." for name in found),
         "Tokens: placeholders in the prompt for one picture, newline vectors included, from its size alone.",
-        "Stages: those of runtime.parity within tolerance, PyTorch and the bundle on one picture of blocks of "
-        f"colour, at ratio {RATIO:g}.",
-        f"Greedy tokens, of {NEW_TOKENS}: equal to those of transformers' generate with every token kept, and "
-        f"to those of the PyTorch reference at ratio {RATIO:g}, up to the first that differs.",
+        "Stages: those of runtime.parity within tolerance, PyTorch and the bundle on one picture of blocks "
+        f"of colour, at ratio {RATIO:g}.",
+        f"Greedy tokens, of {NEW_TOKENS}: equal to those of generate in transformers with every token kept, "
+        f"and to those of the PyTorch reference at ratio {RATIO:g}, up to the first that differs.",
         "By target: errors and warnings of fopru_graph.lint; what TensorRT for RTX says is parsed, and built "
         "for SM86 without a GPU.",
         *(f"{name} failed: {message}" for name, message in failed.items()),

@@ -62,7 +62,7 @@ class Cut:
     Attributes:
         tiny: everything small, for tests.
         depth: layers of the tower; None: as published.
-        width: of the language model, which the projector ends at; None: 512.
+        width: of the language model, which the projector ends at, of a single layer then; None: 512.
     """
 
     tiny: bool = False
@@ -121,7 +121,7 @@ def _text(kind: str, cut: Cut, vocabulary: int, **options: Any) -> dict[str, Any
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": 176 if cut.tiny else 1376,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1 if cut.width else 2,
         "num_attention_heads": heads,
         "num_key_value_heads": heads // 2,
         "max_position_embeddings": POSITIONS,
