@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from export.errors import CheckpointError
@@ -16,6 +18,8 @@ __all__ = ["Checkpoint", "load_config", "load_model", "load_processor", "open_ch
 _ROOT = Path(__file__).resolve().parent.parent
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_VIDEO = "video_processor"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -68,7 +72,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def load_processor(checkpoint: Checkpoint) -> Any:
     """The processor, with the PIL image backend: torchvision resizes differently, and the runtime has
-    neither.
+    neither. Its part for videos, which needs torchvision, is left out.
 
     Raises:
         CheckpointError: tokenizer or processor files are missing or unusable.
@@ -76,7 +80,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint.path, backend="pil")
+        kind = _video_processor_class(checkpoint.path) or AutoProcessor
+        processor = kind.from_pretrained(checkpoint.path, backend="pil")
     except Exception as error:  # missing files, bad JSON and missing packages all arrive here
         raise CheckpointError(
             f"the processor of {checkpoint.path} cannot be loaded ({_one_line(error)}): save it into the "
@@ -94,6 +99,37 @@ def load_processor(checkpoint: Checkpoint) -> Any:
             "tokenizer"
         )
     return processor
+
+
+def _video_processor_class(path: Path) -> Any:
+    """The checkpoint's own processor class without its part for videos; None where it has no such part."""
+    import transformers
+
+    names = [
+        _read_json(path / file).get("processor_class") for file in _PROCESSOR_FILES if (path / file).is_file()
+    ]
+    name = next((name for name in names if isinstance(name, str)), "")
+    base: Any = getattr(transformers, name, None)
+    if base is None or _VIDEO not in base.get_attributes():
+        return None
+    module = sys.modules[base.__module__]
+    if getattr(module, "num2words", _VIDEO) is None:
+        module.num2words = str  # type: ignore[attr-defined]  # SmolVLM wants it at once, and uses it for videos
+
+    class WithoutVideos(base):
+        video_processor = SimpleNamespace(num_frames=1, fps=1)  # some hand these on, videos or not
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in base.get_attributes() if name != _VIDEO]
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+            found: list[Any] = super()._get_arguments_from_pretrained(*args, **kwargs)
+            found.insert(base.get_attributes().index(_VIDEO), None)
+            return found
+
+    return WithoutVideos
 
 
 def load_model(checkpoint: Checkpoint) -> Any:

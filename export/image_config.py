@@ -1,4 +1,4 @@
-"""Settings of transformers' image processors, as every family reads them; what no record can say is refused."""
+"""Settings of transformers' image processors, as families read them; what no record can say is refused."""
 
 from __future__ import annotations
 

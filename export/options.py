@@ -128,8 +128,8 @@ class BuildOptions:
             )
         if self.strategy == "row" and not layout.has_grid:
             raise OptionError(
-                f"strategy is 'row', but the {layout.unit_tokens} tokens of this model make no full grid (its "
-                "tower has no CLS and select strategy 'default' drops the first patch): use rank"
+                f"strategy is 'row', but the {layout.unit_tokens} tokens of this model make no full grid "
+                "(its tower has no CLS and select strategy 'default' drops the first patch): use rank"
             )
         if self.position_ids == "renumber" and layout.position_axes > 1:
             raise OptionError(
@@ -138,7 +138,8 @@ class BuildOptions:
             )
         if self.row_scope == "stitched" and layout.plan(*_ANY_SIZE).mosaic is None:
             raise OptionError(
-                "row_scope is 'stitched', but this model does not cut images into tiles: leave --row-scope out"
+                "row_scope is 'stitched', but this model does not cut images into tiles: leave --row-scope "
+                "out"
             )
         if self.newline is not None and not layout.has_newlines:
             raise OptionError(
@@ -156,6 +157,6 @@ class BuildOptions:
         if encoder.score_layers is not None and self.layer not in encoder.score_layers:
             allowed = ", ".join(map(str, encoder.score_layers))
             raise OptionError(
-                f"layer is {self.layer}, but attention there stays inside windows, and a score needs the whole "
-                f"image: give one of {allowed}, or leave --layer out"
+                f"layer is {self.layer}, but attention there stays inside windows, and a score needs the "
+                f"whole image: give one of {allowed}, or leave --layer out"
             )

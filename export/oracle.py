@@ -28,8 +28,8 @@ __all__ = ["Oracle", "PruningChoice", "eager"]
 
 @dataclass(frozen=True)
 class PruningChoice:
-    """What to prune and how: a fraction `ratio`, or `tokens` per image (neither: nothing is pruned), scored by
-    encoder layer `layer` (0-based). The policies are those of `runtime.manifest.PruningInfo`."""
+    """What to prune and how: a fraction `ratio`, or `tokens` per image (neither: nothing is pruned), scored
+    by encoder layer `layer` (0-based). The policies are those of `runtime.manifest.PruningInfo`."""
 
     layer: int
     ratio: float | None = None
@@ -114,7 +114,7 @@ class Oracle:
         return processor(text=text, images=images, return_tensors="pt")
 
     def _select(self, inputs: Any, choice: PruningChoice) -> tuple[list[Tensor], list[Tensor]]:
-        """(scores, bool kept) per unit; the scores of a unit of padding alone are 0: it is never looked at."""
+        """(scores, bool kept) per unit; scores of a unit of padding alone are 0: nobody looks at it."""
         scores = self._reference.unit_scores(inputs, choice.layer, choice.aggregation)
         valid = self._reference.unit_valid(inputs)
         if not all(bool(torch.isfinite(unit).all()) for unit in scores):

@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def placeholders(self) -> tuple[int, ...]:
-        """Placeholders of each golden image once it is pruned; the most, with newline policy `keep_nonempty`."""
+        """Placeholders of each golden image once it is pruned; the most, with policy `keep_nonempty`."""
         return tuple(
             kept_placeholders(plan, kept, self.layout.prefix_tokens, self.options.newline_policy)
             for plan, kept in zip(self.image_plans, self.kept, strict=True)

@@ -2,8 +2,8 @@
 Jinja.
 
 The template is rendered with sentinels where prompt, answer and images go, cut apart there, and the result
-is verified: for 0, 1 and 2 images of several sizes, in one turn and in two, text and token ids must equal what
-transformers makes.
+is verified: for 0, 1 and 2 images of several sizes, in one turn and in two, text and token ids must equal
+what transformers makes.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _cut_images(plain: str, one: str, two: str, token: str) -> tuple[str, str]:
         for image in [one[at : at + length]]
         if token in image and two == one[:at] + image + one[at:]
     ]
-    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that leaves the text
-    # without images, then the one that starts with the token.
+    # The same text can be cut in several places ("<image>\n" or "\n<image>"): take the one that leaves the
+    # text without images, then the one that starts with the token.
     candidates.sort(
         key=lambda found: (found[0].replace("{images}", "") != plain, not found[1].startswith(token))
     )

@@ -1,14 +1,15 @@
 """What a model family tells the rest of `export`, which works on these records alone.
 
-A family is one file: a class with the methods of `Family`, and a `Reference`. Families whose language model is
-a plain module with a key/value cache inherit `TextModel` (`families/text.py`) and write the vision side only.
+A family is one file: a class with the methods of `Family`, and a `Reference`. Families whose language model
+is a plain module with a key/value cache inherit `TextModel` (`families/text.py`) and write the vision side
+only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,10 @@ class EncoderInfo:
         layer: 0-based layer that scores by default; None: the deepest that reaches the features.
         score_layers: layers that may score (those that look at the whole image); None: all.
         merge: s, where a merger makes one token of s x s patches; 1: none.
-        merge_order: `row_major` (patches in reading order, as pixel shuffle takes them) or `packed` (the s * s
-            patches of a token lie together).
-        token_order: name of the encoder input int64 [N] that says which merged token is the t-th of the image,
-            where the tower works in another order; None: reading order.
+        merge_order: `row_major` (patches in reading order, as pixel shuffle takes them) or `packed` (the
+            s * s patches of a token lie together).
+        token_order: name of the encoder input int64 [N] that says which merged token is the t-th of the
+            image, where the tower works in another order; None: reading order.
     """
 
     layers: int
@@ -44,7 +45,7 @@ class EncoderInfo:
     layer: int | None = None
     score_layers: tuple[int, ...] | None = None
     merge: int = 1
-    merge_order: str = "row_major"
+    merge_order: Literal["row_major", "packed"] = "row_major"
     token_order: str | None = None
 
 
@@ -126,20 +127,21 @@ class Reference(Protocol):
     """What transformers itself makes of a request's images: its own code, none of the runtime's or the
     rewriter's.
 
-    `inputs` is what the processor returned for one prompt with all its images (a BatchFeature with `input_ids`
-    [1, L]). Units are the pictures that the tower sees, in its order, all images one after the other.
+    `inputs` is what the processor returned for one prompt with all its images (a BatchFeature with
+    `input_ids` [1, L]). Units are the pictures that the tower sees, in its order, all images one after the
+    other.
     """
 
     def image_units(self, inputs: Any) -> list[ImageUnits]:
         """Per image of the prompt: its units."""
 
     def pixel_values(self, inputs: Any) -> Tensor:
-        """The tower's input float32, real units only, the units of all images one after the other on the first
-        axis."""
+        """The tower's input float32, real units only, the units of all images one after the other on the
+        first axis."""
 
     def unit_scores(self, inputs: Any, layer: int, aggregation: str) -> list[Tensor]:
-        """Per unit: float32 [R, C], one score per token as the language model would get it ([N] where there is
-        no grid)."""
+        """Per unit: float32 [R, C], one score per token as the language model would get it ([N] where there
+        is no grid)."""
 
     def unit_valid(self, inputs: Any) -> list[Tensor]:
         """Per unit: bool of the same shape, False where a token is padding."""
@@ -149,8 +151,8 @@ class Reference(Protocol):
         order."""
 
     def keep_mask(self, inputs: Any, kept: list[Tensor], newline: str) -> Tensor:
-        """bool [placeholders]: which placeholders stay, from one bool tensor of kept tokens per unit (shaped as
-        the scores), by the way the features go; `newline` is the policy for newline vectors."""
+        """bool [placeholders]: which placeholders stay, from one bool tensor of kept tokens per unit (shaped
+        as the scores), by the way the features go; `newline` is the policy for newline vectors."""
 
     def positions(self, inputs: Any) -> Tensor:
         """int64 [axes, L]: position ids of the unpruned prompt."""

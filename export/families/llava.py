@@ -49,8 +49,8 @@ class LlavaFamily(TextModel):
         tower = config.vision_config
         if tower.model_type not in _SPECIAL_ROWS:
             raise CheckpointError(
-                f"the vision tower is {tower.model_type!r}, and the supported towers of a llava checkpoint "
-                f"are: {', '.join(sorted(_SPECIAL_ROWS))}"
+                f"the vision tower is {tower.model_type!r}, and the supported towers of a {self.model_type} "
+                f"checkpoint are: {', '.join(sorted(_SPECIAL_ROWS))}"
             )
         self.check_text(config.text_config)
         if not isinstance(tower.image_size, int) or not isinstance(tower.patch_size, int):
@@ -61,7 +61,7 @@ class LlavaFamily(TextModel):
         states = feature_states(config.vision_feature_layer, tower.num_hidden_layers)
         return EncoderInfo(layers=max(states), special_tokens=_SPECIAL_ROWS[tower.model_type])
 
-    def layout(self, config: Any, processor: Any) -> SingleLayout:
+    def layout(self, config: Any, processor: Any) -> ImageLayout:
         images, tower = processor.image_processor, config.vision_config
         kind = processor_kind(images, _PROCESSORS)
         scale = preprocess_from_processor(images)
@@ -119,7 +119,7 @@ class LlavaFamily(TextModel):
         yield Subgraph(
             contract.VISION_ENCODER,
             VisionEncoder(parts.vision_tower, parts.multi_modal_projector, states, _rows(config)[1]).eval(),
-            (torch.zeros(2, *layout.pixel_shape[1:]),),
+            (torch.zeros(2, 3, *_side(layout)),),
             contract.vision_contracts(layout, decoder.hidden_size)[contract.VISION_ENCODER],
         )
         yield from self.text_subgraphs(model, decoder)
@@ -214,6 +214,12 @@ def feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, ..
             f"score the tokens: give a layer in 1..{layers} or -{layers}..-1"
         )
     return states
+
+
+def _side(layout: ImageLayout) -> tuple[int, int]:
+    """(H, W) of what the tower takes."""
+    height, width = layout.pixel_shape[-2:]
+    return int(height), int(width)
 
 
 def _rows(config: Any) -> tuple[int, int]:
