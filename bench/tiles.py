@@ -1,4 +1,4 @@
-"""Large pictures: the encoder pruned and unpruned, what scoring takes of its time, and what it takes of memory.
+"""Large pictures: the encoder pruned and unpruned, and what scoring takes of its time and of memory.
 
     python -m bench.tiles                                  LLaVA-NeXT at 672 px, Qwen2.5-VL at 1,288 px
     python -m bench.tiles --families qwen2_5_vl --depth 8 --rounds 3
@@ -74,10 +74,14 @@ class Estimate:
         """
         if available is not None and self.total > available:
             raise BenchError(
-                f"a run needs about {self.total / 2**30:.1f} GiB ({2 * self.weights / 2**30:.1f} for weights, "
-                f"{2 * self.probabilities / 2**30:.1f} for attention), but {available / 2**30:.1f} GiB are free: "
+                f"a run needs about {_gib(self.total)} ({_gib(2 * self.weights)} for weights, "
+                f"{_gib(2 * self.probabilities)} for attention), but {_gib(available)} are free: "
                 "give a smaller --depth or --size"
             )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def available_memory() -> int | None:
@@ -94,8 +98,8 @@ def measure_tiles(model: FamilyModel, cut: Cut, side: int, score_memory: int, se
     estimate = Estimate(shape.weights, shape.units * shape.heads * shape.rows**2 * FLOAT)
     available = available_memory()
     status(
-        f"{model.name}: about {estimate.total / 2**30:.1f} GiB of memory for a run"
-        + ("" if available is None else f", {available / 2**30:.1f} GiB are free")
+        f"{model.name}: about {_gib(estimate.total)} of memory for a run"
+        + ("" if available is None else f", {_gib(available)} are free")
     )
     estimate.check(available)
     name = f"tiles-{model.name}-{_suffix(cut)}"
@@ -122,8 +126,8 @@ def _write_feeds(graphs: Graphs, side: int, target: Path) -> Path:
     units = prepared.plan.units
     if any(unit.valid is not None for unit in units):
         raise BenchError(
-            f"a picture of {side} x {side} pixels has tiles with padding, which are not one call: give a --size "
-            "that fills its tiles, e.g. 672 for llava_next"
+            f"a picture of {side} x {side} pixels has tiles with padding, which are not one call: give a "
+            "--size that fills its tiles, e.g. 672 for llava_next"
         )
     feeds: Mapping[str, Any] = {
         contract.PIXEL_VALUES: prepared.pixel_values,
