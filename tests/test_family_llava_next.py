@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +13,23 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.build import BuildOptions, build
+from export.checkpoint import load_model, load_processor, open_checkpoint
 from export.errors import CheckpointError
 from export.families.llava_next import LlavaNextFamily
+from export.oracle import Oracle, PruningChoice
+from export.parity import ParityOptions, compare_with_torch
+from export.prompt_template import conversation
+from export.steps import quiet_libraries
+from runtime import contract
+from runtime.bundle import load_bundle
+from runtime.generator import Generator
 from runtime.layouts import Unit
 from runtime.layouts.anyres import AnyresLayout
-from tests.toy_llava_next import PINPOINTS, toy_next_model, toy_next_processor
+from runtime.plan import plan_pruning
+from runtime.request import Request
+from runtime.vision import Selection
+from tests.toy_llava_next import PINPOINTS, toy_next_model, toy_next_processor, write_toy_llava_next
 
 FAMILY = LlavaNextFamily()
 # (height, width): one tile high and two wide, two by two with padding, a sliver
@@ -202,3 +216,161 @@ def test_reference_keeps_newlines_by_policy(newline: str, wanted: list[int]) -> 
     mask = FAMILY.reference(model, processor).keep_mask(inputs, kept, newline)
     assert mask.shape == (14,)
     assert torch.where(mask)[0].tolist() == wanted
+
+
+# Whole builds
+
+# options of the build, tower
+BUILDS: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"ratio": 0.3}, "clip"),
+    "rows of tiles": ({"ratio": 0.5, "strategy": "row", "newline": "keep_nonempty", "opset": 23}, "clip"),
+    "rows of the picture": (
+        {"ratio": 0.4, "strategy": "row", "row_scope": "stitched", "newline": "drop"},
+        "clip",
+    ),
+    "original positions": (
+        {
+            "tokens": 20,
+            "aggregation": "col_mean_patch",
+            "newline": "keep_nonempty",
+            "position_ids": "original",
+        },
+        "siglip",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and the checkpoint that it was made from as transformers loads it."""
+
+    generator: Generator
+    report: dict[str, Any]
+    options: dict[str, Any]
+    model: Any
+    processor: Any
+
+    def inputs(self, *turns: tuple[str, list[Image.Image], str]) -> Any:
+        """What transformers makes of (prompt, images, answer) turns, the last one not answered yet."""
+        return self.processor.apply_chat_template(
+            conversation(list(turns)),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+
+@pytest.fixture(scope="module", params=list(BUILDS))
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, torch_threads: None
+) -> Built:
+    options, tower = BUILDS[request.param]
+    folder = tmp_path_factory.mktemp("llava_next")
+    checkpoint = write_toy_llava_next(folder / "checkpoint", tower=tower)
+    report = build(BuildOptions(model=str(checkpoint), output=folder / "bundle", **options))
+    with quiet_libraries(False):
+        opened = open_checkpoint(str(checkpoint))
+        model, processor = load_model(opened), load_processor(opened)
+    return Built(Generator(load_bundle(folder / "bundle")), report.to_dict(), options, model, processor)
+
+
+def test_every_stage_agrees_with_torch(built: Built) -> None:
+    assert built.report["ok"], built.report["parity"]
+    assert not any(stage["skipped"] for stage in built.report["parity"]["stages"])
+
+
+# Padding on both sides, tiles of several shapes; slivers of which the tiles show nothing, or newlines alone.
+@pytest.mark.parametrize("sizes", [SIZES, ((1, 5000), (60, 61), (5000, 1))], ids=["mixed", "slivers"])
+def test_other_images_and_ratios_agree_with_torch(
+    built: Built, sizes: tuple[tuple[int, int], ...], tmp_path: Path
+) -> None:
+    paths = tuple(tmp_path / f"{number}.png" for number in range(len(sizes)))
+    for image, path in zip(noise(*sizes), paths, strict=True):
+        image.save(path)
+    options = ParityOptions(images=paths, prompt="And now?", ratio=0.6, new_tokens=32)
+    with quiet_libraries(False):
+        report = compare_with_torch(built.generator.bundle, options)
+    assert report.ok, report.to_dict()
+    assert not any(stage.skipped for stage in report.stages)
+
+
+def test_ratio_1_answers_as_the_unmodified_model(built: Built) -> None:
+    images = noise(*SIZES)
+    inputs = built.inputs(("Which?", images, ""))
+    no_token = built.model.config.text_config.vocab_size  # as the end of the answer: it goes on
+    made = built.model.generate(**inputs, do_sample=False, max_new_tokens=32, eos_token_id=no_token)
+    request = Request("Which?", tuple(images), ratio=1.0, max_new_tokens=32, ignore_eos=True)
+    result = built.generator.generate(request)
+    assert list(result.token_ids) == made[0, inputs["input_ids"].shape[1] :].tolist()
+    assert not result.pruned
+    assert result.visual_tokens_before == result.visual_tokens_after
+
+
+def test_second_turn_answers_as_the_oracle(built: Built) -> None:
+    first, second = noise((30, 70)), noise((90, 70), (64, 64))
+    inputs = built.inputs(("Which?", first, "That one."), ("And these?", second, ""))
+
+    class TwoTurns(Oracle):
+        def _inputs(self, *_: Any) -> Any:
+            return inputs
+
+    options = {"tokens": None, **built.options, "ratio": 0.3, "layer": built.report["layer"]}
+    choice = PruningChoice(**{key: value for key, value in options.items() if key not in ("opset", "tokens")})
+    oracle = TwoTurns(FAMILY.reference(built.model, built.processor), built.model, built.processor)
+    wanted = oracle.run([], "", choice, 32)
+
+    request = Request(
+        "And these?",
+        tuple(second),
+        ratio=0.3,
+        max_new_tokens=32,
+        ignore_eos=True,
+        history=(("Which?", tuple(first), "That one."),),
+    )
+    stream = built.generator.stream(request)
+    assert "".join(stream) == stream.result.text
+    assert list(stream.result.token_ids) == wanted["tokens"][0].tolist()
+    # As many placeholders as visual tokens, where the oracle has them.
+    plans = [image.plan for image in stream.encoded]
+    prompt = built.generator.prompt(built.generator.tokenize(request, plans), stream.encoded)
+    assert prompt.ids.tolist() == wanted["input_ids"].tolist()
+    assert prompt.positions.ids.tolist() == wanted["position_ids"].tolist()
+    token = built.model.config.image_token_id
+    assert sum(len(image.features) for image in stream.encoded) == int((prompt.ids == token).sum())
+    assert stream.result.visual_tokens_after == tuple(len(image.features) for image in stream.encoded)
+
+
+def test_newlines_follow_the_policy(built: Built) -> None:
+    # 2 x 2 tiles without padding: 8 lines; one row of each tile, or one token of each unit
+    amount = {"ratio": 0.25} if built.options.get("strategy") == "row" else {"tokens": 5}
+    result = built.generator.generate(Request("?", tuple(noise((64, 64))), max_new_tokens=1, **amount))
+    units = [divmod(index, 16) for index in result.kept_indices[0]]
+    lines = {((unit - 1) // 2, place // 4) for unit, place in units if unit}
+    assert 0 < len(lines) < 8
+    newlines = {"keep_all": 8, "keep_nonempty": len(lines), "drop": 0}
+    policy = built.options.get("newline", "keep_all")
+    assert result.visual_tokens_before == (16 + 64 + 8,)
+    assert result.visual_tokens_after == (len(units) + newlines[policy],)
+
+
+def test_tiles_in_one_call_do_not_see_each_other(built: Built) -> None:
+    generator = built.generator
+    prepared = generator.preprocess(noise((90, 70), (64, 64)))
+    counts = plan_pruning(Request("?", ratio=0.5), generator.manifest, [image.plan for image in prepared])
+    together = generator.encode_images(prepared, Selection(counts.counts))
+    session, alone = generator.session(contract.VISION_ENCODER_FOPRU), []
+    for image in prepared:
+        for index, unit in enumerate(image.plan.units):
+            mask = np.zeros((1, 16), np.bool_)
+            mask[0, unit.valid_indices] = True
+            feeds = {
+                contract.PIXEL_VALUES: image.pixel_values[index : index + 1],
+                contract.NUM_KEEP: np.array([16], np.int64),
+                contract.TOKEN_MASK: mask,
+            }
+            alone.append(session.run(feeds))
+    scores = [own for image in together for own in image.scores or ()]
+    for got, wanted in zip(scores, alone, strict=True):
+        # the same sums, blocked otherwise for another batch
+        np.testing.assert_allclose(got, wanted[contract.TOKEN_SCORES][0], rtol=1e-5)
