@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.family_models import Cut, FamilyModel, ensure_family_checkpoint
 from bench.workspace import source_digest
 from export.checkpoint import load_config, load_model, load_processor, open_checkpoint
@@ -52,7 +53,11 @@ class Graphs:
 
 
 def shape_of(model: FamilyModel, cut: Cut, side: int) -> Shape:
-    """Read from the configuration; nothing is loaded or written."""
+    """Read from the configuration; nothing is loaded or written.
+
+    Raises:
+        BenchError: tiles of this picture have padding, so that not all units keep the same number of tokens.
+    """
     import torch
     import transformers
 
@@ -61,6 +66,11 @@ def shape_of(model: FamilyModel, cut: Cut, side: int) -> Shape:
     info = family.encoder_info(config)
     plan = family.layout(config, processor).plan(side, side)
     unit = plan.units[0]
+    if any(other.prunable != unit.prunable for other in plan.units):
+        raise BenchError(
+            f"a picture of {side} x {side} pixels has tiles with padding, which are not one call: give a "
+            "--size that fills its tiles, e.g. 672 for llava_next"
+        )
     with torch.device("meta"):
         hollow = getattr(transformers, config.architectures[0])(config)
     outside = ("language_model", "lm_head")
