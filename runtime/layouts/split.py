@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: square tiles of the enlarged picture, then the whole picture, each named in the prompt.
+"""Idefics3 and SmolVLM: square tiles of the enlarged picture, then the whole of it, each named in the prompt.
 
 A picture is resized to a longest edge, then to whole tiles, cut, and last resized to one tile for the view of
 the whole. Text tells the model where each tile belongs; pruning leaves all of it in place.
@@ -73,9 +73,10 @@ class SplitLayout(ImageLayout):
                 f'{{"height": h, "width": w}}: {_REBUILD}'
             )
         for name in ("tile_text", "overview_text", "single_text"):
-            if getattr(self, name).count(IMAGE_SLOT) != 1:
+            text = getattr(self, name)
+            if text.count(IMAGE_SLOT) != 1:
                 raise BundleError(
-                    f"layout.{name} is {getattr(self, name)!r}, expected {IMAGE_SLOT} exactly once: {_REBUILD}"
+                    f"layout.{name} is {text!r}, expected {IMAGE_SLOT} exactly once: {_REBUILD}"
                 )
         if IMAGE_SLOT in self.row_end:
             raise BundleError(
@@ -146,10 +147,8 @@ class SplitLayout(ImageLayout):
             return self.resize["height"], self.resize["width"]
         edge, ratio = self.resize["longest_edge"], width / height
         if width >= height:
-            size = _even(int(edge / ratio)), edge
-        else:
-            size = edge, _even(int(edge * ratio))
-        return _bounded(size)
+            return _bounded((_even(int(edge / ratio)), edge))
+        return _bounded((edge, _even(int(edge * ratio))))
 
     def _whole_tiles(self, size: tuple[int, int]) -> tuple[int, int]:
         """`size` made larger to whole tiles: first the longer edge, the other with it, then the other."""
