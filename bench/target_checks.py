@@ -39,7 +39,8 @@ class RtxFound:
 
 def lint_found(bundle: Bundle) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
     """Of the pruned encoder, per target: number of findings by severity, and each finding in a sentence."""
-    counts, sentences = {}, {}
+    counts: dict[str, dict[str, int]] = {}
+    sentences = {}
     for target in TARGETS:
         found = lint_file(bundle.graph(contract.VISION_ENCODER_FOPRU), target)
         counts[target] = {severity: len(found.of(severity)) for severity in SEVERITIES}
@@ -90,6 +91,7 @@ def rtx_profiles(bundle: Bundle, sizes: Sequence[Size], ratio: float) -> dict[st
     profiles = {}
     for value in graph.inputs:
         name = str(value.name)
+        rows: list[tuple[int, ...]]
         if name == contract.NUM_KEEP:
             rows = [(int(keep),) for keep in keeps]
         elif read_on_host(value):

@@ -1,4 +1,4 @@
-"""Families and large pictures: published shapes, tokens from sizes alone, refusals, and one small run of each."""
+"""Families and large pictures: published shapes, tokens by size, refusals, and one small run of each."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def layout_of(name: str) -> ImageLayout:
     return FAMILIES[config.model_type].layout(config, processor)
 
 
-# Tokens by hand: CLIP-L/336 has 24 x 24 of them per tile. At 672 x 672 the picture fills 2 x 2 tiles and each of
-# its 48 lines ends with a newline; 640 x 480 leaves 12 lines of padding, of which 6 are cut off on each side.
+# Tokens by hand: CLIP-L/336 has 24 x 24 of them per tile. At 672 x 672 the picture fills 2 x 2 tiles and each
+# of its 48 lines ends with a newline; 640 x 480 leaves 12 lines of padding, 6 of them on each side.
 @pytest.mark.parametrize(
     ("name", "size", "units", "placeholders", "prunable"),
     [
@@ -109,9 +109,11 @@ def test_large_pictures_are_measured_in_processes_of_their_own(work: Path) -> No
 
 def test_tiles_with_padding_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--tiny", "--families", "llava_next", "--size", "100", "--work", str(work), "--threads", "1"]
-    # a square picture fills the square canvas; only a canvas of another shape would be padded
-    assert tiles.main([*options, "--rounds", "1", "--results", str(work / "results")]) == 0
-    capsys.readouterr()
+    # 100 x 100 pixels fit 112 x 224 and 224 x 112 as well as 224 x 224, and waste least there
+    assert tiles.main([*options, "--results", str(work / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "a picture of 100 x 100 pixels has tiles with padding" in said
+    assert "give a --size that fills its tiles" in said
 
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
@@ -121,7 +123,7 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     estimate.check(16 << 30)
     with pytest.raises(
         BenchError,
-        match=r"needs about 13\.8 GiB \(4\.0 GiB for weights, 8\.5 GiB for attention\), but 8\.0 GiB are free",
+        match=r"about 13\.8 GiB \(4\.0 GiB for weights, 8\.5 GiB for attention\), but 8\.0 GiB are free",
     ):
         estimate.check(8 << 30)
 
