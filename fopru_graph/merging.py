@@ -39,21 +39,22 @@ def check_merged(options: PruneOptions, features: ir.Value, core: AttentionCore,
     stated = f"merge is {options.merge}" if options.merge > 1 else f"token_order is '{options.token_order}'"
     images, rows = (dims(features) or (None, None))[:2]
     of_attention, queries = (dims(core.anchor) or (None,))[0], (dims(core.anchor) or ())[core.query_axis]
-    whole = f"'{features.name}' has {images} images of {rows} rows"
-    windows = isinstance(images, int) and of_attention not in (None, images)
+    whole = f"'{features.name}' is [{images}, {rows}, width]"
+    several = isinstance(images, str) and images in str(of_attention).split("*")
+    windows = (several or isinstance(images, int)) and of_attention not in (None, images)
     windows |= isinstance(queries, int) and isinstance(rows, str)
     windows |= isinstance(queries, int) and isinstance(rows, int) and queries < rows
     if windows:
         raise LocateError(
-            f"attention '{core.node.name}' has {of_attention} times {queries} rows, but {whole}: it looks at "
-            "windows of the image, name a layer that looks at all of it"
+            f"attention '{core.node.name}' is [{of_attention}, heads, {queries}, keys], but {whole}: it "
+            "looks at windows of the image, name a layer that looks at all of it"
         )
     if row_offset(lineage, core.anchor, core.query_axis) is not None or (
         options.merge > 1 and isinstance(rows, str) and queries == rows
     ):
         raise LocateError(
-            f"{stated}, but {whole}, which are rows of attention '{core.node.name}' in the same order: leave "
-            "merge at 1 and token_order at None, or export again if two sizes share a name"
+            f"{stated}, but {whole}, whose rows are those of attention '{core.node.name}' in the same order: "
+            "leave merge at 1 and token_order at None, or export again if two sizes share a name"
         )
     grid = options.grid
     if options.merge == 1 or not isinstance(grid, tuple) or options.merge_order != "row_major":
@@ -82,7 +83,7 @@ def rows_before_patches(options: PruneOptions, features: ir.Value, core: Attenti
     special = options.special_tokens if options.special_tokens is not None else found
     if isinstance(queries, int) and isinstance(rows, int):
         patches = rows * options.merge**2
-        special = 0 if special is None and queries == patches else special
+        special = 0 if special is None and queries <= patches else special
         if special is not None and queries - special != patches:
             of_each = f"{options.merge} x {options.merge} patches for each of " if options.merge > 1 else ""
             raise LocateError(

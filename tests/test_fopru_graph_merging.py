@@ -242,24 +242,29 @@ def test_a_near_miss_keeps_the_wrong_token(name: str, wrong: dict[str, Any], gri
 # ---- layers that look at windows
 
 
-@pytest.mark.parametrize("name", ["2", "2, eager, one size", "4, opset 23"])
-def test_a_layer_of_windows_is_refused(name: str) -> None:
-    with pytest.raises(LocateError, match=r"rows, but 'image_features' has 1 images of .* looks at windows"):
-        prune(load_graph(export(PACKED[name])), stated(PACKED[name], layer=0))
+LAYERS = [("2", 0), ("2, eager, one size", 0), ("4, opset 23", 0), ("4, opset 23", None)]
 
 
-def test_the_deepest_layer_is_refused_if_it_looks_at_windows() -> None:
-    toy = PACKED["4, opset 23"]
-    with pytest.raises(LocateError, match="looks at windows of the image, name a layer that"):
-        prune(load_graph(export(toy)), stated(toy, layer=None))
+@pytest.mark.parametrize(("name", "layer"), LAYERS)
+def test_a_layer_of_windows_is_refused(name: str, layer: int | None) -> None:
+    with pytest.raises(LocateError, match=r"heads, \d+, keys\], but 'image_features' is \[1, .*\]: it looks at windows"):  # fmt: skip
+        prune(load_graph(export(PACKED[name])), stated(PACKED[name], layer=layer))
 
 
 def test_one_window_of_fixed_size_is_refused_where_the_image_varies() -> None:
     # one window, by its leading size; only the fixed number of its rows tells
     with pytest.raises(
-        LocateError, match=r"has 1 times 4 rows, but 'image_features' has 1 images of .*: it looks at windows"
+        LocateError, match=r"is \[1, heads, 4, keys\], but .*: it looks at windows of the image, name"
     ):
         prune(merged_text("4", "1", target=", int64[3] merge"), PruneOptions(merge=2, merge_order="packed"))
+
+
+def test_windows_with_as_many_rows_as_the_features_are_refused() -> None:
+    model = merged_text("4", '"4*B"', to=(-1, 4, 32))
+    with pytest.raises(
+        LocateError, match=r"is \[4\*B, heads, 4, keys\], but 'image_features' is \[B, 4, width\]: it"
+    ):
+        prune(model, PruneOptions(token_order="order", special_tokens=0))
 
 
 @pytest.mark.parametrize("name", ["2", "3, eager, opset 23", "4, opset 23"])
@@ -490,11 +495,13 @@ def test_what_does_not_fit_the_graph(name: str, wrong: dict[str, Any], message: 
         prune(load_graph(export(ALL[name])), stated(ALL[name], **wrong))
 
 
-def merged_text(rows: str = "P", images: str = "B", target: str = "") -> ir.Model:
+def merged_text(
+    rows: str = "P", images: str = "B", target: str = "", to: tuple[int, ...] = (0, -1, 32)
+) -> ir.Model:
     """One layer by hand: patches in an order that the host gives, four merged into one."""
     declared = "" if target else ", int64[3] merge"
     text = f"""<ir_version: 10, opset_import: ["" : 20]>
-    g (float[{images},{rows},8] x, int64[{rows}] order{target}) => (float[{images},N,32] image_features)
+    g (float[{images},{rows},8] x, int64[{rows}] order{target}) => (float[C,N,32] image_features)
     <int64[4] heads = {{0,0,2,4}}, int64[3] join = {{0,0,8}}{declared}> {{
         u = Gather<axis=1>(x, order)
         h = Reshape(u, heads) q = Transpose<perm=[0,2,1,3]>(h) k = Transpose<perm=[0,2,3,1]>(h)
@@ -502,7 +509,7 @@ def merged_text(rows: str = "P", images: str = "B", target: str = "") -> ir.Mode
         a1 = Transpose<perm=[0,2,1,3]>(a) y = Reshape(a1, join)
         image_features = Reshape(y, merge)
     }}"""
-    fixed = [] if target else [ir.tensor(np.array([0, -1, 32]), name="merge")]
+    fixed = [] if target else [ir.tensor(np.array(to), name="merge")]
     return ir.from_onnx_text(text, initializers=fixed)
 
 
@@ -511,10 +518,14 @@ def test_special_rows_that_nobody_can_tell() -> None:
     with pytest.raises(LocateError, match=r"cannot tell how many of the first of P rows of attention .* state special_tokens, 0 if there are none"):  # fmt: skip
         prune(merged_text(), options)
     assert prune(merged_text(), dataclasses.replace(options, special_tokens=0)).special_tokens == 0
+    with pytest.raises(
+        LocateError, match="has 4 rows, 0 of them special, but 3 x 3 patches for each of the 1"
+    ):
+        prune(merged_text("4", "1"), PruneOptions(merge=3, merge_order="packed"))
 
 
 def test_rows_that_nothing_merged_are_refused() -> None:
-    with pytest.raises(LocateError, match="merge is 2, but 'image_features' has images images of 6 rows, which are rows of attention 'Softmax_12' in the same order"):  # fmt: skip
+    with pytest.raises(LocateError, match=r"merge is 2, but 'image_features' is \[images, 6, width\], whose rows are those of attention 'Softmax_12' in the same order"):  # fmt: skip
         prune(text_encoder(), PruneOptions(merge=2, merge_order="packed"))
 
 
