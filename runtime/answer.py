@@ -103,7 +103,7 @@ class AnswerRun:
         """Tokens of the pruned prompt (the most, where images decide); refused if they are too many."""
         layout, rules = self._manifest.layout, self._manifest.pruning
         rows = [
-            kept_placeholders(plan, sum(counts), layout.prefix_tokens, rules.newline)
+            kept_placeholders(plan, sum(counts), layout.prefix_tokens, self._newline(pruning))
             for plan, counts in zip(plans, pruning.counts, strict=True)
         ]
         prompt = text - sum(len(plan.runs) for plan in plans) + sum(rows)
@@ -184,6 +184,10 @@ class AnswerRun:
             self._text.append(piece)
         return piece
 
+    def _newline(self, pruning: PruningPlan) -> str:
+        """Policy in force: what is not pruned keeps its newlines."""
+        return self._manifest.pruning.newline if pruning.pruned else "keep_all"
+
     def _positions(self) -> int:
         """Rows of the cache: the last token of an answer is never fed back."""
         return self._prompt_tokens + self._request.max_new_tokens - 1
@@ -193,7 +197,7 @@ class AnswerRun:
         prefix = [layout.prefix_tokens * len(plan.units) for plan in plans]
         before = [plan.placeholders - rest for plan, rest in zip(plans, prefix, strict=True)]
         after = [
-            kept_placeholders(plan, sum(counts), 0, self._manifest.pruning.newline)
+            kept_placeholders(plan, sum(counts), 0, self._newline(pruning))
             for plan, counts in zip(plans, pruning.counts, strict=True)
         ]
         if len(self.encoded) == len(plans):  # what went on, where the count depends on the image

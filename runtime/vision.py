@@ -108,10 +108,10 @@ class VisionEncoder:
         return contract.VISION_ENCODER
 
     def encode_unpruned(self, images: Sequence[PreparedImage]) -> tuple[EncodedImage, ...]:
-        """All visual tokens of every image."""
+        """All visual tokens of every image, newlines included."""
         everything = [[unit.valid_indices for unit in image.plan.units] for image in images]
         features = self._whole(images, contract.VISION_ENCODER)[0]
-        return self._joined(images, self._cut(features, everything), everything, None)
+        return self._joined(images, self._cut(features, everything), everything, None, newline="keep_all")
 
     def encode(self, images: Sequence[PreparedImage], selection: Selection) -> tuple[EncodedImage, ...]:
         """The visual tokens that a selection keeps.
@@ -261,8 +261,9 @@ class VisionEncoder:
         features: Sequence[Sequence[Array]],
         kept: Sequence[Sequence[Array]],
         scores: Sequence[Sequence[Array]] | None,
+        newline: str | None = None,
     ) -> tuple[EncodedImage, ...]:
-        newline = self._manifest.pruning.newline
+        newline = newline or self._manifest.pruning.newline
         encoded = []
         for number, image in enumerate(images):
             assembly = assemble(image.plan, kept[number], self._prefix, newline)
