@@ -1,6 +1,6 @@
 """All measurements in sequence, each in a process of its own, so that one's memory is not another's.
 
-python -m bench                        everything at full size (about half an hour on two cores)
+python -m bench                        everything at full size (about an hour on two cores)
 python -m bench --only encoder         one of them
 python -m bench --quick                everything on tiny models: checks the scripts, says nothing about speed
 """
@@ -62,6 +62,8 @@ MEASUREMENTS = (
         ("--model", "clip-l-336", "--images", "6", "--answers", "0"),
         None,
     ),
+    Step("families", "bench.families", (), ("--tiny",)),
+    Step("tiles", "bench.tiles", (), ("--tiny", "--rounds", "1")),
 )
 
 

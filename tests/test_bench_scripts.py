@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from bench.plot import draw_ttft
 from bench.processors import special_token_ids
 from bench.results import read_result
 from bench.ttft import TtftRun
-from bench.workspace import Workspace, measure_build, source_digest
+from bench.workspace import Workspace, measure_build, single_layout, source_digest
 from runtime.errors import BundleError
+from runtime.layouts.anyres import AnyresLayout
 from runtime.parity import ParityReport, StageResult
 
 
@@ -96,9 +98,18 @@ def test_exactness_finds_the_bundle_equal_to_pytorch(work: Path) -> None:
     assert found["answers"] == {"equal": 1, "different": 0}
 
 
+def test_a_bundle_of_another_layout_is_refused() -> None:
+    layout = AnyresLayout((32, 32), (4, 4), ((32, 64),))
+    bundle = SimpleNamespace(path=Path("bundles/next"), manifest=SimpleNamespace(layout=layout))
+    with pytest.raises(
+        BenchError, match=r"bundles/next has a layout of kind 'anyres', .* use python -m bench"
+    ):
+        single_layout(bundle)  # type: ignore[arg-type]  # all that is looked at
+
+
 def test_a_bundle_is_built_again_only_after_a_change(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    monkeypatch.setattr(Workspace, "_build", lambda _, checkpoint, name: built.append(name))
+    monkeypatch.setattr(Workspace, "_build", lambda *given: built.append(given[-1]))
     workspace = Workspace(work)
     workspace.bundle("tiny")
     assert built == []
@@ -186,8 +197,9 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 def test_plan_runs_each_measurement_in_turn() -> None:
     first = ["export", "encoder", "ttft", "exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
-    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, "rtx"]
-    everything_named = [*first, *large, "rtx", "exactness-clip-l"]
+    last = ["families", "tiles"]
+    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, "rtx", *last]
+    everything_named = [*first, *large, "rtx", "exactness-clip-l", *last]
     assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named
     assert everything.plan(["ttft", "export"], quick=True, threads=3) == [
         ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),
