@@ -125,7 +125,7 @@ def kept_of(plan: ImagePlan, options: BuildOptions) -> int:
     amount = Amount(options.keep_ratio, options.tokens)
     try:
         if options.row_scope == "stitched":
-            return sum(stitched_counts(plan, amount, "row"))
+            return sum(stitched_counts(plan, amount))
         return sum(unit_counts(plan, amount, options.strategy))
     except RequestError as error:
         raise OptionError(str(error)) from error

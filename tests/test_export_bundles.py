@@ -19,6 +19,8 @@ from export.steps import quiet_libraries
 from runtime import contract
 from runtime.bundle import load_bundle
 from runtime.generator import Generator
+from runtime.parity import STAGES
+from runtime.plan import Amount
 from runtime.request import Request
 from tests.conftest import Maker, ToyBuild
 
@@ -61,8 +63,9 @@ def load(built: Built) -> tuple[Any, Any]:
 
 def test_parity_holds_at_the_default(built: Built) -> None:
     assert built.report["ok"], built.report["parity"]
-    assert [stage["skipped"] for stage in built.report["parity"]["stages"]] == [False] * 9
-    assert built.report["kept"] == BUILDS[built.name][1]
+    assert [stage["skipped"] for stage in built.report["parity"]["stages"]] == [False] * len(STAGES)
+    prefix = load_bundle(built.path).manifest.layout.prefix_tokens
+    assert built.report["kept"] == [prefix + BUILDS[built.name][1]]
     assert built.report["layer"] == BUILDS[built.name][2]
 
 
@@ -103,7 +106,7 @@ def test_other_ratios_and_images_need_no_rebuild(built: Built, ratio: float, tmp
 
 def test_manifest_describes_the_build(built: Built) -> None:
     manifest = load_bundle(built.path).manifest
-    options, kept, layer = BUILDS[built.name]
+    options, _, layer = BUILDS[built.name]
     assert manifest.pruning.strategy == options.get("strategy", "rank")
     assert manifest.pruning.aggregation == options.get("aggregation", "col_mean")
     assert manifest.pruning.default_tokens == options.get("tokens")
@@ -113,7 +116,7 @@ def test_manifest_describes_the_build(built: Built) -> None:
     assert manifest.created_by["opset"] == options.get("opset", 20)
     assert "--model" in str(manifest.created_by["command"])
     golden = json.loads((built.path / "golden" / "golden.json").read_text())
-    assert golden["num_keep"] == kept
+    assert (golden["ratio"], golden["tokens"]) == (options.get("ratio"), options.get("tokens"))
 
 
 def test_opset_decides_the_form_of_attention(built: Built) -> None:
@@ -152,7 +155,7 @@ def test_measuring_never_holds_both_encoders(toy_bundle_dir: Path) -> None:
     from runtime.parity import measure
 
     generator = Generator(load_bundle(toy_bundle_dir))
-    measure(generator, [SAMPLE_IMAGE], "What?", 5, 1)
+    measure(generator, [SAMPLE_IMAGE], "What?", Amount(tokens=5), 1)
     assert contract.VISION_ENCODER not in generator.loaded_graphs
     assert contract.VISION_ENCODER_FOPRU in generator.loaded_graphs
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from export.checkpoint import Checkpoint, load_config, load_model, load_processor, open_checkpoint
 from export.errors import CheckpointError
 from export.families import FAMILIES, family_for
+from export.families.llava import feature_states
 from export.steps import quiet_libraries
 from tests.conftest import Maker
 from tests.toy_llava import ToySpec, toy_model
@@ -32,9 +33,12 @@ def edit_config(folder: Path, edit: Editor) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def layout_of(folder: Path) -> Any:
+def encoder_and_layout(folder: Path) -> tuple[Any, Any]:
     checkpoint = open_checkpoint(str(folder))
-    return checkpoint.family.layout(load_config(checkpoint))
+    config = load_config(checkpoint)
+    with quiet_libraries(False):
+        processor = load_processor(checkpoint)
+    return checkpoint.family.encoder_info(config), checkpoint.family.layout(config, processor)
 
 
 def loaded(folder: Path) -> Any:
@@ -43,13 +47,15 @@ def loaded(folder: Path) -> Any:
 
 
 def test_registry_is_by_model_type() -> None:
-    assert {name: family.model_type for name, family in FAMILIES.items()} == {"llava": "llava"}
+    assert all(name == family.model_type for name, family in FAMILIES.items())
+    assert {"llava", "llava_next"} <= set(FAMILIES)
 
 
 def test_unknown_family_lists_the_supported() -> None:
     config = {"model_type": "qwen9_vl", "architectures": ["Qwen9VL"], "vision_config": {}}
     with pytest.raises(
-        CheckpointError, match=r"Qwen9VL \(model_type 'qwen9_vl'\), and the supported families are: llava"
+        CheckpointError,
+        match=r"Qwen9VL .*'qwen9_vl'\), and the supported families are: .*llava.*; CONTRIB",
     ):
         family_for(config)
 
@@ -57,7 +63,7 @@ def test_unknown_family_lists_the_supported() -> None:
 def test_text_only_model_says_so() -> None:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     with pytest.raises(
-        CheckpointError, match=r"LlamaForCausalLM .* has no image encoder.* supported family \(llava\)"
+        CheckpointError, match=r"LlamaForCausalLM .* has no image encoder.* supported family \(.*llava.*\)"
     ):
         family_for(config)
 
@@ -119,7 +125,7 @@ def test_config_missing_or_damaged(copied: Path, text: str | None, message: str)
 def test_config_that_transformers_refuses(copied: Path) -> None:
     edit_config(copied, lambda config: config.update(vision_feature_select_strategy="some"))
     with pytest.raises(CheckpointError, match=r"config\.json is not a usable configuration"):
-        layout_of(copied)
+        encoder_and_layout(copied)
 
 
 def test_weights_missing(copied: Path) -> None:
@@ -262,24 +268,30 @@ def set_in(section: str, **values: object) -> Editor:
 def test_settings_that_cannot_be_exported(copied: Path, edit: Editor, message: str) -> None:
     edit_config(copied, edit)
     with pytest.raises(CheckpointError, match=message):
-        layout_of(copied)
+        encoder_and_layout(copied)
 
 
 @pytest.mark.parametrize(
-    ("name", "states", "tokens", "prefix", "grid"),
+    ("name", "layers", "tokens", "prefix", "grid"),
     [
-        ("clip-llama", (2,), 16, 0, (4, 4)),
-        ("siglip-qwen2", (3,), 16, 0, (4, 4)),
-        ("clip-mistral-list", (1, 2), 16, 0, (4, 4)),
-        ("clip-full-gemma-tied", (2,), 16, 1, (4, 4)),
-        ("siglip-default", (2,), 15, 0, None),
+        ("clip-llama", 2, 16, 0, (4, 4)),
+        ("siglip-qwen2", 3, 16, 0, (4, 4)),
+        ("clip-mistral-list", 2, 16, 0, (4, 4)),
+        ("clip-full-gemma-tied", 2, 16, 1, (4, 4)),
+        ("siglip-default", 2, 15, 0, None),
     ],
 )
 def test_layouts(
-    toy_checkpoint: Maker, name: str, states: tuple[int, ...], tokens: int, prefix: int, grid: object
+    toy_checkpoint: Maker, name: str, layers: int, tokens: int, prefix: int, grid: object
 ) -> None:
-    layout = layout_of(toy_checkpoint(name))
-    assert (layout.states, layout.tokens, layout.prefix_tokens, layout.grid) == (states, tokens, prefix, grid)
+    encoder, layout = encoder_and_layout(toy_checkpoint(name))
+    assert (encoder.layers, encoder.special_tokens) == (layers, 1 if name.startswith("clip") else 0)
+    assert (layout.tokens, layout.prefix_tokens, layout.grid) == (tokens, prefix, grid)
+
+
+def test_feature_layers_are_counted_from_the_embeddings() -> None:
+    assert feature_states(-2, 3) == (2,)
+    assert feature_states([1, -1], 3) == (1, 3)
 
 
 def test_a_state_space_language_model_has_no_such_cache(torch_threads: None) -> None:

@@ -44,8 +44,9 @@ REPORT = BuildReport(
     bundle=ROOT / "bundles" / "toy",
     model="toy",
     family="llava",
-    tokens=196,
-    kept=59,
+    sizes=((160, 160), (64, 48)),
+    tokens=(196, 196),
+    kept=(59, 59),
     layer=3,
     strategy="rank",
     aggregation="col_mean",
@@ -74,7 +75,7 @@ def test_json_is_all_there_is_on_stdout(toy_build: ToyBuild) -> None:
     report = toy_build.report
     assert json.loads(toy_build.stdout) == report
     assert report["ok"] is True
-    assert (report["tokens"], report["kept"]) == (16, 5)
+    assert (report["tokens"], report["kept"]) == ([16], [5])
     assert [row["name"] for row in report["graphs"]] == [
         "vision_encoder",
         "vision_encoder_fopru",
@@ -111,6 +112,12 @@ def test_tables_for_people() -> None:
         assert part in text
     assert "first stage that diverges: logits" in text
     assert "--image export/sample.png --prompt 'What?'" in text.replace(f"{ROOT}/", "")
+
+
+def test_token_counts_by_size() -> None:
+    tiled = replace(REPORT, tokens=(2928, 1176), kept=(912, 372))
+    assert tiled.token_lines == ("2928 → 912 at 160 x 160", "1176 → 372 at 64 x 48")
+    assert REPORT.token_lines == ("196 → 59",)
 
 
 def test_divergence_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +270,7 @@ def test_signal_that_a_library_swallows(
             time.sleep(10)
         return []
 
-    monkeypatch.setattr("export.pipeline.open_images", swallows)
+    monkeypatch.setattr("export.plan.open_images", swallows)
     model = str(toy_checkpoint("clip-llama"))
     code, out, err = ends(capsys, "--model", model, "--output", str(tmp_path / "x"))
     assert (code, out, err) == (130, "", "interrupted\n")

@@ -14,15 +14,19 @@ import torch
 from torch import nn
 
 from export.errors import ExportError, TraceError
-from export.families import FAMILIES, Subgraph, VisionLayout
+from export.families import FAMILIES, ImageUnits, Subgraph
+from export.golden import open_images
 from export.onnx_from_torch import write_onnx_from_torch
 from export.oracle import Oracle, PruningChoice
+from export.prompt_template import conversation
+from export.selection import Budget, kept_tokens
 from runtime import contract
 from runtime.contract import GraphContract, TensorSpec, past_name
 from tests.toy_llava import COMBINATIONS, ToySpec, toy_model, toy_processor
 
 LLAVA = FAMILIES["llava"]
 FLOAT = "float32"
+CHOICE = PruningChoice(layer=1, tokens=4)
 
 # Beyond the language models of the bundle tests: windows, soft caps, normalised keys, fused projections.
 DECODERS = {
@@ -33,12 +37,16 @@ DECODERS = {
 }
 
 
-def layout_and_decoder(model: Any) -> tuple[VisionLayout, Any]:
-    return LLAVA.layout(model.config), LLAVA.decoder_info(model)
-
-
 def subgraph(model: Any, name: str) -> Subgraph:
-    return next(graph for graph in LLAVA.subgraphs(model, *layout_and_decoder(model)) if graph.name == name)
+    images = "siglip" if "siglip" in model.config.vision_config.model_type else "clip"
+    layout = LLAVA.layout(model.config, toy_processor(ToySpec(tower=images)))
+    found = LLAVA.subgraphs(model, layout, LLAVA.decoder_info(model))
+    return next(graph for graph in found if graph.name == name)
+
+
+def oracle_of(model: Any, spec: ToySpec) -> Oracle:
+    processor = toy_processor(spec)
+    return Oracle(LLAVA.reference(model, processor), model, processor)
 
 
 def written(model: Any, name: str, folder: Path, opset: int = 20) -> Path:
@@ -217,45 +225,105 @@ def test_graphs_that_are_not_their_contract(
 
 
 def test_oracle_refuses_attention_that_is_no_number(torch_threads: None) -> None:
-    from export.golden import open_images
-
     model = toy_model(ToySpec())
     with torch.no_grad():
         model.model.vision_tower.encoder.layers[1].self_attn.q_proj.weight.fill_(float("nan"))
-    oracle = Oracle(model, toy_processor(ToySpec()))
+    oracle = oracle_of(model, ToySpec())
     with pytest.raises(ExportError, match="the attention of the scoring layer is not finite on this image"):
-        oracle.run(open_images([]), "What?", PruningChoice(4, 1), 1)
+        oracle.run(open_images([]), "What?", CHOICE, 1)
 
 
 def test_oracle_leaves_the_model_as_it_was(torch_threads: None) -> None:
-    from export.golden import open_images
-
-    model, processor = toy_model(ToySpec()), toy_processor(ToySpec())
+    model = toy_model(ToySpec())
     before = model.model.vision_tower.config._attn_implementation
-    first = Oracle(model, processor).run(open_images([]), "What?", PruningChoice(4, 1), 3)
-    again = Oracle(model, processor).run(open_images([]), "What?", PruningChoice(4, 1), 3)
+    first, again = (oracle_of(model, ToySpec()).run(open_images([]), "What?", CHOICE, 3) for _ in range(2))
     assert model.model.vision_tower.config._attn_implementation == before
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
 
 
 def test_oracle_without_a_chat_template(torch_threads: None) -> None:
-    from export.golden import open_images
-
-    plain = ToySpec(template=None)
     with_template, without = (
-        Oracle(toy_model(ToySpec()), toy_processor(found)).run(
-            open_images([]), "What?", PruningChoice(4, 1), 2
-        )
-        for found in (ToySpec(), plain)
+        oracle_of(toy_model(ToySpec()), found).run(open_images([]), "What?", CHOICE, 2)
+        for found in (ToySpec(), ToySpec(template=None))
     )
     # The default is the template of LLaVA-1.5, which the toy checkpoints have.
     np.testing.assert_array_equal(with_template["input_ids"], without["input_ids"])
 
 
-def test_oracle_ties_go_to_the_lower_position() -> None:
-    oracle = Oracle(toy_model(ToySpec()), toy_processor(ToySpec()))
+def test_oracle_positions(torch_threads: None) -> None:
+    model, images = toy_model(ToySpec()), open_images([]) * 2
+    renumbered, original = (
+        oracle_of(model, ToySpec()).run(images, "What?", PruningChoice(1, tokens=4, position_ids=policy), 2)
+        for policy in ("renumber", "original")
+    )
+    length = renumbered["input_ids"].shape[1]
+    np.testing.assert_array_equal(renumbered["position_ids"], np.arange(length)[None])
+    # 16 places per image of which the kept ones are taken; what follows the images is 24 later
+    kept = np.split(original["kept_indices"], 2)
+    start = original["input_ids"][0].tolist().index(3)
+    assert original["position_ids"][0, start : start + 4].tolist() == (start + kept[0]).tolist()
+    assert original["position_ids"][0, -1] == length - 1 + 24
+    for name in ("kept_indices", "pruned_features", "input_ids", "inputs_embeds"):
+        np.testing.assert_array_equal(renumbered[name], original[name], err_msg=name)
+
+
+def test_oracle_at_ratio_1_is_the_model_itself(torch_threads: None) -> None:
+    model, processor = toy_model(ToySpec()), toy_processor(ToySpec())
+    made = oracle_of(model, ToySpec()).run(open_images([]), "What?", PruningChoice(1, ratio=1.0), 8)
+    inputs = processor.apply_chat_template(
+        conversation([("What?", open_images([]), "")]),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    answer = model.generate(**inputs, do_sample=False, max_new_tokens=8, min_new_tokens=8)
+    assert made["tokens"][0].tolist() == answer[0, inputs["input_ids"].shape[1] :].tolist()
+    np.testing.assert_array_equal(made["image_features"], made["pruned_features"])
+
+
+def kept(scores: torch.Tensor, budget: Budget, valid: torch.Tensor | None = None) -> list[int]:
+    shown = torch.ones(scores.shape, dtype=torch.bool) if valid is None else valid
+    (mask,) = kept_tokens(ImageUnits(1), [scores], [shown], budget)
+    return mask.flatten().nonzero()[:, 0].tolist()
+
+
+def test_ties_go_to_the_lower_position() -> None:
     scores = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 0.0, 3.0, 0.0, 0.0])
-    assert oracle._select(scores, PruningChoice(4, 0)).tolist() == [1, 2, 3, 6]
-    rows = torch.tensor([1.0, 1.0, 1.0, 2.0, 1.0, 0.0, 0.0, 5.0, 0.0])
-    assert oracle._select(rows, PruningChoice(6, 0, "row")).tolist() == [0, 1, 2, 6, 7, 8]
+    assert kept(scores, Budget(None, 4)) == [1, 2, 3, 6]
+    rows = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 0.0], [0.0, 5.0, 0.0]])
+    assert kept(rows, Budget(None, 6, "row")) == [0, 1, 2, 6, 7, 8]
+
+
+def test_padding_is_neither_counted_nor_kept() -> None:
+    scores, valid = torch.arange(16.0).view(4, 4), torch.zeros(4, 4, dtype=torch.bool)
+    valid[1:3, 1:] = True  # 2 rows of 3
+    assert kept(scores, Budget(0.5, None), valid) == [9, 10, 11]
+    assert kept(scores, Budget(0.5, None, "row"), valid) == [9, 10, 11]
+    assert kept(scores, Budget(None, 5, "row"), valid) == [9, 10, 11]
+    assert kept(scores, Budget(None, None), valid) == [5, 6, 7, 9, 10, 11]
+    assert kept(scores, Budget(0.5, None), torch.zeros(4, 4, dtype=torch.bool)) == []
+
+
+def tiled(budget: Budget) -> list[list[int]]:
+    """An overview and 1 x 2 tiles of 2 x 2 tokens, the last of which shows one column; scores count on."""
+    scores = [torch.arange(4.0 * n, 4.0 * n + 4).view(2, 2) for n in range(3)]
+    valid = [torch.ones(2, 2, dtype=torch.bool) for _ in range(3)]
+    valid[2][:, 1] = False
+    units = ImageUnits(3, overview=0, mosaic=(1, 2))
+    return [mask.flatten().nonzero()[:, 0].tolist() for mask in kept_tokens(units, scores, valid, budget)]
+
+
+def test_budget_is_shared_and_the_overview_gets_the_rest() -> None:
+    assert tiled(Budget(None, 5)) == [[1, 2, 3], [3], [2]]
+    assert tiled(Budget(None, 10)) == [[0, 1, 2, 3], [1, 2, 3], [0, 2]]
+    assert tiled(Budget(0.5, None)) == [[2, 3], [2, 3], [2]]
+
+
+def test_rows_of_a_tile_and_of_the_stitched_picture() -> None:
+    assert tiled(Budget(0.5, None, "row")) == [[2, 3], [2, 3], [2]]
+    assert tiled(Budget(0.5, None, "row", "stitched")) == [[2, 3], [2, 3], [2]]
+    # 7 tokens: 2 for each unit and 1 more for the overview, whose row takes 2; of the other 4, a row of 3
+    assert tiled(Budget(None, 7, "row", "stitched")) == [[2, 3], [2, 3], [2]]
+    assert tiled(Budget(None, 10, "row", "stitched")) == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2]]
