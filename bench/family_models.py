@@ -279,7 +279,14 @@ def _qwen2_5_vl(cut: Cut) -> tuple[Any, Any]:
         architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384})
-    return config, Qwen2_5_VLProcessor(images, tokenizer, chat_template=QWEN_TEMPLATE)
+
+    class WithoutVideos(Qwen2_5_VLProcessor):  # which would need torchvision
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    WithoutVideos.__name__ = Qwen2_5_VLProcessor.__name__  # what is written into the checkpoint
+    return config, WithoutVideos(images, tokenizer, chat_template=QWEN_TEMPLATE)
 
 
 FAMILY_MODELS = {
