@@ -73,7 +73,7 @@ def shape_of(model: FamilyModel, cut: Cut, side: int) -> Shape:
         )
     with torch.device("meta"):
         hollow = getattr(transformers, config.architectures[0])(config)
-    outside = ("language_model", "lm_head")
+    outside = ("language_model", "text_model", "lm_head")
     weights = sum(
         math.prod(parameter.shape)
         for name, parameter in hollow.named_parameters()
