@@ -64,6 +64,15 @@ SIZES = [
     (900, 7),
     (2, 3),
     (3000, 4000),
+    # For each set above one lying, one standing: the floats say a whole number of tokens less 1e-15
+    (55, 176),
+    (88, 55),
+    (47, 188),
+    (188, 47),
+    (154, 231),
+    (231, 154),
+    (49, 98),
+    (98, 49),
 ]
 sizes = st.integers(1, 3000) | st.integers(1, 40)
 
