@@ -82,6 +82,37 @@ def test_past_answers_are_written_as_the_template_says(tmp_path: Path) -> None:
     assert text == "U: <image>\none? A: {answer}</s>U: two? A: no</s>U: three? A:"
 
 
+def test_turns_without_images_may_be_written_differently(tmp_path: Path) -> None:
+    chat = prompter_with(tmp_path, first_text="T: {prompt} A:", next_text="; {prompt} A:")
+    history = (Turn("one?", (), "yes"), Turn("two?", ("a.png",), "no"), Turn("three?", (), "so"))
+    text = chat.render(Request("four?", ("b.png",), history=history), plans(2))
+    assert text == ("T: one? A:yes\nQ: <image>\ntwo? A:no; three? A:so\nQ: <image>\nfour? A:")
+    first = chat.render(Request("one?", ("a.png",)), plans(1))
+    assert first == "Q: <image>\none? A:"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"first_text": "no slot A:"},
+            r"prompt.first_text is 'no slot A:', which must hold \{prompt\} exactly",
+        ),
+        (
+            {"next_text": "{prompt}{prompt}"},
+            r"prompt.next_text is .*, which must hold \{prompt\} exactly once",
+        ),
+        (
+            {"generation": "A:", "next_text": "{prompt}"},
+            "prompt.generation is 'A:', which must end every turn",
+        ),
+    ],
+)
+def test_turns_without_images_that_are_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        prompter_with(tmp_path, **changes)
+
+
 def test_text_of_an_image_has_the_image_token_in_every_slot(prompter: Prompter) -> None:
     request = Request("what?", ("a.png", "b.png"), history=(Turn("one?", ("c.png",), "yes"),))
     text = prompter.render(request, [tiled(2), *plans(1), tiled(1, 3, 2)])
