@@ -31,8 +31,10 @@ def test_the_build_agrees_with_pytorch_at_every_stage(bundle: Path) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
     assert manifest["parity"]["ok"]
     assert [stage["name"] for stage in manifest["parity"]["stages"] if stage["skipped"]] == []
-    assert manifest["vision"]["tokens"] == 196
-    assert json.loads((bundle / "golden" / "golden.json").read_text())["num_keep"] == 59
+    assert manifest["layout"]["tokens"] == 196
+    assert json.loads((bundle / "golden" / "golden.json").read_text())["ratio"] == 0.3
+    with np.load(bundle / "golden" / "golden.npz") as golden:
+        assert golden["kept_counts"].tolist() == [59]
 
 
 def test_the_pruned_graph_adds_only_protobuf(bundle: Path) -> None:
