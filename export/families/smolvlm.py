@@ -1,5 +1,5 @@
-"""SmolVLM and Idefics3: a SigLIP-like tower on square tiles, pixel shuffle, one linear layer; the prompt names
-every tile. The two differ in names only.
+"""SmolVLM and Idefics3: a SigLIP-like tower on square tiles, pixel shuffle, one linear layer; the prompt
+names every tile. The two differ in names only.
 
 Sources, in transformers 5.23: `SmolVLMModel.get_image_features`, `SmolVLMVisionEmbeddings`,
 `SmolVLMConnector`, and the classes of the same names of Idefics3.
