@@ -78,7 +78,7 @@ def plan_pruning(request: Request, manifest: Manifest, plans: Sequence[ImagePlan
     )
     if sum(map(sum, counts)) < sum(map(sum, everything)):
         return PruningPlan(amount, counts, True, None)
-    return PruningPlan(Amount(), everything, False, f"{amount} keeps every token")
+    return PruningPlan(Amount(), counts, False, f"{amount} keeps every token")
 
 
 def stitched_rows(selector: str, pruning: PruningInfo) -> bool:

@@ -111,6 +111,17 @@ def test_measure_of_images_with_different_units(tmp_path: Path) -> None:
     assert len(measured["image_features"]) == (5 * 16 + 8) + (3 * 16 + 8)
 
 
+def test_measure_keeps_everything_of_a_stitched_picture(tmp_path: Path) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        return replace(manifest, pruning=replace(manifest.pruning, row_scope="stitched"))
+
+    model = ToyModel(pinpoints=TILES, strategy="row")
+    generator = Generator(load_bundle(write_toy_bundle(tmp_path / "toy", model, edit)), threads=1)
+    measured, _ = measure(generator, [toy_photo((32, 32))], "what?", Amount(), 1)
+    assert measured["kept_counts"].tolist() == [16] * 5
+    np.testing.assert_array_equal(measured["pruned_features"], measured["image_features"])
+
+
 @pytest.mark.parametrize(
     ("model", "photo", "scope", "expected"),
     [
