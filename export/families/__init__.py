@@ -8,13 +8,19 @@ from export.errors import CheckpointError
 from export.families.base import EncoderInfo, Family, ImageUnits, Reference, Subgraph
 from export.families.llava import LlavaFamily
 from export.families.llava_next import LlavaNextFamily
+from export.families.smolvlm import Idefics3Family, SmolVLMFamily
 
 __all__ = ["FAMILIES", "EncoderInfo", "Family", "ImageUnits", "Reference", "Subgraph", "family_for"]
 
 # How configurations name an image encoder: vision_config, mm_vision_tower, img_processor, visual …
 _VISION_KEYS = ("vision", "visual", "mm_", "img_", "image_")
 
-_REGISTERED: tuple[Family, ...] = (LlavaFamily(), LlavaNextFamily())
+_REGISTERED: tuple[Family, ...] = (
+    LlavaFamily(),
+    LlavaNextFamily(),
+    SmolVLMFamily(),
+    Idefics3Family(),
+)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _REGISTERED}
 
