@@ -303,7 +303,7 @@ class Manifest:
             )
         if layout.position_axes != self.decoder.position_axes:
             raise BundleError(
-                f"decoder.position_axes is {self.decoder.position_axes}, but a {layout.kind} layout has "
+                f"decoder.position_axes is {self.decoder.position_axes}, but the layout {layout.kind} has "
                 f"{layout.position_axes}: {_REBUILD}"
             )
         if layout.position_axes > 1 and pruning.position_ids != "original":
@@ -313,7 +313,7 @@ class Manifest:
             )
         if layout.has_newlines and IMAGE_NEWLINE not in self.constants:
             raise BundleError(
-                f"constants lacks {IMAGE_NEWLINE}, which a {layout.kind} layout needs: {_REBUILD}"
+                f"constants lacks {IMAGE_NEWLINE}, which the layout {layout.kind} needs: {_REBUILD}"
             )
 
     @property

@@ -149,7 +149,7 @@ REBUILD = r"rebuild the bundle with `python -m export.build`"
         (
             "decoder.position_axes",
             3,
-            "decoder.position_axes is 3, but a single layout has 1: rebuild",
+            "decoder.position_axes is 3, but the layout single has 1: rebuild",
         ),
         (
             "constants",
@@ -498,7 +498,7 @@ def test_constant_of_another_size_than_its_shape(tmp_path: Path) -> None:
 def test_tiles_without_a_newline_vector() -> None:
     manifest = toy_manifest(ToyModel(pinpoints=TILES), toy_files())
     assert manifest.constants == {IMAGE_NEWLINE: ConstantInfo(NEWLINE_FILE, (WIDTH,))}
-    with pytest.raises(BundleError, match="constants lacks image_newline, which a anyres layout needs: reb"):
+    with pytest.raises(BundleError, match="constants lacks image_newline, which the layout anyres needs: rebuild"):
         replace(manifest, constants={})
 
 
