@@ -20,7 +20,8 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _VIDEO = "video_processor"
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = [*_SMALL_FILES, "*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,21 @@ class Checkpoint:
     family: Family
 
 
-def open_checkpoint(source: str) -> Checkpoint:
+def open_checkpoint(source: str, *, weights: bool = True) -> Checkpoint:
     """Check a directory (or download a hub id) and find its family.
 
     Args:
         source: a checkpoint directory, or a hub id such as `llava-hf/llava-1.5-7b-hf`.
+        weights: whether they are needed; else they are neither downloaded nor looked for.
 
     Raises:
         CheckpointError: not there, not a supported model, or files missing or damaged.
     """
-    path = _directory(source)
+    path = _directory(source, _HUB_FILES if weights else _SMALL_FILES)
     config = _read_json(path / "config.json")
     family = family_for(config)
-    _check_weights(path)
+    if weights:
+        _check_weights(path)
     is_directory = Path(source).expanduser().is_dir()
     name = path.name if is_directory or source == DEFAULT_MODEL else source.split("/")[-1]
     # Absolute: a bundle finds its checkpoint from any working directory, and never on the hub instead.
@@ -80,7 +83,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoProcessor
 
     try:
-        kind = _video_processor_class(checkpoint.path) or AutoProcessor
+        kind = _video_processor_class(checkpoint) or AutoProcessor
         processor = kind.from_pretrained(checkpoint.path, backend="pil")
     except Exception as error:  # missing files, bad JSON and missing packages all arrive here
         raise CheckpointError(
@@ -101,13 +104,14 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
-def _video_processor_class(path: Path) -> Any:
+def _video_processor_class(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own processor class without its part for videos; None where it has no such part."""
     import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    names = [
-        _read_json(path / file).get("processor_class") for file in _PROCESSOR_FILES if (path / file).is_file()
-    ]
+    files = [checkpoint.path / name for name in _PROCESSOR_FILES]
+    names = [_read_json(file).get("processor_class") for file in files if file.is_file()]
+    names.append(PROCESSOR_MAPPING_NAMES.get(checkpoint.family.model_type))
     name = next((name for name in names if isinstance(name, str)), "")
     base: Any = getattr(transformers, name, None)
     if base is None or _VIDEO not in base.get_attributes():
@@ -168,7 +172,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def _directory(source: str) -> Path:
+def _directory(source: str, hub_files: list[str]) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -184,14 +188,14 @@ def _directory(source: str) -> Path:
             f"there is no checkpoint directory {source}: give --model a directory with config.json and "
             "weights, or a hub id owner/name"
         )
-    return _download(source)
+    return _download(source, hub_files)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=files))
     except Exception as error:  # no network, no such id, no permission: the reason is in the first line
         raise CheckpointError(
             f"{hub_id} is no directory here and could not be fetched from the hub ({_one_line(error)}): "

@@ -65,7 +65,7 @@ def test_parity_holds_at_the_default(built: Built) -> None:
     assert built.report["ok"], built.report["parity"]
     assert [stage["skipped"] for stage in built.report["parity"]["stages"]] == [False] * len(STAGES)
     prefix = load_bundle(built.path).manifest.layout.prefix_tokens
-    assert built.report["kept"] == [prefix + BUILDS[built.name][1]]
+    assert list(built.report["kept"]) == [prefix + BUILDS[built.name][1]]
     assert built.report["layer"] == BUILDS[built.name][2]
 
 
