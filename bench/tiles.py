@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,7 @@ RATIO = 0.3
 UNPRUNED, PLAIN = "unpruned", "plain"
 PEAK, SCORE, SELECT, KERNELS = "peak", "score", "select", "kernels"
 FLOAT = 4  # bytes
+ROUNDS = {"llava_next": 7, "qwen2_5_vl": 2}  # seconds and most of a minute for a run
 SIDES = {"llava_next": 672, "qwen2_5_vl": 1288}
 TINY_SIDES = {"llava_next": 224, "qwen2_5_vl": 168}
 SCORE_MEMORY = {"llava_next": 4 << 20, "qwen2_5_vl": 64 << 20}  # less than a unit's plain probabilities
@@ -255,17 +256,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--score-memory", type=byte_size, help="of the chunked form, per unit (default: 4MiB and 64MiB)"
     )
-    add_common_options(parser, rounds=2)
-    parser.set_defaults(warmup=0)
+    parser.add_argument("--rounds", type=int, help="measured rounds (default: 7 and 2)")
+    parser.add_argument("--warmup", type=int, default=0, help="runs before the measured one (default 0)")
+    add_common_options(parser, rounds=None)
+    parser.set_defaults(rounds=None, warmup=0)
 
     def body(options: argparse.Namespace) -> None:
+        chosen, options.rounds = options.rounds, 1 if options.rounds is None else options.rounds
         settings = settings_from(options)
         for name in dict.fromkeys(options.families):
             side = options.size or (TINY_SIDES if options.tiny else SIDES)[name]
             width = None if options.tiny else WIDTHS[name]
             memory = options.score_memory or (TINY_SCORE_MEMORY if options.tiny else SCORE_MEMORY[name])
             cut = Cut(tiny=options.tiny, depth=options.depth, width=width)
-            result = measure_tiles(FAMILY_MODELS[name], cut, side, memory, settings)
+            own = replace(settings, rounds=ROUNDS[name] if chosen is None else chosen)
+            result = measure_tiles(FAMILY_MODELS[name], cut, side, memory, own)
             report(result, settings)
 
     return run_script(parser, body, arguments)
