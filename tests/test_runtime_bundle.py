@@ -498,7 +498,9 @@ def test_constant_of_another_size_than_its_shape(tmp_path: Path) -> None:
 def test_tiles_without_a_newline_vector() -> None:
     manifest = toy_manifest(ToyModel(pinpoints=TILES), toy_files())
     assert manifest.constants == {IMAGE_NEWLINE: ConstantInfo(NEWLINE_FILE, (WIDTH,))}
-    with pytest.raises(BundleError, match="constants lacks image_newline, which the layout anyres needs: rebuild"):
+    with pytest.raises(
+        BundleError, match="constants lacks image_newline, which the layout anyres needs: rebuild"
+    ):
         replace(manifest, constants={})
 
 
