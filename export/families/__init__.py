@@ -8,6 +8,7 @@ from export.errors import CheckpointError
 from export.families.base import EncoderInfo, Family, ImageUnits, Reference, Subgraph
 from export.families.llava import LlavaFamily
 from export.families.llava_next import LlavaNextFamily
+from export.families.qwen2_5_vl import Qwen25VLFamily
 from export.families.smolvlm import Idefics3Family, SmolVLMFamily
 
 __all__ = ["FAMILIES", "EncoderInfo", "Family", "ImageUnits", "Reference", "Subgraph", "family_for"]
@@ -19,6 +20,7 @@ _REGISTERED: tuple[Family, ...] = (
     LlavaFamily(),
     LlavaNextFamily(),
     SmolVLMFamily(),
+    Qwen25VLFamily(),
     Idefics3Family(),
 )
 
