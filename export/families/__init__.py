@@ -20,8 +20,8 @@ _REGISTERED: tuple[Family, ...] = (
     LlavaFamily(),
     LlavaNextFamily(),
     SmolVLMFamily(),
-    Qwen25VLFamily(),
     Idefics3Family(),
+    Qwen25VLFamily(),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _REGISTERED}
