@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ from runtime.check import check_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError
 from runtime.generator import Generator
-from runtime.manifest import FORMAT_VERSION, IMAGE_NEWLINE, ConstantInfo, FileInfo, Manifest
+from runtime.layouts import LAYOUTS
+from runtime.manifest import (
+    FORMAT_VERSION,
+    IMAGE_NEWLINE,
+    ConstantInfo,
+    DecoderInfo,
+    FileInfo,
+    Manifest,
+    PromptTemplate,
+    PruningInfo,
+)
 from runtime.request import Request
 from tests.toy_bundle import (
     NEWLINE_FILE,
@@ -408,6 +418,25 @@ def test_schema_accepts_the_toys(text: str) -> None:
     frozen = [(FROZEN[name] / "bundle.json").read_text() for name in ("bundle_v2", "bundle_v2_tiles")]
     for manifest in (text, *frozen):
         assert [error.message for error in validator.iter_errors(json.loads(manifest))] == []
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_schema_has_every_layout_with_its_fields(kind: str) -> None:
+    schema = json.loads(SCHEMA.read_text())
+    assert {"$ref": f"#/$defs/layout_{kind}"} in schema["properties"]["layout"]["oneOf"]
+    record, own = schema["$defs"][f"layout_{kind}"], fields(LAYOUTS[kind])  # type: ignore[arg-type]
+    assert record["properties"]["kind"] == {"const": kind}
+    assert list(record["properties"]) == ["kind", *(field.name for field in own)]
+    required = [field.name for field in own if field.default is MISSING]
+    assert record["required"] == ["kind", *required]
+
+
+def test_schema_has_every_optional_key() -> None:
+    properties = json.loads(SCHEMA.read_text())["properties"]
+    for key, record in (("prompt", PromptTemplate), ("pruning", PruningInfo), ("decoder", DecoderInfo)):
+        own = fields(record)
+        assert set(properties[key]["properties"]) == {field.name for field in own}
+        assert set(properties[key]["required"]) == {field.name for field in own if field.default is MISSING}
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,23 @@ def test_newline_policies(tmp_path: Path, newline: str) -> None:
     assert result.prompt_tokens == len(ids)
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_is_not_pruned_keeps_its_newlines(tmp_path: Path, cancelled: bool) -> None:
+    generator = generator_for(tmp_path, newline="drop")
+    stream = generator.stream(Request("what?", (SQUARE,), ratio=1.0, max_new_tokens=8, ignore_eos=True))
+    if cancelled:
+        stream.cancel()
+    else:
+        list(stream)
+    result = stream.result
+    assert (result.pruned, result.visual_tokens_after) == (False, (88,))
+    assert result.prompt_tokens == len(prompt_ids([88], "what?"))
+    if not cancelled:
+        features = features_of(generator, SQUARE, rows_of(generator, SQUARE, 1.0))
+        embeds = MODEL.merged(np.array([prompt_ids([88], "what?")]), features)
+        assert list(result.token_ids) == MODEL.greedy(embeds, 8)
+
+
 def test_original_positions_of_tiles(tmp_path: Path) -> None:
     generator = generator_for(tmp_path, position_ids="original")
     request = Request("what?", (SQUARE, LYING), ratio=0.3, max_new_tokens=12, ignore_eos=True)
