@@ -31,11 +31,11 @@ from bench.images import block_image
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.processors import PROMPT
 from bench.results import Result, Table, write_markdown
-from bench.target_checks import RtxFound, lint_found, rtx_found
+from bench.target_checks import RtxFound, graver_findings, lint_found, rtx_found
 from bench.torch_reference import load_reference
 from export.errors import ExportError
 from fopru_graph import GraphError
-from fopru_graph.lint import TARGETS
+from fopru_graph.lint import SEVERITIES, TARGETS, LintReport
 from runtime import FopruError, Generator, Request, load_bundle
 from runtime.bundle import Bundle
 from runtime.parity import compare, measure
@@ -86,8 +86,7 @@ class Found:
 
     tokens: tuple[Tokens, ...]
     exactness: Exactness
-    lint: dict[str, dict[str, int]]
-    findings: dict[str, list[str]]
+    lint: dict[str, LintReport]
     rtx: RtxFound
     lines: dict[str, tuple[int, int]]
 
@@ -132,7 +131,6 @@ def _measure(model: FamilyModel, cut: Cut, settings: Settings, build_rtx: bool) 
     status(f"{model.name}: comparing with PyTorch")
     exactness = _exactness(bundle, checkpoint, sizes[0], settings.threads)
     status(f"{model.name}: asking targets")
-    lint, findings = lint_found(bundle)
     files = {
         "family": f"export/families/{model.name}.py",
         "layout": f"runtime/layouts/{model.layout}.py",
@@ -140,8 +138,7 @@ def _measure(model: FamilyModel, cut: Cut, settings: Settings, build_rtx: bool) 
     return Found(
         tokens_of(bundle, sizes, RATIO),
         exactness,
-        lint,
-        findings,
+        lint_found(bundle),
         rtx_found(bundle, sizes, RATIO, build_rtx),
         {name: code_lines(ROOT / file) for name, file in files.items()},
     )
@@ -203,10 +200,19 @@ def _result(found: dict[str, Found], failed: dict[str, str], cut: Cut, settings:
         f"and to those of the PyTorch reference at ratio {RATIO:g}, up to the first that differs.",
         "By target: errors and warnings of fopru_graph.lint; what TensorRT for RTX says is parsed, and built "
         "for SM86 without a GPU.",
+        *(f"{name}, {said}" for name, one in found.items() for said in graver_findings(one.lint)),
         *(f"{name} failed: {message}" for name, message in failed.items()),
     )
-    name = "families-tiny" if cut.tiny else "families"
-    return Result(name, describe_environment(settings.threads), figures, {}, tables, notes)
+    return Result(
+        _name(found, failed, cut), describe_environment(settings.threads), figures, {}, tables, notes
+    )
+
+
+def _name(found: dict[str, Found], failed: dict[str, str], cut: Cut) -> str:
+    """Of the files: what is not about all families as published is kept apart."""
+    some = [] if len(found) + len(failed) == len(FAMILY_MODELS) else [*found, *failed]
+    depth = [] if cut.depth is None else [f"depth{cut.depth}"]
+    return "-".join(["families", *some, *depth, *(["tiny"] if cut.tiny else [])])
 
 
 def _token_table(found: dict[str, Found]) -> Table:
@@ -249,9 +255,9 @@ def _target_table(found: dict[str, Found]) -> Table:
     return Table("The pruned encoder by target", ("family", *TARGETS, "TensorRT for RTX says"), rows)
 
 
-def _verdict(counts: dict[str, int]) -> str:
-    parts = [f"{counts[severity]} {severity}s" for severity in ("error", "warning") if counts[severity]]
-    return ", ".join(parts) or "ok"
+def _verdict(report: LintReport) -> str:
+    counts = {severity: len(report.of(severity)) for severity in SEVERITIES[:2]}
+    return ", ".join(f"{count} {severity}s" for severity, count in counts.items() if count) or "ok"
 
 
 def _rtx_cell(rtx: RtxFound) -> str:

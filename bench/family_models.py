@@ -136,7 +136,7 @@ def _tower(published: dict[str, Any], cut: Cut, **tiny: Any) -> dict[str, Any]:
     """The published tower, or a tiny one of its kind, with `cut.depth` layers."""
     small = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4}
     tower = published | (small | tiny if cut.tiny else {})
-    layers = cut.depth or tower["num_hidden_layers"]
+    layers = tower["num_hidden_layers"] if cut.depth is None else cut.depth
     if not 1 <= layers <= tower["num_hidden_layers"]:
         raise BenchError(
             f"depth is {layers}, but the tower has {tower['num_hidden_layers']} layers: give 1 to that many"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fopru_graph.errors import OptionError
-from fopru_graph.lint import SEVERITIES, TARGETS, lint_file
+from fopru_graph.lint import TARGETS, Finding, LintReport, lint_file
 from fopru_graph.lint.profiles import Profile, read_on_host
 from fopru_graph.lint.rtx import build_check
 from runtime import contract
@@ -19,7 +19,7 @@ from runtime.bundle import Bundle
 from runtime.counts import kept_count
 from runtime.preprocess import prepare
 
-__all__ = ["RtxFound", "lint_found", "rtx_found", "rtx_profiles"]
+__all__ = ["RtxFound", "graver_findings", "lint_found", "rtx_found", "rtx_profiles"]
 
 Size = tuple[int, int]
 MOST_SELECTED = 3839  # by TensorRT's TopK
@@ -37,15 +37,22 @@ class RtxFound:
     findings: tuple[str, ...] = ()
 
 
-def lint_found(bundle: Bundle) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
-    """Of the pruned encoder, per target: number of findings by severity, and each finding in a sentence."""
-    counts: dict[str, dict[str, int]] = {}
-    sentences = {}
-    for target in TARGETS:
-        found = lint_file(bundle.graph(contract.VISION_ENCODER_FOPRU), target)
-        counts[target] = {severity: len(found.of(severity)) for severity in SEVERITIES}
-        sentences[target] = [str(finding) for finding in found.findings]
-    return counts, sentences
+def lint_found(bundle: Bundle) -> dict[str, LintReport]:
+    """What the lint says about the pruned encoder, by target."""
+    graph = bundle.graph(contract.VISION_ENCODER_FOPRU)
+    return {target: lint_file(graph, target) for target in TARGETS}
+
+
+def graver_findings(reports: dict[str, LintReport]) -> Iterator[str]:
+    """Errors and warnings in a sentence each: once per rule, with all targets that it holds for."""
+    found: dict[str, tuple[Finding, list[str]]] = {}
+    for target, report in reports.items():
+        for finding in (*report.of("error"), *report.of("warning")):
+            _, targets = found.setdefault(finding.rule, (finding, []))
+            if target not in targets:
+                targets.append(target)
+    for finding, targets in found.values():
+        yield f"{', '.join(targets)}: {finding}"
 
 
 def rtx_found(bundle: Bundle, sizes: Sequence[Size], ratio: float, build: bool) -> RtxFound:

@@ -200,14 +200,15 @@ def _result(
         }
     reports = graphs.reports
     paths = {name: report.score_path for name, report in reports.items()}
-    depth = "" if cut.depth is None else f", tower cut to {cut.depth} layers"
+    left = ", everything cut down" if cut.tiny else f", tower cut to {cut.depth} layers"
+    left = left if cut.tiny or cut.depth is not None else ""
     columns = (
         *("variant", "seconds", "range", "÷ unpruned", "quartiles", "score + select %"),
         *("peak GiB", "over unpruned"),
     )
-    title = f"{model.about}{depth}, {shape.side} x {shape.side} pixels, {measured.rounds} rounds"
+    title = f"{model.about}{left}, {shape.side} x {shape.side} pixels, {measured.rounds} rounds"
     notes = (
-        f"{shape.units} units of {shape.rows} attention rows in one call, {shape.heads} heads; "
+        f"Units in one call: {shape.units}, each of {shape.rows} attention rows and {shape.heads} heads; "
         f"{shape.units * shape.tokens} -> {kept} tokens; gather {reports[PLAIN].gather}, layer "
         f"{reports[PLAIN].layer}.",
         "Scores: "

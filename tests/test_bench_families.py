@@ -16,9 +16,10 @@ from bench.families import equal_tokens
 from bench.family_models import FAMILY_MODELS, Cut, ensure_family_checkpoint
 from bench.images import block_image
 from bench.results import read_result
-from bench.target_checks import rtx_profiles
+from bench.target_checks import graver_findings, rtx_profiles
 from bench.tiles import Estimate
 from export.families import FAMILIES
+from fopru_graph.lint import Finding, LintReport, Severity
 from runtime import load_bundle
 from runtime.layouts import ImageLayout
 
@@ -40,13 +41,18 @@ def layout_of(name: str) -> ImageLayout:
 
 
 # Tokens by hand: CLIP-L/336 has 24 x 24 of them per tile. At 672 x 672 the picture fills 2 x 2 tiles and each
-# of its 48 lines ends with a newline; 640 x 480 leaves 12 lines of padding, 6 of them on each side.
+# of its 48 lines ends with a newline; 640 x 480 leaves 12 lines of padding, 6 of them on each side. SmolVLM
+# makes 2048 x 1536 of 640 x 480: 4 x 3 tiles and the whole, 8 x 8 tokens each. A token of Qwen2.5-VL is
+# 28 x 28 pixels.
 @pytest.mark.parametrize(
     ("name", "size", "units", "placeholders", "prunable"),
     [
         ("llava", (480, 640), 1, 576, 576),
         ("llava_next", (672, 672), 5, 576 + 48 * 48 + 48, 5 * 576),
         ("llava_next", (480, 640), 5, 576 + 36 * 48 + 36, 576 + 36 * 48),
+        ("smolvlm", (480, 640), 13, 13 * 64, 13 * 64),
+        ("qwen2_5_vl", (480, 640), 1, 17 * 23, 17 * 23),
+        ("qwen2_5_vl", (1288, 1288), 1, 46 * 46, 46 * 46),
     ],
 )
 def test_tokens_of_the_published_shapes(
@@ -57,7 +63,7 @@ def test_tokens_of_the_published_shapes(
 
 
 def test_every_figure_of_a_family_is_there(work: Path) -> None:
-    result = read_result(work / "results" / "families-tiny.json")
+    result = read_result(work / "results" / "families-llava_next-tiny.json")
     found = result.figures["families"]["llava_next"]
     assert [one["before"] for one in found["tokens"]] == [268, 336]
     # kept of 64: 19 per whole tile; newlines all stay
@@ -66,7 +72,7 @@ def test_every_figure_of_a_family_is_there(work: Path) -> None:
     assert found["exactness"]["tokens_whole"] == found["exactness"]["tokens_pruned"] == 32
     assert set(found["lint"]) == {"jetpack6", "jetpack7", "tensorrt10", "tensorrt11", "tensorrt-rtx", "ort"}
     assert found["lines"]["family"][0] > found["lines"]["family"][1] > 50
-    page = (work / "results" / "families-tiny.md").read_text()
+    page = (work / "results" / "families-llava_next-tiny.md").read_text()
     assert "| llava_next | 210 x 150 | 11 of 11 | 32/32 | 32/32 |" in page
 
 
@@ -75,7 +81,7 @@ def test_a_failed_family_is_reported_and_the_others_are_not_lost(
 ) -> None:
     options = ["--families", "llava", "--depth", "99", "--threads", "1", "--work", str(tmp_path)]
     assert families.main([*options, "--results", str(tmp_path)]) == 1
-    failed = read_result(tmp_path / "families.json").figures["failed"]
+    failed = read_result(tmp_path / "families-llava-depth99.json").figures["failed"]
     assert failed == {"llava": "depth is 99, but the tower has 24 layers: give 1 to that many"}
     assert "llava failed: depth is 99" in capsys.readouterr().out
 
@@ -134,6 +140,29 @@ def test_shape_of_the_published_tower_is_read_without_loading_it() -> None:
     # CLIP-L/336 has 303.5 M parameters, the projector 1024 x 4096 + 4096 x 4096 and biases, the newline 4096
     projector = 1024 * 4096 + 4096 * 4096 + 2 * 4096
     assert shape.weights == 4 * (303_507_456 + projector + 4096)
+
+
+def test_patches_of_a_merging_tower_are_attention_rows() -> None:
+    shape = shape_of(FAMILY_MODELS["qwen2_5_vl"], Cut(width=2048), 1288)
+    assert (shape.units, shape.rows, shape.tokens, shape.heads) == (1, 8464, 2116, 16)
+    assert shape.weights == 4 * 668_684_288  # the published tower: 668.68 M parameters
+
+
+@pytest.mark.parametrize("depth", [0, 7])
+def test_a_tower_too_short_to_be_scored_is_refused(depth: int) -> None:
+    expected = "depth is 7, but the first block that looks at the whole image is number 7: give 8 or more"
+    with pytest.raises(BenchError, match=expected if depth else "depth is 0, but the tower has 32 layers"):
+        FAMILY_MODELS["qwen2_5_vl"].build(Cut(depth=depth))
+
+
+def test_a_rule_is_said_once_with_all_its_targets() -> None:
+    def report(target: str, *severities: Severity) -> LintReport:
+        found = (Finding("a-rule", each, "TopK", "t", "", "too many", "keep less") for each in severities)
+        return LintReport(target, tuple(found))
+
+    made = (report("one", "warning", "warning"), report("two", "warning"), report("three", "note"))
+    reports = {each.target: each for each in made}
+    assert list(graver_findings(reports)) == ["one, two: warning [a-rule] TopK 't': too many; keep less"]
 
 
 def test_a_checkpoint_is_written_once(tmp_path: Path) -> None:
