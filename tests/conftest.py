@@ -74,3 +74,21 @@ def toy_build(toy_checkpoint: Maker, tmp_path_factory: pytest.TempPathFactory) -
 def toy_bundle_dir(toy_build: ToyBuild) -> Path:
     """A bundle built from the toy CLIP + Llama checkpoint; read-only, shared by all tests."""
     return toy_build.bundle
+
+
+@pytest.fixture(scope="session")
+def family_bundle(tmp_path_factory: pytest.TempPathFactory, torch_threads: None) -> Maker:
+    """Bundle of a family's toy checkpoint by model type, at ratio 0.3; read-only, shared by all tests."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            from export.build import BuildOptions, build
+            from tests.toy_families import TOYS
+
+            folder = tmp_path_factory.mktemp("families")
+            checkpoint = TOYS[name](folder / "checkpoint")
+            made[name] = build(BuildOptions(str(checkpoint), folder / name, ratio=0.3)).bundle
+        return made[name]
+
+    return make

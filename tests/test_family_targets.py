@@ -1,4 +1,4 @@
-"""What targets say to the pruned encoder of every family: the lint of ours, and TensorRT for RTX where it is installed."""
+"""What targets say to the pruned encoder of every family: our lint, and TensorRT for RTX where installed."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def feeds_of(bundle: Bundle) -> Feeds:
     for images, (side, ratio) in enumerate(zip((32, 64, 128), RATIOS, strict=True), 1):
         plan = layout.plan(side, side)
         unit, units = plan.units[0], 1 if layout.unit_tokens is None else images
-        views = np.stack(
-            [np.zeros((3, *view_size(bundle, side)), np.float32) for _ in range(units)]
-        )
+        views = np.stack([np.zeros((3, *view_size(bundle, side)), np.float32) for _ in range(units)])
         point = {contract.PIXEL_VALUES: layout.pack(views), **plan.inputs}
         point[contract.NUM_KEEP] = np.array([max(1, int(unit.tokens * ratio))], np.int64)
         if layout.masked:
@@ -76,7 +74,7 @@ def test_every_family_has_a_toy() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("target", ["jetpack6", "jetpack7", "tensorrt10", "tensorrt-rtx", "onnxruntime"])
+@pytest.mark.parametrize("target", ["jetpack6", "jetpack7", "tensorrt10", "tensorrt-rtx", "ort"])
 def test_the_lint_of_a_target_finds_no_error(
     family: str, target: str, family_bundle: Callable[[str], Path]
 ) -> None:
