@@ -159,18 +159,18 @@ def _model(kind: str, vision: dict[str, Any], text: Any, *, scale_factor: int, s
     return model
 
 
-def write_toy_smolvlm(path: Path, seed: int = 0, **options: Any) -> Path:
-    """Write a tiny SmolVLM checkpoint to the directory `path`, and return it; for `options` see
-    `toy_split_model`."""
-    toy_split_model("smolvlm", seed, **options).save_pretrained(path)
-    _save_as_smolvlm(toy_idefics3_processor(scale_factor=options.get("scale_factor", 2)), path)
+def write_toy_smolvlm(path: Path, seed: int = 0, *, scale_factor: int = 2, **options: Any) -> Path:
+    """Write a tiny SmolVLM checkpoint to the directory `path`, and return it; `options` go to the image
+    processor."""
+    toy_split_model("smolvlm", seed, scale_factor=scale_factor).save_pretrained(path)
+    _save_as_smolvlm(toy_idefics3_processor(scale_factor=scale_factor, **options), path)
     return path
 
 
-def write_toy_idefics3(path: Path, seed: int = 0, **options: Any) -> Path:
+def write_toy_idefics3(path: Path, seed: int = 0, *, scale_factor: int = 2, **options: Any) -> Path:
     """The same as an Idefics3 checkpoint."""
-    toy_split_model("idefics3", seed, **options).save_pretrained(path)
-    toy_idefics3_processor(scale_factor=options.get("scale_factor", 2)).save_pretrained(path)
+    toy_split_model("idefics3", seed, scale_factor=scale_factor).save_pretrained(path)
+    toy_idefics3_processor(scale_factor=scale_factor, **options).save_pretrained(path)
     return path
 
 
