@@ -99,7 +99,9 @@ def count_costs(options: BuildOptions, sizes: Sequence[tuple[int, int]], text_to
 
     def costs(width: int, height: int, plan: ImagePlan) -> ImageCosts:
         kept = kept_of(plan, options)
-        after = kept_placeholders(plan, kept, layout.prefix_tokens, options.newline_policy)
+        # As in the runtime: a request that prunes nothing keeps its newlines.
+        newline = options.newline_policy if kept < plan.prunable else "keep_all"
+        after = kept_placeholders(plan, kept, layout.prefix_tokens, newline)
         return ImageCosts(
             width=width,
             height=height,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.build import guarded
 from export.errors import OptionError
@@ -52,7 +52,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     from runtime.generator import Generator
     from runtime.golden import load_record
     from runtime.parity import compare, measure
-    from runtime.plan import Amount, plan_pruning
+    from runtime.plan import plan_pruning
     from runtime.request import Request
 
     manifest = bundle.manifest
@@ -65,12 +65,10 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     request = Request(prompt, paths, ratio=options.ratio, tokens=options.tokens)
     images = open_images(paths)
     plans = [manifest.layout.plan(image.height, image.width) for image in images]
-    plan_pruning(request, manifest, plans)
-    amount = Amount(options.ratio, options.tokens)
-    if amount.everything:
-        amount = Amount(manifest.pruning.default_ratio, manifest.pruning.default_tokens)
+    amount = plan_pruning(request, manifest, plans).amount
     checkpoint = open_checkpoint(options.model or manifest.model.source)
-    _check_same_model(checkpoint, bundle)
+    processor = load_processor(checkpoint)
+    _check_same_model(checkpoint, processor, bundle)
     pruning = manifest.pruning
     choice = PruningChoice(
         layer=pruning.layer,
@@ -82,7 +80,6 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
         newline=pruning.newline,
         position_ids=pruning.position_ids,
     )
-    processor = load_processor(checkpoint)
     check_question(prompt, processor)
     model = load_model(checkpoint)
     oracle = Oracle(checkpoint.family.reference(model, processor), model, processor)
@@ -94,17 +91,17 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     return compare(reference, measured, units)
 
 
-def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
+def _check_same_model(checkpoint: Checkpoint, processor: Any, bundle: Bundle) -> None:
     """Compare what the configuration says with what the bundle was built from.
 
     Raises:
         OptionError: another model.
     """
-    from export.checkpoint import load_config, load_processor
+    from export.checkpoint import load_config
     from runtime.decode import encode
 
     config, manifest = load_config(checkpoint), bundle.manifest
-    layout = checkpoint.family.layout(config, load_processor(checkpoint))
+    layout = checkpoint.family.layout(config, processor)
     layers, text = checkpoint.family.encoder_info(config).layers, config.text_config
     found_layout, built_layout = encode(layout), encode(manifest.layout)
     pairs = {

@@ -69,8 +69,11 @@ class Plan:
     @property
     def placeholders(self) -> tuple[int, ...]:
         """Placeholders of each golden image once it is pruned; the most, with policy `keep_nonempty`."""
+        total = sum(plan.prunable for plan in self.image_plans)
+        # As in the runtime: a request that prunes nothing keeps its newlines.
+        newline = self.options.newline_policy if sum(self.kept) < total else "keep_all"
         return tuple(
-            kept_placeholders(plan, kept, self.layout.prefix_tokens, self.options.newline_policy)
+            kept_placeholders(plan, kept, self.layout.prefix_tokens, newline)
             for plan, kept in zip(self.image_plans, self.kept, strict=True)
         )
 

@@ -17,7 +17,7 @@ from export.families import FAMILIES, family_for
 from export.families.llava import feature_states
 from export.steps import quiet_libraries
 from tests.conftest import Maker
-from tests.toy_llava import ToySpec, toy_model
+from tests.toy_llava import LLAVA_TEMPLATE, ToySpec, toy_model
 
 Editor = Callable[[dict[str, Any]], None]
 
@@ -236,6 +236,36 @@ def test_processor_of_another_kind(
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: processor)
     with pytest.raises(CheckpointError, match=message):
         load_processor(open_checkpoint(str(copied)))
+
+
+@pytest.mark.parametrize("name", ["Qwen2_5_VLProcessor", "SmolVLMProcessor"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_processors_with_a_part_for_videos(copied: Path, name: str, recorded: bool) -> None:
+    """They load without torchvision and num2words, by the name in a file or by the model type."""
+    import transformers
+    from PIL import Image
+
+    kinds = {"Qwen2_5_VLProcessor": "qwen2_5_vl", "SmolVLMProcessor": "smolvlm"}
+    settings: dict[str, object] = {"size": {"longest_edge": 64}} if name.startswith("Smol") else {}
+    settings["image_processor_type"] = {
+        "Qwen2_5_VLProcessor": "Qwen2VLImageProcessor",
+        "SmolVLMProcessor": "SmolVLMImageProcessor",
+    }[name]
+    (copied / "processor_config.json").unlink()
+    tokenizer = json.loads((copied / "tokenizer_config.json").read_text())
+    tokenizer.pop("processor_class", None)
+    (copied / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (copied / "preprocessor_config.json").write_text(
+        json.dumps(settings | ({"processor_class": name} if recorded else {}))
+    )
+    checkpoint = Checkpoint(copied, str(copied), "m", FAMILIES[kinds[name]])
+    with quiet_libraries(False):
+        processor = load_processor(checkpoint)
+    assert isinstance(processor, getattr(transformers, name))
+    made = processor(text="a <image> b", images=[Image.new("RGB", (60, 40))])
+    assert made["input_ids"][0].count(3) > 1
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hm?"}]}]
+    assert "<image>" in processor.apply_chat_template(messages, chat_template=LLAVA_TEMPLATE)
 
 
 def set_in(section: str, **values: object) -> Editor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_tiles_and_newlines(
     table = capsys.readouterr().out
     for part in ("next (llava_next), tokens 20", "64 x 64", "5 of 4 x 4", "88 → 28", "80 → 20"):
         assert part in table
+
+
+def test_newline_policy(tiled: Path) -> None:
+    options = BuildOptions(model=str(tiled), ratio=0.5, newline="drop")
+    (image,) = count_costs(options, [(64, 64)]).images
+    assert (image.placeholders, image.placeholders_kept) == (88, 40)
+    # a request that prunes nothing keeps its newlines
+    (whole,) = count_costs(replace(options, ratio=1.0), [(64, 64)]).images
+    assert whole.placeholders_kept == 88
 
 
 def test_a_checkpoint_without_weights(
