@@ -289,14 +289,8 @@ class Manifest:
                 'pruning.strategy is "row", which needs a grid of tokens, but layout.grid is null: '
                 f"{_REBUILD}"
             )
-        total = layout.unit_tokens
-        single = layout.kind == "single"
-        if (
-            pruning.default_tokens is not None
-            and single
-            and total is not None
-            and pruning.default_tokens > total
-        ):
+        total = layout.image_tokens
+        if pruning.default_tokens is not None and total is not None and pruning.default_tokens > total:
             raise BundleError(
                 f"pruning.default_tokens is {pruning.default_tokens}, but an image has {total} tokens: "
                 f"{_REBUILD}"

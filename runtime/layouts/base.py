@@ -164,6 +164,11 @@ class ImageLayout(abc.ABC):
         """(R, C) of every unit, None where it varies or there is none."""
 
     @property
+    def image_tokens(self) -> int | None:
+        """Tokens of every image, None where that depends on its size."""
+        return None
+
+    @property
     def has_grid(self) -> bool:
         """Whether the tokens of a unit make a grid, fixed or not: `row` needs one."""
         return True

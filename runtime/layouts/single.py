@@ -87,6 +87,10 @@ class SingleLayout(ImageLayout):
         return self.tokens
 
     @property
+    def image_tokens(self) -> int:
+        return self.tokens
+
+    @property
     def unit_grid(self) -> tuple[int, int] | None:
         return self.grid
 
