@@ -243,6 +243,21 @@ def test_reference_scores_are_means_over_groups_of_patches(scale_factor: int) ->
 # One graph
 
 
+@pytest.mark.parametrize("tile", [32, 40, 64, 35])  # 35: three pixels more than whole patches
+def test_positions_of_patches_are_those_of_transformers(model: Any, tile: int) -> None:
+    # The tower has positions for 8 x 8 patches; other tiles share them out among their patches.
+    processor = smolvlm_processor(max_image_size={"longest_edge": tile})
+    layout = FAMILY.layout(model.config, processor)
+    inputs = processor(text="<image>", images=noise((50, 90)), return_tensors="pt")
+    encoder = next(FAMILY.subgraphs(model, layout, FAMILY.decoder_info(model))).module
+    with torch.no_grad():
+        made = encoder(inputs["pixel_values"][0])
+        wanted = FAMILY.reference(model, processor).features(inputs)
+    assert made.shape[1] == (tile // 4 // 2) ** 2
+    # the same sums by another kernel: rounding of features near 1
+    torch.testing.assert_close(made.flatten(0, 1), wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale_factor", [2, 4])
 def test_one_bright_patch_survives_alone(scale_factor: int, tmp_path: Path, torch_threads: None) -> None:
     model = toy_split_model(scale_factor=scale_factor, layers=1)
