@@ -3,8 +3,8 @@
     from export import BuildOptions, build
     report = build(BuildOptions(model="demo/checkpoint", ratio=0.3))
 
-or `python -m export.build --ratio 0.3`. `export.parity` compares a bundle with PyTorch; `export.info` counts what
-images cost before anything is loaded.
+or `python -m export.build --ratio 0.3`. `export.parity` compares a bundle with PyTorch; `export.info` counts
+what images cost before anything is loaded.
 """
 
 from __future__ import annotations

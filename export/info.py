@@ -193,9 +193,9 @@ def print_costs(found: ModelCosts, console: Console) -> None:
             _units(image),
             f"{image.placeholders} → {image.placeholders_kept}",
             f"{image.prunable} → {image.prunable_kept}",
-            f"{image.kv_bytes / 1e6:.1f} → {image.kv_bytes_kept / 1e6:.1f}",
-            f"{image.encoder_macs / 1e9:.2f}",
-            f"{image.prefill_macs / 1e9:.2f} → {image.prefill_macs_kept / 1e9:.2f}",
+            f"{_short(image.kv_bytes / 1e6)} → {_short(image.kv_bytes_kept / 1e6)}",
+            _short(image.encoder_macs / 1e9),
+            f"{_short(image.prefill_macs / 1e9)} → {_short(image.prefill_macs_kept / 1e9)}",
         )
     console.print(table)
     text = f" and {found.text_tokens} text tokens" if found.text_tokens else ""
@@ -209,6 +209,11 @@ def _units(image: ImageCosts) -> str:
         f"{count} without a grid" if grid is None else f"{count} of {grid[0]} x {grid[1]}"
         for grid, count in counts.items()
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, and all of a larger number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _size(text: str) -> tuple[int, int]:
