@@ -45,6 +45,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "toy": {},
     "published in small": {"patch_size": 14, "window_size": 112, "hidden_size": 48, "intermediate_size": 56},
     "windows of one token": {"window_size": 8, "depth": 3, "fullatt_block_indexes": [2]},
+    "no windows": {"fullatt_block_indexes": [0, 1, 2, 3]},
     "merger of 3 x 3": {"spatial_merge_size": 3, "window_size": 36, "temporal_patch_size": 1},
 }
 
@@ -156,9 +157,13 @@ def tower_inputs(tower: Any, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Inputs of the encoder for random pixels of `grid` tokens."""
     config = tower.config
     merge, patch = config.spatial_merge_size, config.patch_size
-    layout = NativeLayout(
-        patch, merge, config.temporal_patch_size, 1, 1 << 26, config.window_size // merge // patch
+    processor = toy_qwen_processor(
+        patch_size=patch,
+        merge_size=merge,
+        temporal_patch_size=config.temporal_patch_size,
+        size={"shortest_edge": 1, "longest_edge": 1 << 26},
     )
+    layout = FAMILY.layout(SimpleNamespace(vision_config=config), processor)
     plan = layout.plan(*(side * merge * patch for side in grid))
     assert plan.units[0].grid == grid
     noise = torch.Generator().manual_seed(sum(grid))
@@ -181,6 +186,7 @@ GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 4), (3, 5), (5, 3), (8, 6), (9, 13)
 def test_encoder_gives_the_features_of_transformers(name: str, torch_threads: None) -> None:
     tower = toy_qwen_model(1, vision=TOWERS[name]).model.visual
     encoder = NativeVisionEncoder(tower).eval()
+    assert len(tower_inputs(tower, (2, 2))) == (2 if name == "no windows" else 4)
     for grid in GRIDS:
         inputs = tower_inputs(tower, grid)
         wanted = of_transformers(tower, inputs[0], grid)

@@ -60,7 +60,7 @@ class Qwen25VLFamily(TextModel):
                     f"the vision tower has {name} {getattr(tower, name)}, but patches are cubes of the same "
                     "side: give it as one number"
                 )
-        if _window(tower) < 1:
+        if _window_side(tower) < 1:
             raise CheckpointError(
                 f"the vision tower has window_size {tower.window_size}, less than a token of "
                 f"{tower.spatial_merge_size} x {tower.spatial_merge_size} patches of {tower.patch_size} "
@@ -107,7 +107,8 @@ class Qwen25VLFamily(TextModel):
             temporal_patch_size=tower.temporal_patch_size,
             min_pixels=least,
             max_pixels=most,
-            window=_window(tower),
+            # Windows of blocks that do not exist would be inputs that nothing reads.
+            window=None if len(set(tower.fullatt_block_indexes)) == tower.depth else _window_side(tower),
         )
 
     def preprocess(self, processor: Any) -> Preprocess:
@@ -118,7 +119,7 @@ class Qwen25VLFamily(TextModel):
         assert unit.grid is not None  # `NativeLayout` gives every unit one
         tower, group = config.vision_config, config.vision_config.spatial_merge_size**2
         patches, width, full = unit.tokens * group, tower.hidden_size, len(set(tower.fullatt_block_indexes))
-        windows, slots = windows_of(unit.grid, _window(tower))[0].shape
+        windows, slots = windows_of(unit.grid, _window_side(tower))[0].shape
         inputs = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
         attention = full * patches**2 + (tower.depth - full) * windows * (slots * group) ** 2
         linear = patches * (4 * width**2 + 3 * width * tower.intermediate_size)
@@ -257,6 +258,6 @@ def _received(attention: Any, rows: Tensor, arguments: dict[str, Any]) -> Tensor
     return torch.cat(images)
 
 
-def _window(tower: Any) -> int:
+def _window_side(tower: Any) -> int:
     """Tokens along a side of an attention window."""
     return int(tower.window_size) // int(tower.spatial_merge_size) // int(tower.patch_size)
