@@ -34,7 +34,7 @@ from runtime.generator import Generator
 from runtime.layouts import Unit
 from runtime.layouts.native import NativeLayout, windows_of
 from runtime.request import Request
-from tests.toy_qwen2_5_vl import SIZE, toy_qwen_model, toy_qwen_processor, write_toy_qwen2_5_vl
+from tests.toy_qwen2_5_vl import SIZE, as_on_the_hub, toy_qwen_model, toy_qwen_processor, write_toy_qwen2_5_vl
 
 FAMILY = Qwen25VLFamily()
 LAYOUT = NativeLayout(4, 2, 2, SIZE["shortest_edge"], SIZE["longest_edge"], 2)
@@ -321,6 +321,7 @@ def test_planted_peak_is_the_one_token_kept(
 
 # Whole builds
 
+# The second is also in the form of the hub, its head tied as there.
 BUILDS: dict[str, dict[str, Any]] = {
     "rank": {"ratio": 0.3},
     "rows": {"ratio": 0.5, "strategy": "row", "layer": 1, "opset": 23},
@@ -343,7 +344,9 @@ def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, torch_threads: None
 ) -> Built:
     options, folder = BUILDS[request.param], tmp_path_factory.mktemp("qwen2_5_vl")
-    checkpoint = write_toy_qwen2_5_vl(folder / "checkpoint")
+    checkpoint = write_toy_qwen2_5_vl(folder / "checkpoint", tied=request.param == "rows")
+    if request.param == "rows":
+        as_on_the_hub(checkpoint)
     report = build(BuildOptions(model=str(checkpoint), output=folder / "bundle", **options))
     with quiet_libraries(False):
         opened = open_checkpoint(str(checkpoint))

@@ -4,6 +4,7 @@ and one with the published vision tower.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.toy_llava import _spread
 
 __all__ = [
     "QWEN_TEMPLATE",
+    "as_on_the_hub",
     "published_qwen2_5_vl",
     "toy_qwen_model",
     "toy_qwen_processor",
@@ -78,7 +80,7 @@ def toy_qwen_processor(**options: Any) -> Any:
     return WithoutVideos(images, toy_qwen_tokenizer(), chat_template=QWEN_TEMPLATE)
 
 
-def _config(vision: dict[str, Any], text: dict[str, Any]) -> Any:
+def _config(vision: dict[str, Any], text: dict[str, Any], tied: bool) -> Any:
     from transformers import Qwen2_5_VLConfig
 
     tokenizer = toy_qwen_tokenizer()
@@ -91,15 +93,19 @@ def _config(vision: dict[str, Any], text: dict[str, Any]) -> Any:
     }
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     shared = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": 0}
-    return Qwen2_5_VLConfig(vision_config=vision, text_config=shared | text, **ids)
+    return Qwen2_5_VLConfig(vision_config=vision, text_config=shared | text, tie_word_embeddings=tied, **ids)
 
 
 def toy_qwen_model(
-    seed: int = 0, *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
+    seed: int = 0,
+    *,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    tied: bool = False,
 ) -> Any:
     """The HF model with random weights, float32, in eval mode: Qwen2.5-VL in small.
 
-    `vision` and `text` overwrite settings of its towers.
+    `vision` and `text` overwrite settings of its towers; `tied`: the head is the embedding.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -122,7 +128,7 @@ def toy_qwen_model(
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
     }
-    config = _config(tower | (vision or {}), language | (text or {}))
+    config = _config(tower | (vision or {}), language | (text or {}), tied)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     _spread(model, seed)
     return model
@@ -134,6 +140,38 @@ def write_toy_qwen2_5_vl(path: Path, seed: int = 0, **options: Any) -> Path:
     vision = options.get("vision") or {}
     sizes = {name: vision[name] for name in ("patch_size", "temporal_patch_size") if name in vision}
     toy_qwen_processor(**sizes).save_pretrained(path)
+    return path
+
+
+def as_on_the_hub(path: Path) -> Path:
+    """Give a checkpoint the form of Qwen/Qwen2.5-VL-3B-Instruct, and return `path`.
+
+    That was written by transformers 4: settings of the language model at the top, older names of weights, and
+    a file for the image processor.
+    """
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((path / "config.json").read_text())
+    text, vision = config.pop("text_config"), config["vision_config"]
+    rope = text.pop("rope_parameters")
+    scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    del text["model_type"], text["layer_types"], vision["rope_parameters"]
+    vision["model_type"] = config["model_type"]
+    config = text | config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+    (path / "config.json").write_text(json.dumps(config))
+
+    (path / "processor_config.json").unlink()
+    images = toy_qwen_processor(patch_size=vision["patch_size"]).image_processor.to_dict()
+    size = images.pop("size")
+    images |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    images["processor_class"] = "Qwen2_5_VLProcessor"
+    (path / "preprocessor_config.json").write_text(json.dumps(images))
+
+    weights = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
+        for name, value in load_file(path / "model.safetensors").items()
+    }
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
 
@@ -166,7 +204,7 @@ def published_qwen2_5_vl(path: Path, depth: int = 32, text_layers: int = 1) -> P
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }
-    model = Qwen2_5_VLForConditionalGeneration(_config(tower, language)).eval()
+    model = Qwen2_5_VLForConditionalGeneration(_config(tower, language, tied=True)).eval()
     _spread(model, 0)
     model.save_pretrained(path)
     size = {"shortest_edge": 56 * 56, "longest_edge": 12845056}
