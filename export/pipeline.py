@@ -16,6 +16,7 @@ from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
+from export.targets import verdicts_of
 from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
 from runtime import contract
@@ -51,6 +52,8 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
             (writer.path / MANIFEST_FILE).write_text(
                 replace(manifest, parity=parity).to_json(), encoding="utf-8"
             )
+        with steps.step("ask the lint of every target"):
+            targets = verdicts_of(writer.path / contract.graph_file(contract.VISION_ENCODER_FOPRU))
         rows = tuple(_graph_row(writer.path, name, exported.graphs[name]) for name in manifest.graphs)
         writer.commit()
     return BuildReport(
@@ -69,6 +72,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         steps=steps.timings,
         peak_rss_bytes=peak_rss_bytes(),
         weight_bytes=exported.weight_bytes,
+        targets=targets,
         notes=(*([plan.prompt.note] if plan.prompt.note else []), *plan.notes, *exported.prune.notes),
         images=options.images or (SAMPLE_IMAGE,),
         prompt=plan.question,

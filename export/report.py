@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from export.targets import TargetVerdict
+
 __all__ = ["BuildReport", "GraphRow", "parity_table", "print_report"]
 
 
@@ -41,6 +43,7 @@ class BuildReport:
         steps: seconds per step, in order.
         peak_rss_bytes: highest resident memory of this process so far.
         weight_bytes: size of the checkpoint's weights in float32.
+        targets: what the lint of every target says to the pruned encoder.
         notes: what was skipped, or chosen for the user.
         images, prompt: the request of the golden tensors.
     """
@@ -60,6 +63,7 @@ class BuildReport:
     steps: tuple[tuple[str, float], ...]
     peak_rss_bytes: int
     weight_bytes: int
+    targets: tuple[TargetVerdict, ...]
     notes: tuple[str, ...]
     images: tuple[Path, ...]
     prompt: str
@@ -117,6 +121,8 @@ def print_report(report: BuildReport, console: Console) -> None:
         *(("tokens per image", line) for line in report.token_lines),
         ("scored by", f"layer {report.layer}, {report.aggregation}, strategy {report.strategy}"),
         ("gather", f"{report.prune['gather']} ({report.prune['gather_reason']})"),
+        ("lint", ", ".join(map(str, report.targets))),
+        *(("", sentence) for sentence in _sentences(report.targets)),
         ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),
         *(("note", note) for note in report.notes),
         ("bundle", _short(report.bundle)),
@@ -125,6 +131,11 @@ def print_report(report: BuildReport, console: Console) -> None:
     console.print(facts)
     # Not wrapped, so that it can be copied.
     console.print(f"ask it:\n  {report.next_command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _sentences(targets: tuple[TargetVerdict, ...]) -> list[str]:
+    """Each thing that any target has against the graph, and what to do about it."""
+    return list(dict.fromkeys(sentence for verdict in targets for sentence in verdict.findings))
 
 
 def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:

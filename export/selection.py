@@ -55,13 +55,15 @@ def _part(total: int, ratio: float | None) -> int:
 
 
 def _shares(image: ImageUnits, totals: list[int], tokens: int | None) -> list[int | None]:
-    """Each unit that shows something gets an equal part, the one with the whole picture also the rest."""
+    """Each unit that shows something gets an equal part; the rest goes to the whole picture, then
+    to the others in order, as far as they hold it."""
     if tokens is None:
         return [None] * image.count
     shown = [index for index, total in enumerate(totals) if total]
     shares = [max(1, min(total, tokens // len(shown))) if total else 0 for total in totals]
     main = shown[0] if image.overview is None else image.overview
-    shares[main] = min(totals[main], shares[main] + tokens - sum(shares))
+    for index in [main, *shown]:
+        shares[index] += min(totals[index] - shares[index], tokens - sum(shares))
     return list(shares)
 
 

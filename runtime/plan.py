@@ -161,7 +161,8 @@ def _shares(plan: ImagePlan, tokens: int) -> tuple[int, ...]:
     for index in filled:
         shares[index] = min(tokens // len(filled), plan.units[index].prunable)
     main = filled[0] if plan.overview is None else plan.overview
-    shares[main] = min(plan.units[main].prunable, shares[main] + tokens - sum(shares))
+    for index in (main, *filled):  # what is left, to the overview, and what that cannot hold to the others
+        shares[index] += min(plan.units[index].prunable - shares[index], tokens - sum(shares))
     return tuple(shares)
 
 

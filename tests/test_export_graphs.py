@@ -317,7 +317,7 @@ def tiled(budget: Budget) -> list[list[int]]:
 
 def test_budget_is_shared_and_the_overview_gets_the_rest() -> None:
     assert tiled(Budget(None, 5)) == [[1, 2, 3], [3], [2]]
-    assert tiled(Budget(None, 10)) == [[0, 1, 2, 3], [1, 2, 3], [0, 2]]
+    assert tiled(Budget(None, 10)) == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2]]
     assert tiled(Budget(0.5, None)) == [[2, 3], [2, 3], [2]]
 
 

@@ -69,7 +69,12 @@ def test_five_tiles_keep_865_of_2880_tokens() -> None:
         ((FULL, FULL, FULL), Amount(tokens=11), "rank", (5, 3, 3)),
         ((EMPTY, FULL, FULL), Amount(tokens=11), "rank", (0, 6, 5)),
         ((FULL, PADDED), Amount(tokens=22), "rank", (14, 8)),  # a small unit keeps all it has
-        ((PADDED, FULL), Amount(tokens=22), "rank", (8, 11)),  # the first unit cannot take the rest
+        (
+            (PADDED, FULL),
+            Amount(tokens=22),
+            "rank",
+            (8, 14),
+        ),  # the first unit cannot take the rest, the next does
         ((FULL, PADDED), Amount(tokens=24), "rank", (16, 8)),
         ((FULL, SIDES), Amount(tokens=15), "row", (8, 6)),  # 8 and 7, whole rows of 4 and 3
         ((FULL,), Amount(tokens=15), "row", (12,)),
