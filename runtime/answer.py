@@ -127,7 +127,9 @@ class AnswerRun:
     def _encode(self, pruning: PruningPlan, given: int) -> None:
         """Encode what was prepared."""
         generator, request = self._generator, self._request
-        selection = Selection(pruning.counts[given:], request.selector, request.seed + given)
+        # As if all images were encoded now: each unit has a seed of its own.
+        done = sum(len(image.kept) for image in self.encoded)
+        selection = Selection(pruning.counts[given:], request.selector, request.seed + done)
         # Images may be pruned although the given ones are not, and the other way round.
         pruned = any(
             sum(counts) < image.plan.prunable
