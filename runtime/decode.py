@@ -18,6 +18,7 @@ from runtime.errors import BundleError
 __all__ = ["decode", "encode"]
 
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number", type(None): "null"}
+_WIDE = 2**63  # JSON has no limit, but NumPy and the graphs count in 64 bits
 
 
 def decode(hint: Any, value: object, where: str) -> Any:
@@ -118,6 +119,8 @@ def _decode_tuple(items: tuple[Any, ...], value: object, where: str) -> tuple[An
 def _is_scalar(hint: Any, value: object) -> bool:
     if isinstance(value, bool) or hint is bool:  # JSON true is not the integer 1
         return isinstance(value, bool) and hint is bool
+    if isinstance(value, int) and not -_WIDE <= value < _WIDE:
+        return False
     if hint is float:
         return isinstance(value, (int, float)) and math.isfinite(value)
     return isinstance(value, hint)
