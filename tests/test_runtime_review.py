@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from runtime.bundle import load_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError
 from runtime.generator import Generator
+from runtime.parity import STAGES, UnitScores, compare
 from runtime.request import Request
 from tests.toy_bundle import TILES, ToyModel, toy_photo, write_toy_bundle
 
@@ -34,3 +36,23 @@ def test_random_keeps_the_same_of_an_image_whether_the_first_was_encoded_before(
 def test_a_number_beyond_64_bits_is_named(hint: type, value: int) -> None:
     with pytest.raises(BundleError, match=r"x is -?\d+(\.\.\.)?, expected an? (integer|number): rebuild"):
         decode(hint, value, "x")
+
+
+@pytest.mark.parametrize(
+    ("got", "columns"),
+    [
+        ([0, 1, 1, 1], None),  # the boundary's own score is as near as can be
+        ([0, 1, 3, 2], None),
+        ([0, 1], None),
+        ([0, 1, 2, 4], (2,)),  # half a row each of two rows that tie
+    ],
+)
+def test_no_near_tie_where_the_indices_are_no_choice(got: list[int], columns: tuple[int, ...] | None) -> None:
+    same = {stage.name: np.ones((1, 1)) for stage in STAGES}
+    same |= {"kept_counts": np.array([4]), "token_scores": np.array([5.0, 5.0, 3.0, 3.0, 3.0, 3.0])}
+    reference = same | {"kept_indices": np.array([0, 1, 2, 3])}
+    units = UnitScores((6,), columns)
+    report = compare(reference, same | {"kept_indices": np.array(got)}, units)
+    assert report.first_divergence == "kept_indices"
+    tie = np.array([0, 1, 4, 5])
+    assert compare(reference, same | {"kept_indices": tie}, units).ok
