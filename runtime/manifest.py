@@ -309,6 +309,12 @@ class Manifest:
             raise BundleError(
                 f"constants lacks {IMAGE_NEWLINE}, which the layout {layout.kind} needs: {_REBUILD}"
             )
+        vector = self.constants.get(IMAGE_NEWLINE)
+        if vector is not None and vector.shape != (self.decoder.hidden_size,):
+            raise BundleError(
+                f"constants.{IMAGE_NEWLINE}.shape is {list(vector.shape)}, expected "
+                f"[{self.decoder.hidden_size}], decoder.hidden_size: {_REBUILD}"
+            )
 
     @property
     def grid_input(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from runtime.bundle import load_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError
 from runtime.generator import Generator
+from runtime.manifest import IMAGE_NEWLINE, ConstantInfo
 from runtime.parity import STAGES, UnitScores, compare
 from runtime.request import Request
 from tests.toy_bundle import TILES, ToyModel, toy_photo, write_toy_bundle
@@ -56,3 +59,22 @@ def test_no_near_tie_where_the_indices_are_no_choice(got: list[int], columns: tu
     assert report.first_divergence == "kept_indices"
     tie = np.array([0, 1, 4, 5])
     assert compare(reference, same | {"kept_indices": tie}, units).ok
+
+
+def test_ids_may_be_longer_after_a_near_tie() -> None:
+    reference = {stage.name: np.ones((1, 1)) for stage in STAGES}
+    reference |= {"kept_counts": np.array([2]), "token_scores": np.array([5.0, 3.0, 3.0])}
+    reference |= {"kept_indices": np.array([0, 1]), "input_ids": np.ones((1, 7))}
+    # The other token stands in another line, whose newline "keep_nonempty" keeps.
+    measured = reference | {"kept_indices": np.array([0, 2]), "input_ids": np.ones((1, 8))}
+    assert compare(reference, measured, UnitScores((3,))).ok
+    same = reference | {"input_ids": np.ones((1, 8))}
+    assert compare(reference, same, UnitScores((3,))).first_divergence == "input_ids"
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4,), ()])
+def test_newline_vector_is_as_wide_as_the_embeddings(tiles: Generator, shape: tuple[int, ...]) -> None:
+    file = tiles.manifest.constants[IMAGE_NEWLINE].file
+    message = r"constants.image_newline.shape is \[.*\], expected \[8\], decoder.hidden_size: rebuild"
+    with pytest.raises(BundleError, match=message):
+        replace(tiles.manifest, constants={IMAGE_NEWLINE: ConstantInfo(file, shape)})
