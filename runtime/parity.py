@@ -145,7 +145,7 @@ def compare(
         if missing:
             detail = f"missing from the {' and the '.join(missing)} arrays"
             results.append(StageResult(stage.name, None, stage.tolerance, stage.reason, False, detail))
-        elif tied and stage.name in _AFTER_INDICES:
+        elif tied and _depends(stage, reference, measured):
             detail = "not compared: other tokens were kept, see kept_indices"
             results.append(
                 StageResult(stage.name, None, stage.tolerance, stage.reason, True, detail, skipped=True)
@@ -299,6 +299,12 @@ def _judge_tie(
         tied.extend(int(token) for token in swapped)
     detail = f"near-tie: the scores of tokens {tied} are equal within {TIE_WINDOW:g} of the boundary score"
     return StageResult(result.name, result.max_abs_diff, result.tolerance, result.reason, True, detail)
+
+
+def _depends(stage: Stage, reference: Mapping[str, Array], measured: Mapping[str, Array]) -> bool:
+    """Whether a stage follows from the kept tokens; ids do where newlines depend on them too."""
+    shapes = reference[stage.name].shape, measured[stage.name].shape
+    return stage.name in _AFTER_INDICES or (stage.name == "input_ids" and shapes[0] != shapes[1])
 
 
 def _is_choice(kept: Array, columns: int) -> bool:
