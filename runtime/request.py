@@ -70,7 +70,12 @@ class Request:
 
     def __post_init__(self) -> None:
         for name, (kind, expected) in _TYPES.items():
-            _check_type(name, getattr(self, name), kind, expected)
+            value = getattr(self, name)
+            _check_type(name, value, kind, expected)
+            if isinstance(value, numbers.Real) and not isinstance(value, (int, float)):
+                # Counts of tokens and bytes would overflow, or round, in NumPy's short types.
+                plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+                object.__setattr__(self, name, plain)
         object.__setattr__(self, "images", _as_tuple(self.images))
         object.__setattr__(self, "history", tuple(_as_turn(turn) for turn in self.history))
         for text in (self.prompt, *(part for turn in self.history for part in (turn.prompt, turn.answer))):

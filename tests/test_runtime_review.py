@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.bundle import load_bundle
+from runtime.counts import kept_count
 from runtime.decode import decode
 from runtime.errors import BundleError
 from runtime.generator import Generator
@@ -78,3 +79,23 @@ def test_newline_vector_is_as_wide_as_the_embeddings(tiles: Generator, shape: tu
     message = r"constants.image_newline.shape is \[.*\], expected \[8\], decoder.hidden_size: rebuild"
     with pytest.raises(BundleError, match=message):
         replace(tiles.manifest, constants={IMAGE_NEWLINE: ConstantInfo(file, shape)})
+
+
+def test_short_numbers_of_numpy_count_like_others(tiles: Generator) -> None:
+    short = Request("what?", PHOTOS[:1], tokens=np.int8(40), max_new_tokens=np.int8(3), ignore_eos=True)  # type: ignore[arg-type]
+    assert (short.tokens, short.max_new_tokens) == (40, 3)
+    assert type(short.tokens) is type(short.max_new_tokens) is int
+    result = tiles.generate(short)
+    assert result == replace(
+        tiles.generate(replace(short, tokens=40, max_new_tokens=3)),
+        timings=result.timings,
+        peak_rss_bytes=result.peak_rss_bytes,
+    )
+    half = Request("what?", ratio=np.float16(0.5))  # type: ignore[arg-type]
+    assert type(half.ratio) is float
+    assert kept_count(4097, half.ratio) == 2049  # 2048 in half precision
+
+
+def test_random_takes_short_seeds(tiles: Generator) -> None:
+    request = Request("what?", PHOTOS, ratio=0.3, selector="random", seed=np.int8(127), max_new_tokens=1)  # type: ignore[arg-type]
+    assert tiles.generate(request).kept_indices == tiles.generate(replace(request, seed=127)).kept_indices
