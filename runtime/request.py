@@ -72,7 +72,7 @@ class Request:
         for name, (kind, expected) in _TYPES.items():
             value = getattr(self, name)
             _check_type(name, value, kind, expected)
-            if isinstance(value, numbers.Real) and not isinstance(value, (int, float)):
+            if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
                 # Counts of tokens and bytes would overflow, or round, in NumPy's short types.
                 plain = int(value) if isinstance(value, numbers.Integral) else float(value)
                 object.__setattr__(self, name, plain)
