@@ -31,6 +31,13 @@ class Golden:
     new_tokens: int
     reference: str
 
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise BundleError(
+                f"{GOLDEN_RECORD}: images is empty, expected at least one: "
+                "rebuild the bundle with `python -m export.build`"
+            )
+
 
 def load_record(bundle: Bundle) -> Golden:
     """Read the request alone.

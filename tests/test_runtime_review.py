@@ -10,8 +10,10 @@ import pytest
 from runtime.bundle import load_bundle
 from runtime.counts import kept_count
 from runtime.decode import decode
-from runtime.errors import BundleError
+from runtime.errors import BundleError, ImageError
 from runtime.generator import Generator
+from runtime.golden import Golden
+from runtime.layouts.single import SingleLayout
 from runtime.manifest import IMAGE_NEWLINE, ConstantInfo
 from runtime.parity import STAGES, UnitScores, compare
 from runtime.request import Request
@@ -99,3 +101,25 @@ def test_short_numbers_of_numpy_count_like_others(tiles: Generator) -> None:
 def test_random_takes_short_seeds(tiles: Generator) -> None:
     request = Request("what?", PHOTOS, ratio=0.3, selector="random", seed=np.int8(127), max_new_tokens=1)  # type: ignore[arg-type]
     assert tiles.generate(request).kept_indices == tiles.generate(replace(request, seed=127)).kept_indices
+
+
+SINGLE = SingleLayout((2, 2), 4, {"shortest_edge": 8}, {"height": 8, "width": 8}, None)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (-3, 5)])
+def test_one_picture_of_no_pixels(size: tuple[int, int]) -> None:
+    with pytest.raises(
+        ImageError, match=f"an image has {size[1]} x {size[0]} pixels, expected at least 1 x 1"
+    ):
+        SINGLE.plan(*size)
+
+
+@pytest.mark.parametrize("colour", [(256, 0, 0), (0, -1, 0)])
+def test_fill_colour_outside_a_byte(colour: tuple[int, int, int]) -> None:
+    with pytest.raises(BundleError, match=r"pad_to_square is \[.*\], expected three numbers 0..255 or null"):
+        replace(SINGLE, pad_to_square=colour)
+
+
+def test_golden_request_without_images() -> None:
+    with pytest.raises(BundleError, match=r"golden\.json: images is empty, expected at least one: rebuild"):
+        Golden("what?", (), 0.5, None, "rank", 1, "numpy")

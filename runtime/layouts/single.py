@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import BundleError
+from runtime.errors import BundleError, ImageError
 from runtime.layouts.base import IMAGE_SLOT, ImageLayout, ImagePlan, Unit, running_offsets
 from runtime.layouts.geometry import centre_crop, check_resized
 from runtime.lazy import require
@@ -59,6 +59,11 @@ class SingleLayout(ImageLayout):
             raise BundleError(
                 f"layout.resize keeps the aspect ratio, so layout.crop must say the final size: {_REBUILD}"
             )
+        if self.pad_to_square is not None and not all(0 <= level <= 255 for level in self.pad_to_square):
+            raise BundleError(
+                f"layout.pad_to_square is {list(self.pad_to_square)}, expected three numbers 0..255 or null: "
+                f"{_REBUILD}"
+            )
         if self.grid is not None and min(self.grid) < 1:
             raise BundleError(f"layout.grid is {list(self.grid)}, expected numbers from 1 on: {_REBUILD}")
         if self.tokens < 1 or self.prefix_tokens < 0:
@@ -99,6 +104,10 @@ class SingleLayout(ImageLayout):
         return self.grid is not None
 
     def plan(self, height: int, width: int) -> ImagePlan:
+        if min(height, width) < 1:
+            raise ImageError(
+                f"an image has {width} x {height} pixels, expected at least 1 x 1: check the file"
+            )
         side = max(height, width)
         check_resized((height, width), self._resized((side, side) if self.pad_to_square else (height, width)))
         rows = self.prefix_tokens + self.tokens
