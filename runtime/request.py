@@ -27,6 +27,7 @@ class Turn(NamedTuple):
 
 
 _NUMBER, _WHOLE = (int, float, numbers.Real), (int, numbers.Integral)
+_PLAIN: tuple[type, ...] = (bool, int, float)
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "prompt": ((str,), "a string"),
     "ratio": ((*_NUMBER, type(None)), "a number in (0, 1] or None"),
@@ -72,7 +73,7 @@ class Request:
         for name, (kind, expected) in _TYPES.items():
             value = getattr(self, name)
             _check_type(name, value, kind, expected)
-            if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+            if isinstance(value, numbers.Real) and type(value) not in _PLAIN:
                 # Counts of tokens and bytes would overflow, or round, in NumPy's short types.
                 plain = int(value) if isinstance(value, numbers.Integral) else float(value)
                 object.__setattr__(self, name, plain)
