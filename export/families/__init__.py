@@ -6,6 +6,7 @@ from typing import Any
 
 from export.errors import CheckpointError
 from export.families.base import EncoderInfo, Family, ImageUnits, Reference, Subgraph
+from export.families.internvl import InternVLFamily
 from export.families.llava import LlavaFamily
 from export.families.llava_next import LlavaNextFamily
 from export.families.qwen2_5_vl import Qwen25VLFamily
@@ -22,6 +23,7 @@ _REGISTERED: tuple[Family, ...] = (
     SmolVLMFamily(),
     Idefics3Family(),
     Qwen25VLFamily(),
+    InternVLFamily(),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _REGISTERED}
