@@ -195,7 +195,8 @@ class InternVLReference:
 
 
 def _arrangement(views: Tensor) -> tuple[int, int]:
-    """(rows, columns) of tiles float32 [n + 1, 3, S, S], of which the last is the view of the whole."""
+    """(rows, columns) of tiles float32 [n + 1, 3, S, S], of which the last is the view of the whole; one row
+    where all look the same, as those of one colour do."""
     from torch.nn.functional import adaptive_avg_pool2d
 
     *_, side = views.shape
