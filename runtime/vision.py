@@ -13,7 +13,7 @@ from runtime.assemble import Assembly, assemble
 from runtime.backend import Array, Session
 from runtime.errors import BackendError, RequestError
 from runtime.layouts import ImagePlan, Unit
-from runtime.layouts.stitch import stitched_rows_kept
+from runtime.layouts.stitch import stitched_grid, stitched_rows_kept
 from runtime.manifest import Manifest
 from runtime.plan import stitched_rows
 from runtime.preprocess import PreparedImage
@@ -127,7 +127,9 @@ class VisionEncoder:
             )
         stitched = stitched_rows(selection.selector, self._manifest.pruning)
         for image, counts in zip(images, selection.counts, strict=True):
-            if not (stitched and image.plan.mosaic):
+            if stitched and image.plan.mosaic is not None:
+                _check_stitched(image.plan, counts)
+            else:
                 _check_counts(image.plan, counts)
         if selection.selector == GRAPH and not stitched:
             return self._pruned_by_graph(images, selection)
@@ -336,6 +338,21 @@ def _check_counts(plan: ImagePlan, counts: Sequence[int]) -> None:
         if not 1 <= count <= total:
             what = "an image" if len(counts) == 1 else "this part of the image"
             raise RequestError(f"cannot keep {count} tokens: {what} has {total}, give 1..{total}")
+
+
+def _check_stitched(plan: ImagePlan, counts: Sequence[int]) -> None:
+    """The overview's own count is checked where its rows are chosen."""
+    if len(counts) != 2:
+        raise RequestError(
+            f"got {len(counts)} counts for an image of which rows of all tiles are compared, expected 2 "
+            "(the overview's, and all tiles' together): make them with plan_pruning"
+        )
+    rows, columns = stitched_grid(plan)
+    total = rows * columns
+    if counts[1] != total and (not 1 <= counts[1] <= total or counts[1] % columns):
+        raise RequestError(
+            f"cannot keep {counts[1]} tokens of the tiles: give whole rows of {columns}, up to {total}"
+        )
 
 
 def _check_scores(scores: Array) -> None:

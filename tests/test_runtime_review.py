@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ import pytest
 from runtime.bundle import load_bundle
 from runtime.counts import kept_count
 from runtime.decode import decode
-from runtime.errors import BundleError, ImageError
+from runtime.errors import BundleError, ImageError, RequestError
 from runtime.generator import Generator
 from runtime.golden import Golden
 from runtime.layouts.single import SingleLayout
-from runtime.manifest import IMAGE_NEWLINE, ConstantInfo
+from runtime.manifest import IMAGE_NEWLINE, ConstantInfo, Manifest
 from runtime.parity import STAGES, UnitScores, compare
 from runtime.request import Request
+from runtime.vision import Selection
 from tests.toy_bundle import TILES, ToyModel, toy_photo, write_toy_bundle
 
 PHOTOS = (toy_photo((32, 32)), toy_photo((20, 32), 5))
@@ -123,3 +125,27 @@ def test_fill_colour_outside_a_byte(colour: tuple[int, int, int]) -> None:
 def test_golden_request_without_images() -> None:
     with pytest.raises(BundleError, match=r"golden\.json: images is empty, expected at least one: rebuild"):
         Golden("what?", (), 0.5, None, "rank", 1, "numpy")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((16,), r"got 1 counts for an image of which rows of all tiles are compared, expected 2"),
+        ((4, 8, 8, 8, 8), r"got 5 counts .* make them with plan_pruning"),
+        ((4, 33), "cannot keep 33 tokens of the tiles: give whole rows of 8, up to 64"),
+        ((4, 0), "cannot keep 0 tokens of the tiles"),
+        ((4, 72), "cannot keep 72 tokens of the tiles"),
+        ((4, -8), "cannot keep -8 tokens of the tiles"),
+        ((0, 8), "cannot keep 0 tokens"),
+    ],
+)
+def test_counts_of_stitched_rows_are_checked(tmp_path: Path, counts: tuple[int, ...], message: str) -> None:
+    def stitched(manifest: Manifest) -> Manifest:
+        return replace(manifest, pruning=replace(manifest.pruning, row_scope="stitched"))
+
+    model = ToyModel(pinpoints=TILES, strategy="row")
+    generator = Generator(load_bundle(write_toy_bundle(tmp_path / "toy", model, stitched)), threads=1)
+    prepared = generator.preprocess(PHOTOS[:1])
+    with pytest.raises(RequestError, match=message):
+        generator.encode_images(prepared, Selection((counts,)))
+    assert generator.encode_images(prepared, Selection(((4, 8),)))[0].kept_indices.size == 12
