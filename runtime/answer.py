@@ -14,7 +14,7 @@ from runtime.detokenize import TextPieces
 from runtime.errors import RequestError
 from runtime.kv_cache import cache_bytes
 from runtime.layouts import ImagePlan
-from runtime.plan import PruningPlan, kept_placeholders, plan_pruning
+from runtime.plan import PruningPlan, kept_placeholders, newline_policy, plan_pruning
 from runtime.positions import unpruned_end
 from runtime.preprocess import PreparedImage, load_pillow
 from runtime.request import Request
@@ -84,9 +84,8 @@ class AnswerRun:
             return pruning
         counts = tuple(image.counts for image in self.encoded)
         planned = pruning.counts[:given]
-        if (request.ratio is not None or request.tokens is not None) and (
-            tuple(map(sum, counts)) != tuple(map(sum, planned))
-        ):
+        asked = request.ratio is not None or request.tokens is not None
+        if asked and (tuple(map(sum, counts)) != tuple(map(sum, planned))):
             raise RequestError(
                 f"got {_listed(counts)} visual tokens of the images, but the request asks for "
                 f"{_listed(planned)}: "
@@ -103,7 +102,9 @@ class AnswerRun:
         """Tokens of the pruned prompt (the most, where images decide); refused if they are too many."""
         layout, rules = self._manifest.layout, self._manifest.pruning
         rows = [
-            kept_placeholders(plan, sum(counts), layout.prefix_tokens, self._newline(pruning))
+            kept_placeholders(
+                plan, sum(counts), layout.prefix_tokens, newline_policy(plan, sum(counts), rules)
+            )
             for plan, counts in zip(plans, pruning.counts, strict=True)
         ]
         prompt = text - sum(len(plan.runs) for plan in plans) + sum(rows)
@@ -186,10 +187,6 @@ class AnswerRun:
             self._text.append(piece)
         return piece
 
-    def _newline(self, pruning: PruningPlan) -> str:
-        """Policy in force: what is not pruned keeps its newlines."""
-        return self._manifest.pruning.newline if pruning.pruned else "keep_all"
-
     def _positions(self) -> int:
         """Rows of the cache: the last token of an answer is never fed back."""
         return self._prompt_tokens + self._request.max_new_tokens - 1
@@ -199,7 +196,7 @@ class AnswerRun:
         prefix = [layout.prefix_tokens * len(plan.units) for plan in plans]
         before = [plan.placeholders - rest for plan, rest in zip(plans, prefix, strict=True)]
         after = [
-            kept_placeholders(plan, sum(counts), 0, self._newline(pruning))
+            kept_placeholders(plan, sum(counts), 0, newline_policy(plan, sum(counts), self._manifest.pruning))
             for plan, counts in zip(plans, pruning.counts, strict=True)
         ]
         if len(self.encoded) == len(plans):  # what went on, where the count depends on the image

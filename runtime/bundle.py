@@ -52,10 +52,11 @@ class Bundle:
         info = self.manifest.constants.get(name)
         if info is None:
             return None
+        size = self.manifest.files[info.file].bytes
         values = np.fromfile(self.file(info.file), "<f4")
-        if values.size != math.prod(info.shape):
+        if size != 4 * math.prod(info.shape):
             raise BundleError(
-                f"{self.path / info.file} has {values.size} numbers, but bundle.json says {list(info.shape)}"
+                f"{self.path / info.file} has {size} bytes, but bundle.json says float32 {list(info.shape)}"
                 ": copy the bundle again, it is damaged"
             )
         return values.astype(np.float32).reshape(info.shape)

@@ -43,7 +43,12 @@ class DecoderRun:
         self._embed, self._decoder = sessions
         self._token: Any = np.zeros(1, np.int64)
         self._mask = backend.upload(np.ones(room.capacity, np.int64)).buffer
-        self._axes, self._prompt = info.position_axes, room.positions.ids.shape[1]
+        self._axes, self._prompt = room.positions.ids.shape
+        if self._axes != info.position_axes:
+            raise RequestError(
+                f"the positions have {self._axes} axes, but the decoder takes {info.position_axes}: "
+                "make them with Generator.prompt"
+            )
         later = room.positions.next + np.arange(max(0, room.capacity - self._prompt), dtype=np.int64)
         # The prompt's [axes, L], then one row of `axes` equal numbers for each step.
         flat = np.concatenate([room.positions.ids.reshape(-1), np.repeat(later, self._axes)])

@@ -73,8 +73,8 @@ class Generator:
 
         Args:
             request: what to answer.
-            encoded: visual tokens of the first images of `request.all_images`, from `encode_images` or an
-                earlier stream's `encoded`; these images are not opened again.
+            encoded: visual tokens of the first images of `request.all_images`, from `encode_images` of this
+                bundle or an earlier stream's `encoded`; these images are not opened again.
 
         Raises:
             FopruError: while the stream is read, for everything that is wrong with the request, an image or

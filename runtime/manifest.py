@@ -150,8 +150,8 @@ class Preprocess:
             raise BundleError(
                 f"preprocess.resample is {self.resample}, expected PIL's code 0..5 (3 is bicubic): {_REBUILD}"
             )
-        if 0.0 in self.std:
-            raise BundleError(f"preprocess.std is {list(self.std)}, but no entry may be 0: {_REBUILD}")
+        if min(self.std) <= 0.0:
+            raise BundleError(f"preprocess.std is {list(self.std)}, expected more than 0: {_REBUILD}")
         if (factor := self.rescale_factor) <= 0.0:
             raise BundleError(f"preprocess.rescale_factor is {factor}, expected more than 0: {_REBUILD}")
 
@@ -205,7 +205,8 @@ class PruningInfo:
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """Shapes of the decoder and its KV cache; `max_positions` bounds prompt + answer. `position_axes` is the
+    """Shapes of the decoder and its KV cache; `max_positions` bounds the positions of
+    prompt and answer, which with M-RoPE are fewer than their tokens. `position_axes` is the
     number of rows of its position ids: 1, or 3 with M-RoPE (time, height, width)."""
 
     layers: int

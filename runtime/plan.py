@@ -73,17 +73,30 @@ def plan_pruning(request: Request, manifest: Manifest, plans: Sequence[ImagePlan
         return PruningPlan(amount, everything, False, "neither the request nor the bundle gives a ratio")
     stitched = stitched_rows(request.selector, manifest.pruning)
     strategy = manifest.pruning.strategy if request.selector == GRAPH else request.selector
+    # What a request asks for is refused where an image has less; a default is all that a small image has.
+    default = request.ratio is None and request.tokens is None
+    own = [_within(amount, plan) if default else amount for plan in plans]
     counts = tuple(
-        stitched_counts(plan, amount) if stitched else unit_counts(plan, amount, strategy) for plan in plans
+        stitched_counts(plan, each) if stitched else unit_counts(plan, each, strategy)
+        for plan, each in zip(plans, own, strict=True)
     )
     if sum(map(sum, counts)) < sum(map(sum, everything)):
         return PruningPlan(amount, counts, True, None)
     return PruningPlan(Amount(), counts, False, f"{amount} keeps every token")
 
 
+def _within(amount: Amount, plan: ImagePlan) -> Amount:
+    return amount if amount.tokens is None else Amount(tokens=min(amount.tokens, plan.prunable))
+
+
 def stitched_rows(selector: str, pruning: PruningInfo) -> bool:
     """Whether rows of the stitched picture are compared, for a request with this selector."""
     return pruning.row_scope == "stitched" and selector in (GRAPH, "row")
+
+
+def newline_policy(plan: ImagePlan, kept: int, pruning: PruningInfo) -> str:
+    """Policy for one image: what is not pruned keeps its newlines."""
+    return pruning.newline if kept < plan.prunable else "keep_all"
 
 
 def unit_counts(plan: ImagePlan, amount: Amount, strategy: str) -> tuple[int, ...]:

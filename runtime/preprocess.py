@@ -57,7 +57,8 @@ def load_image(source: ImageSource) -> Image.Image:
         source = _image_from_array(source, pil)
     if not isinstance(source, pil.Image):
         raise ImageError(
-            f"an image is a {type(source).__name__}, expected a path, a PIL image or a uint8 array [H, W, 3]"
+            f"an image is of type {type(source).__name__}, expected a path, a PIL image or a uint8 "
+            "array [H, W, 3]"
         )
     return _rgb(ops.exif_transpose(source), pil)  # a copy: the caller's image stays as it is
 

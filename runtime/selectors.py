@@ -26,7 +26,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a selector chooses from, for one image.
+    """What a selector chooses from, for one unit (an image or a tile).
 
     `scores` float32 [N] (zeros will do for a selector that does not look at them), `grid` (R, C) with R * C
     = N or None where there is no full grid, `keep` K with 1 <= K <= N, `seed` >= 0.

@@ -15,7 +15,7 @@ from runtime.errors import BackendError, RequestError
 from runtime.layouts import ImagePlan, Unit
 from runtime.layouts.stitch import stitched_grid, stitched_rows_kept
 from runtime.manifest import Manifest
-from runtime.plan import stitched_rows
+from runtime.plan import newline_policy, stitched_rows
 from runtime.preprocess import PreparedImage
 from runtime.selectors import GRAPH, Choice, allowed_selectors, needs_scores, select
 
@@ -111,7 +111,7 @@ class VisionEncoder:
         """All visual tokens of every image, newlines included."""
         everything = [[unit.valid_indices for unit in image.plan.units] for image in images]
         features = self._whole(images, contract.VISION_ENCODER)[0]
-        return self._joined(images, self._cut(features, everything), everything, None, newline="keep_all")
+        return self._joined(images, self._cut(features, everything), everything, None)
 
     def encode(self, images: Sequence[PreparedImage], selection: Selection) -> tuple[EncodedImage, ...]:
         """The visual tokens that a selection keeps.
@@ -263,12 +263,11 @@ class VisionEncoder:
         features: Sequence[Sequence[Array]],
         kept: Sequence[Sequence[Array]],
         scores: Sequence[Sequence[Array]] | None,
-        newline: str | None = None,
     ) -> tuple[EncodedImage, ...]:
-        newline = newline or self._manifest.pruning.newline
         encoded = []
         for number, image in enumerate(images):
-            assembly = assemble(image.plan, kept[number], self._prefix, newline)
+            policy = newline_policy(image.plan, sum(map(len, kept[number])), self._manifest.pruning)
+            assembly = assemble(image.plan, kept[number], self._prefix, policy)
             own = np.concatenate(list(features[number]))
             if self._newline is not None:
                 own = np.concatenate([own, self._newline[None]])  # NEWLINE is the last row

@@ -26,6 +26,7 @@ from export.errors import CheckpointError, TraceError
 from export.golden import open_images
 from export.report import BuildReport, GraphRow, print_report
 from export.steps import Steps
+from export.targets import TargetVerdict
 from fopru_graph import LocateError
 from runtime.check import main as check_main
 from runtime.errors import ImageError
@@ -59,6 +60,11 @@ REPORT = BuildReport(
     steps=(("load the weights", 1.5), ("export vision_encoder", 2.0)),
     peak_rss_bytes=700_000_000,
     weight_bytes=2_000_000,
+    targets=(
+        TargetVerdict("jetpack6", 0, 1, ("K may be large: keep less",)),
+        TargetVerdict("tensorrt10", 0, 1, ("K may be large: keep less",)),
+        TargetVerdict("ort", 0, 0, ()),
+    ),
     notes=("no chat template",),
     images=(ROOT / "export" / "sample.png",),
     prompt="What?",
@@ -108,9 +114,11 @@ def test_tables_for_people() -> None:
         "shared",
         "3.5 s, peak 700 MB",
         "no chat template",
+        "jetpack6 1 warning, tensorrt10 1 warning, ort ok",
     ):
         assert part in text
     assert "first stage that diverges: logits" in text
+    assert text.count("K may be large: keep less") == 1  # once for all targets
     assert "--image export/sample.png --prompt 'What?'" in text.replace(f"{ROOT}/", "")
 
 

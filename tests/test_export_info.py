@@ -145,7 +145,7 @@ def test_a_bundle_has_its_own_defaults(toy_build: ToyBuild, capsys: pytest.Captu
     [
         (("--tokens", "17"), "tokens is 17, but an image has 16: give 1..16"),
         (("--ratio", "2"), "ratio is 2.0, but it is the fraction of tokens kept"),
-        (("--image-size", "1x90000000"), "aspect ratio is too extreme"),
+        (("--image-size", "1x90000000"), "that does not fit in memory"),
     ],
 )
 def test_errors_are_one_line(

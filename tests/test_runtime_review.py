@@ -14,9 +14,12 @@ from runtime.decode import decode
 from runtime.errors import BundleError, ImageError, RequestError
 from runtime.generator import Generator
 from runtime.golden import Golden
+from runtime.layouts.anyres import AnyresLayout
 from runtime.layouts.single import SingleLayout
 from runtime.manifest import IMAGE_NEWLINE, ConstantInfo, Manifest
 from runtime.parity import STAGES, UnitScores, compare
+from runtime.plan import plan_pruning
+from runtime.positions import Positions
 from runtime.request import Request
 from runtime.vision import Selection
 from tests.toy_bundle import TILES, ToyModel, toy_photo, write_toy_bundle
@@ -149,3 +152,47 @@ def test_counts_of_stitched_rows_are_checked(tmp_path: Path, counts: tuple[int, 
     with pytest.raises(RequestError, match=message):
         generator.encode_images(prepared, Selection((counts,)))
     assert generator.encode_images(prepared, Selection(((4, 8),)))[0].kept_indices.size == 12
+
+
+@pytest.mark.parametrize("newline", ["drop", "keep_nonempty"])
+def test_an_image_that_keeps_all_its_tokens_keeps_its_newlines_fresh_or_cached(
+    newline: str, tmp_path: Path
+) -> None:
+    """The policy was once the request's: a cached image kept another one than a fresh one."""
+    folder = write_toy_bundle(tmp_path / "toy", ToyModel(pinpoints=TILES))
+    text = (folder / "bundle.json").read_text()
+    (folder / "bundle.json").write_text(text.replace('"newline": "keep_all"', f'"newline": "{newline}"'))
+    generator = Generator(load_bundle(folder), threads=1)
+    assert generator.manifest.pruning.newline == newline
+    whole = generator.preprocess([toy_photo((32, 32)), toy_photo((1, 1))])
+    small = whole[1].plan.prunable
+    request = Request("what?", (toy_photo((32, 32)), toy_photo((1, 1))), tokens=small, max_new_tokens=2)
+    fresh = generator.stream(request)
+    list(fresh)
+    again = generator.stream(request, fresh.encoded[:1])
+    list(again)
+    assert fresh.result.visual_tokens_after == again.result.visual_tokens_after
+    assert fresh.result.visual_tokens_after[1] == whole[1].plan.placeholders
+    assert fresh.result.token_ids == again.result.token_ids
+
+
+def test_a_default_budget_is_all_that_a_small_image_has(tiles: Generator) -> None:
+    (image,) = tiles.preprocess([toy_photo((1, 1))])
+    budget = replace(tiles.manifest.pruning, default_ratio=None, default_tokens=10_000)
+    manifest = replace(tiles.manifest, pruning=budget)
+    plan = plan_pruning(Request("what?", (toy_photo((1, 1)),)), manifest, [image.plan])
+    assert (sum(map(sum, plan.counts)), plan.pruned) == (image.plan.prunable, False)
+    with pytest.raises(RequestError, match="tokens is 10000, but an image has"):
+        plan_pruning(Request("what?", (toy_photo((1, 1)),), tokens=10_000), manifest, [image.plan])
+
+
+def test_positions_of_other_axes_are_refused(tiles: Generator) -> None:
+    with pytest.raises(RequestError, match="the positions have 3 axes, but the decoder takes 1"):
+        tiles.decoder_run(8, Positions(np.zeros((3, 4), np.int64), 4))
+
+
+def test_a_canvas_beyond_memory_is_refused() -> None:
+    with pytest.raises(
+        BundleError, match=r"pinpoints has \[160000, 160000\], expected 67108864 pixels at most"
+    ):
+        AnyresLayout((16, 16), (1, 1), ((160000, 160000),))

@@ -159,7 +159,9 @@ class LlavaNextReference(LlavaReference):
         # Each line ends with its newline, so their number is that of the lines; of a sliver none may be left.
         lines = picture.view(max(int((picture == 2).sum()), 1), -1)
         tokens, ends = lines == 1, lines == 2
-        if newline == "drop":
+        if bool((packed != 0).all()):  # every token is kept: the image as it is
+            pass
+        elif newline == "drop":
             ends = ends & False
         elif newline == "keep_nonempty":
             ends = ends & tokens.any(dim=1, keepdim=True)

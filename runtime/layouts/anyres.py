@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from runtime.errors import BundleError, ImageError
 from runtime.layouts.base import IMAGE_SLOT, NEWLINE, ImageLayout, ImagePlan, Unit, running_offsets
-from runtime.layouts.geometry import check_resized
+from runtime.layouts.geometry import MAX_RESIZED_PIXELS, check_resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +62,11 @@ class AnyresLayout(ImageLayout):
                 raise BundleError(
                     f"layout.pinpoints has {[height, width]}, expected multiples of the tile "
                     f"{list(self.tile)}: {_REBUILD}"
+                )
+            if height * width > MAX_RESIZED_PIXELS:
+                raise BundleError(
+                    f"layout.pinpoints has {[height, width]}, expected {MAX_RESIZED_PIXELS} pixels at most: "
+                    f"{_REBUILD}"
                 )
 
     @property

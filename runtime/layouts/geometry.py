@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from runtime.errors import ImageError
 
-__all__ = ["centre_crop", "check_resized"]
+__all__ = ["MAX_RESIZED_PIXELS", "centre_crop", "check_resized"]
 
 # A sliver of 1 x 20000 pixels, resized by its short side, becomes gigabytes of which the crop keeps a square.
-_MAX_RESIZED_PIXELS = 1 << 26
+MAX_RESIZED_PIXELS = 1 << 26
 
 
 def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
@@ -20,10 +20,10 @@ def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
         ImageError: it would not.
     """
     (height, width), (new_height, new_width) = size, resized
-    if new_height * new_width > _MAX_RESIZED_PIXELS:
+    if new_height * new_width > MAX_RESIZED_PIXELS:
         raise ImageError(
             f"an image of {width} x {height} pixels would be resized to {new_width} x {new_height}: "
-            "its aspect ratio is too extreme, crop it first"
+            "that does not fit in memory, crop it or make it smaller first"
         )
 
 
