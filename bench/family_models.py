@@ -54,6 +54,15 @@ QWEN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# InternVL3's conversation: ChatML without a system line, a line feed after each image.
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}"
+    "{{ '<IMG_CONTEXT>\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -289,6 +298,65 @@ def _qwen2_5_vl(cut: Cut) -> tuple[Any, Any]:
     return config, WithoutVideos(images, tokenizer, chat_template=QWEN_TEMPLATE)
 
 
+INTERNVIT_300M_448 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "attention_bias": True,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+}
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def _internvl(cut: Cut) -> tuple[Any, Any]:
+    from transformers import AutoConfig, InternVLConfig, InternVLProcessor, PreTrainedTokenizerFast
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    more = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<video>")
+    plain = build_tokenizer(POSITIONS, named["context_image_token"], more)
+    tokenizer = PreTrainedTokenizerFast(  # the same, with the names that the processor asks for
+        tokenizer_object=plain.backend_tokenizer,
+        bos_token=plain.bos_token,
+        eos_token=plain.eos_token,
+        pad_token=plain.pad_token,
+        extra_special_tokens=named,
+        model_max_length=POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tower = _tower(INTERNVIT_300M_448, cut, image_size=[32, 32], patch_size=[4, 4])
+    side, patch = tower["image_size"][0], tower["patch_size"][0]
+    tokens = (side // patch // 2) ** 2
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    config = InternVLConfig(
+        vision_config=tower,
+        text_config=AutoConfig.for_model(**_text("qwen2", cut, len(tokenizer), rope_parameters=rope)),
+        image_token_id=special_token_ids()["image"],
+        image_seq_length=tokens,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+        architectures=["InternVLForConditionalGeneration"],
+    )
+    images = GotOcr2ImageProcessorPil(
+        size={"height": side, "width": side}, min_patches=1, max_patches=12, **IMAGENET
+    )
+
+    class WithoutVideos(InternVLProcessor):  # which would need torchvision
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    WithoutVideos.__name__ = InternVLProcessor.__name__  # what is written into the checkpoint
+    return config, WithoutVideos(images, tokenizer, image_seq_length=tokens, chat_template=INTERNVL_TEMPLATE)
+
+
 FAMILY_MODELS = {
     model.name: model
     for model in (
@@ -323,6 +391,15 @@ FAMILY_MODELS = {
             ((480, 640), (1288, 1288), (1080, 1920)),
             ((120, 200), (56, 84)),
             _qwen2_5_vl,
+        ),
+        FamilyModel(
+            "internvl",
+            "aspect",
+            "InternVL3-1B: InternViT-300M/14-448, 24 layers, up to 12 tiles, 2 x 2 patches in a token",
+            # First 2 tiles and the whole: the reference keeps every layer's attention, 20 GiB for 640 x 480.
+            ((448, 896), (480, 640), (1080, 1920)),
+            ((60, 110), (32, 32)),
+            _internvl,
         ),
     )
 }

@@ -43,7 +43,8 @@ def layout_of(name: str) -> ImageLayout:
 # Tokens by hand: CLIP-L/336 has 24 x 24 of them per tile. At 672 x 672 the picture fills 2 x 2 tiles and each
 # of its 48 lines ends with a newline; 640 x 480 leaves 12 lines of padding, 6 of them on each side. SmolVLM
 # makes 2048 x 1536 of 640 x 480: 4 x 3 tiles and the whole, 8 x 8 tokens each. A token of Qwen2.5-VL is
-# 28 x 28 pixels.
+# 28 x 28 pixels. InternVL makes 4 x 3 tiles of 640 x 480 and adds the whole, 16 x 16 tokens each; 448 x 448
+# is one tile alone.
 @pytest.mark.parametrize(
     ("name", "size", "units", "placeholders", "prunable"),
     [
@@ -53,6 +54,9 @@ def layout_of(name: str) -> ImageLayout:
         ("smolvlm", (480, 640), 13, 13 * 64, 13 * 64),
         ("qwen2_5_vl", (480, 640), 1, 17 * 23, 17 * 23),
         ("qwen2_5_vl", (1288, 1288), 1, 46 * 46, 46 * 46),
+        ("internvl", (480, 640), 13, 13 * 256, 13 * 256),
+        ("internvl", (448, 896), 3, 3 * 256, 3 * 256),
+        ("internvl", (448, 448), 1, 256, 256),
     ],
 )
 def test_tokens_of_the_published_shapes(
