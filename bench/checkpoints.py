@@ -182,6 +182,8 @@ def _random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> 
         return noise.mul_(0.1).add_(1.0)
     if name.endswith("bias"):
         return noise.mul_(0.05)
+    if name.endswith((".lambda_1", ".lambda_2")):
+        return noise.mul_(0.1).add_(0.5)  # layer scale: near 0, a layer would add nothing to its input
     if noise.dim() == 1 or "position_embedding" in name or "embed_tokens" in name:
         return noise.mul_(0.02)
     fan_in = noise[0].numel()
