@@ -68,7 +68,7 @@ class Row:
 
 
 def _grid(builder: GraphBuilder, grid: tuple[int, int] | ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Target shape (-1, R, C) of the scores, C as int64 [1], and 0..C-1 as int64 [1, 1, C]."""
+    """Target shape (images, R, C) of the scores, C as int64 [1], and 0..C-1 as int64 [1, 1, C]."""
     if isinstance(grid, tuple):
         rows, columns = grid
         steps = np.arange(columns, dtype=np.int64).reshape(1, 1, columns)
@@ -77,8 +77,9 @@ def _grid(builder: GraphBuilder, grid: tuple[int, int] | ir.Value) -> tuple[ir.V
             builder.ints("columns", [columns]),
             builder.constant("row_steps", steps),
         )
-    every = builder.ints("every", [-1])
-    shape = builder.op("Concat", [every, grid], Made("grid_shape", _INT64, (3,)), {"axis": 0})
+    # 0 keeps the number of images: with -1, a grid of half the tokens would make two images of one.
+    same = builder.ints("same", [0])
+    shape = builder.op("Concat", [same, grid], Made("grid_shape", _INT64, (3,)), {"axis": 0})
     width = builder.slice(grid, 0, (1, 2), Made("columns", _INT64, (1,)))
     steps_1d = count_up(builder, width, "steps")
     target = builder.ints("row_steps_shape", [1, 1, -1])
