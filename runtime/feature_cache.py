@@ -102,7 +102,11 @@ def image_digest(image: PreparedImage) -> bytes:
     digest = hashlib.sha256(
         repr((plan.units, plan.text, plan.runs, plan.spans, plan.overview, plan.mosaic)).encode()
     )
-    arrays = {"pixels": image.pixel_values, "sequence": plan.sequence, "offsets": plan.offsets}
+    arrays: dict[str, Array] = {
+        "pixels": image.pixel_values,
+        "sequence": plan.sequence,
+        "offsets": plan.offsets,
+    }
     if plan.lines is not None:
         arrays["lines"] = plan.lines
     arrays |= {f"input {name}": plan.inputs[name] for name in sorted(plan.inputs)}
