@@ -1,0 +1,90 @@
+"""Graph files in another precision: read, change, write, without a whole model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from export.precision.half import halve
+from export.precision.names import Precision
+from export.precision.weight_file import WeightFile, row_chunks, source_of
+from export.precision.weight_only import quantize_weights
+from fopru_graph.files import write_model
+
+__all__ = ["Converted", "convert_graph", "convert_model"]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One graph in its precision.
+
+    Attributes:
+        nodes: of the graph.
+        replaced: matrices and tables in 4 or 8 bits; 0 for fp16.
+        notes: what stayed in float32 although the user may expect otherwise, in sentences.
+    """
+
+    nodes: int
+    replaced: int
+    notes: tuple[str, ...]
+
+
+def convert_graph(source: Path, target: Path, precision: Precision, file: WeightFile) -> Converted:
+    """Write `target` beside `file`, which gets every weight that no graph before has put into it or into the file
+    before it.
+
+    Raises:
+        OptionError: a weight that float16 cannot hold.
+        GraphFileError: the target cannot be written.
+    """
+    model = ir.load(source)
+    converted = convert_model(model, precision, file)
+    write_model(model, target)
+    return converted
+
+
+def convert_model(model: ir.Model, precision: Precision, file: WeightFile) -> Converted:
+    """Change a model in place; afterwards every weight of more than 256 bytes lies in `file` or one before it.
+
+    Raises:
+        OptionError: a weight that float16 cannot hold.
+    """
+    replaced, notes = 0, []
+    if precision.weight_only:
+        found = quantize_weights(model, precision, file)
+        replaced = found.matrices + found.tables
+        if found.left:
+            notes.append(_left_note(found.left, precision))
+    elif precision.name == "fp16":
+        halve(model, file)
+    _copy_rest(model.graph, file)
+    return Converted(sum(1 for _ in model.graph.all_nodes()), replaced, tuple(notes))
+
+
+def _left_note(left: Sequence[str], precision: Precision) -> str:
+    shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+    return f"{precision.name}: {shown} stay float32, their rows are not a multiple of {precision.block}"
+
+
+def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:
+    """Bring weights that stay as they are, so that the file they lie in is not needed."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.path).resolve() in file.paths:
+            continue
+        key = (source_of(tensor), "copy")
+        if key not in file.known:
+            file.known[key] = file.write(str(value.name), tensor.dtype, tensor.shape.numpy(), _parts(tensor))
+            file.keep(tensor)
+        value.const_value = file.known[key]
+
+
+def _parts(tensor: ir.TensorProtocol) -> Iterator[npt.NDArray[Any]]:
+    flat = tensor.numpy().reshape(-1)
+    for part in row_chunks(flat.size, flat.itemsize):
+        yield flat[part]

@@ -1,0 +1,147 @@
+"""What a precision costs: logits of the converted graphs beside those of PyTorch in float32, position by position.
+
+Teacher-forced: both sides read the same tokens, so that one early difference does not decide the rest. Every
+position counts, not the last of each prompt alone. The numbers are reported as they are; what they are worth is
+for the reader, and `PrecisionLoss.warning` says a sentence where they are poor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MIN_POSITIONS", "LossCase", "Logits", "PrecisionLoss", "measure_loss", "random_cases"]
+
+Logits = Callable[["LossCase"], npt.NDArray[np.float32]]
+"""Runs a model on a case: float32 [S, V], the logits of every position."""
+
+MIN_POSITIONS = 500
+_LENGTH = 128  # positions of one case: [128, V] float32 is 78 MB at a vocabulary of 152,000
+# Below, every tenth greedy token is another one, and a long answer leaves the one of float32 within its first words:
+# people should look at answers before they ship that. It is a remark, nothing passes or fails by it.
+_AGREEMENT = 0.9
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """One teacher-forced prompt.
+
+    Attributes:
+        ids: int64 [S]; where `visual` has rows, the image token.
+        visual: bool [S], which positions are visual rows; None: none.
+        features: float32 [count of visual, D] in their place, the same on both sides: what the vision encoder's own
+            precision costs is another stage.
+        positions: int64 [axes, S]; None: 0, 1, 2, …
+    """
+
+    ids: npt.NDArray[np.int64]
+    visual: npt.NDArray[np.bool_] | None = None
+    features: npt.NDArray[np.float32] | None = None
+    positions: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """How far logits are from those of float32, over all positions of all cases.
+
+    Attributes:
+        positions: how many were compared.
+        mean_cosine, min_cosine: of two rows of logits, each minus its mean (adding a number to all logits changes
+            no token, and would hide differences).
+        top1_agreement: fraction of positions with the same most likely token.
+        mean_kl: KL divergence of the probabilities from those of float32, in nats.
+        max_abs_diff: largest difference of two logits.
+    """
+
+    positions: int
+    mean_cosine: float
+    min_cosine: float
+    top1_agreement: float
+    mean_kl: float
+    max_abs_diff: float
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence where the loss is large, None where it is not; numbers that are not finite are large."""
+        if self.top1_agreement >= _AGREEMENT and np.isfinite(self.mean_kl):
+            return None
+        return (
+            f"only {self.top1_agreement:.1%} of {self.positions} positions keep the most likely token of float32: "
+            "compare answers before you use this precision, or give --precision with more bits, a smaller block or "
+            "asymmetric"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a value that is not finite is None, which JSON can hold."""
+        return {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def measure_loss(reference: Logits, measured: Logits, cases: Sequence[LossCase]) -> PrecisionLoss:
+    """Compare two ways to run a model; both are called once per case, one case at a time.
+
+    Raises:
+        ValueError: no case, or logits of different shapes: a fault of the caller.
+    """
+    return _loss((reference(case), measured(case)) for case in cases)
+
+
+def random_cases(count: int, vocab: int, seed: int = 0) -> tuple[LossCase, ...]:
+    """Cases of random token ids with `count` positions in all, rounded up to whole cases.
+
+    Random ids are no text: a model is less sure of itself on them, so that the agreement is lower than on text.
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(LossCase(rng.integers(0, vocab, _LENGTH)) for _ in range(-(-count // _LENGTH)))
+
+
+def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> PrecisionLoss:
+    cosines: list[float] = []
+    divergences: list[float] = []
+    agreeing, largest = 0, 0.0
+    for reference, measured in pairs:
+        if reference.shape != measured.shape:
+            raise ValueError(
+                f"logits {list(measured.shape)} beside {list(reference.shape)}: run the same case"
+            )
+        for wanted, got in zip(reference, measured, strict=True):  # row by row: [S, V] in float64 is large
+            one, other = wanted.astype(np.float64), got.astype(np.float64)
+            cosines.append(_cosine(one, other))
+            divergences.append(_divergence(one, other))
+            agreeing += int(one.argmax() == other.argmax() and np.isfinite(other).all())
+            largest = max(
+                largest, float(np.abs(one - other).max()), key=lambda value: (np.isnan(value), value)
+            )
+    if not cosines:
+        raise ValueError("no positions to compare: give at least one case")
+    return PrecisionLoss(
+        positions=len(cosines),
+        mean_cosine=float(np.mean(cosines)),
+        min_cosine=float(np.min(cosines)),
+        top1_agreement=agreeing / len(cosines),
+        mean_kl=float(np.mean(divergences)),
+        max_abs_diff=largest,
+    )
+
+
+def _cosine(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length else float(np.array_equal(one, other))
+
+
+def _divergence(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    log_one, log_other = _log_softmax(one), _log_softmax(other)
+    return float(np.exp(log_one) @ (log_one - log_other))
+
+
+def _log_softmax(row: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = row - row.max()
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result

@@ -1,0 +1,184 @@
+"""Precisions: what a user writes, what they mean, and what their files are called.
+
+`--precision vision=fp32,decoder=int4:block=128,asymmetric` names one precision per part of a bundle. A part is
+one or two graphs that share a weight file. File suffixes are those of the transformers.js layout
+(`DEFAULT_DTYPE_SUFFIX_MAPPING` of its `src/utils/dtypes.js`), so that its hosts find the graphs where they look;
+there `_int8` and `_quantized` also hold activations in 8 bits, here 8 bits are about weights alone, and the
+signed name is taken because a symmetric 8-bit weight is what it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from export.errors import OptionError
+from runtime import contract
+
+__all__ = [
+    "BLOCKS",
+    "PARTS",
+    "PRECISIONS",
+    "SUFFIXES",
+    "Precision",
+    "Precisions",
+    "data_file_of",
+    "graph_file_of",
+    "parse_precision",
+]
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
+BLOCKS = (32, 128)
+PARTS = ("vision", "embed", "decoder")
+
+_BITS = {"int8": 8, "int4": 4}
+# Of MatMulNBits: how the activations go into a product. 0 leaves them in float32, 4 rounds them to 8 bits.
+_ACCURACY_LEVELS = (0, 4)
+_EXAMPLE = "vision=fp32,decoder=int4:block=32,symmetric"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the weights of one part are stored and multiplied.
+
+    Attributes:
+        name: one of `PRECISIONS`; int8 and int4 are about weights, activations stay float32.
+        block: weights of one row that share a scale; int8 and int4 only.
+        symmetric: the zero point is the middle of the range; False stores one per block.
+        accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits first.
+    """
+
+    name: str = "fp32"
+    block: int = 32
+    symmetric: bool = True
+    accuracy_level: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in PRECISIONS:
+            raise OptionError(
+                f"precision is {self.name!r}, expected one of {', '.join(PRECISIONS)}, as in {_EXAMPLE}"
+            )
+        if self.block not in BLOCKS:
+            raise OptionError(
+                f"precision block is {self.block}, expected one of {', '.join(map(str, BLOCKS))}: leave it "
+                "out for 32"
+            )
+        if self.accuracy_level not in _ACCURACY_LEVELS:
+            raise OptionError(
+                f"precision accuracy is {self.accuracy_level}, expected 0 (float32 activations) or 4 (8-bit "
+                "activations)"
+            )
+        if not self.weight_only and replace(self, name="int4") != Precision("int4"):
+            raise OptionError(
+                f"precision {self.name} has no block, zero points or accuracy level: leave the options behind "
+                "the colon out, or take int8 or int4"
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored weight."""
+        return _BITS.get(self.name, 16 if self.name == "fp16" else 32)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether weights are integers with scales, and activations stay what they are."""
+        return self.name in _BITS
+
+    @property
+    def suffix(self) -> str:
+        """What a graph's file name carries."""
+        return SUFFIXES[self.name]
+
+    def text(self) -> str:
+        """As on the command line."""
+        words = [
+            f"block={self.block}" if self.block != BLOCKS[0] else "",
+            "" if self.symmetric else "asymmetric",
+            f"accuracy={self.accuracy_level}" if self.accuracy_level else "",
+        ]
+        options = ",".join(word for word in words if word)
+        return f"{self.name}:{options}" if options else self.name
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """One precision per part of a bundle."""
+
+    vision: Precision = Precision()
+    embed: Precision = Precision()
+    decoder: Precision = Precision()
+
+    def of_graph(self, graph: str) -> Precision:
+        """Precision of a graph by its name in `runtime.contract`."""
+        if graph in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
+            return self.vision
+        return self.embed if graph == contract.EMBED_TOKENS else self.decoder
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is float32."""
+        return all(getattr(self, part).name == "fp32" for part in PARTS)
+
+    def text(self) -> str:
+        """As on the command line; empty for float32."""
+        return "" if self.exact else ",".join(f"{part}={getattr(self, part).text()}" for part in PARTS)
+
+
+def parse_precision(text: str) -> Precisions:
+    """Read `--precision`.
+
+    `part=name[:option,option]`, comma-separated; a bare name is for every part. Options: `block=32|128`,
+    `symmetric`, `asymmetric`, `accuracy=0|4`. Parts left out are fp32, but `embed` follows `decoder`, with which
+    it shares its weights in most models.
+
+    Raises:
+        OptionError: an unknown part, precision or option, or a part twice.
+    """
+    parts: dict[str, Precision] = {}
+    current = ""
+    for word in (word.strip() for word in text.split(",")):
+        name, equals, value = word.partition("=")
+        if current and (word in ("symmetric", "asymmetric") or (equals and name in ("block", "accuracy"))):
+            parts[current] = _with_option(parts[current], word)
+            continue
+        current, value = (name, value) if equals and ":" not in name else ("", word)
+        if current not in ("", *PARTS):
+            raise OptionError(
+                f"precision is given for {current!r}, expected one of {', '.join(PARTS)}, as in {_EXAMPLE}"
+            )
+        if current in parts:
+            raise OptionError(f"precision is given twice for {current or 'every part'}: give it once")
+        kind, colon, option = value.partition(":")
+        parts[current] = Precision(kind)
+        if colon:
+            parts[current] = _with_option(parts[current], option)
+    everything = parts.pop("", Precision())
+    chosen = {part: parts.get(part, everything) for part in PARTS}
+    if "embed" not in parts:
+        chosen["embed"] = chosen["decoder"]
+    return Precisions(**chosen)
+
+
+def _with_option(precision: Precision, word: str) -> Precision:
+    name, _, value = word.partition("=")
+    if word in ("symmetric", "asymmetric"):
+        return replace(precision, symmetric=word == "symmetric")
+    if name in ("block", "accuracy") and value.isdigit():
+        number = int(value)
+        return (
+            replace(precision, block=number) if name == "block" else replace(precision, accuracy_level=number)
+        )
+    raise OptionError(
+        f"precision has the option {word!r}, expected block=32, block=128, symmetric, asymmetric, accuracy=0 or "
+        f"accuracy=4, as in {_EXAMPLE}"
+    )
+
+
+def graph_file_of(graph: str, precision: Precision) -> str:
+    """Path of a graph inside a bundle, with the suffix of its precision."""
+    return contract.graph_file(graph + precision.suffix)
+
+
+def data_file_of(graph: str, precision: Precision) -> str:
+    """Path of the file with a graph's weights inside a bundle, with the suffix of its precision."""
+    return contract.data_file(graph).removesuffix(".onnx_data") + f"{precision.suffix}.onnx_data"
