@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,8 +24,10 @@ class Chat:
     """One conversation.
 
     `settings` holds what every turn has in common (its prompt, images and history are not used); `write`
-    takes text as it comes, `warn` errors and why nothing was pruned, `failures` counts the errors. Images are
-    encoded once and their visual tokens kept as long as the ratio stays the same.
+    takes text as it comes, `warn` errors and why nothing was pruned, `failures` counts the errors.
+
+    The generator goes on from the KV cache of the turn before. The chat holds the visual tokens of its images
+    as long as the ratio stays the same: a file that changes meanwhile does not change what was talked about.
     """
 
     generator: Generator
@@ -97,6 +100,9 @@ class Chat:
                 self.write(piece)
         except KeyboardInterrupt:  # stops the answer; what was said stays in the history
             stopped = True
+            stream.cancel()
+            with suppress(FopruError):  # stopped inside a step, which leaves nothing to go on from
+                _ = stream.result  # ends the answer in order: the next turn goes on from its KV cache
             self.write(" [stopped]")
         self.write("\n")
         if not answer and stopped:
