@@ -17,8 +17,8 @@ _SOURCE = "source.gguf"
 # llama.cpp's numbers of file types (`LLAMA_FTYPE_MOSTLY_*`), and of the float32 tensor type.
 _FILE_TYPES = {"bf16": 32, "q8_0": 7, "q4_0": 2}
 _GGML_F32 = 0
-# It tells hundreds of lines about a model, and a failed call says so in its return value. Kept here, since the
-# library keeps the pointer.
+# It tells hundreds of lines about a model, and a failed call says so in its return value. Kept here, since
+# the library keeps the pointer.
 _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 

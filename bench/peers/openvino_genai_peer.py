@@ -123,6 +123,7 @@ def _prepare(task: Task) -> None:
                 f"optimum-intel cannot export with {python}: {last}; pip install optimum-intel "
                 f"in another environment and name its Python in {OPTIMUM}"
             )
+        partial.rename(folder)
     if not all((folder / name).is_file() for name in _TOKENIZERS):
         tokenizer = AutoTokenizer.from_pretrained(task.checkpoint)
         pair = optional("openvino_tokenizers").convert_tokenizer(tokenizer, with_detokenizer=True)
