@@ -94,7 +94,7 @@ def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
     contracts = {
         **contract.vision_contracts(layout, decoder.hidden_size, grid_input=plan.grid_input),
         contract.EMBED_TOKENS: contract.embed_contract(decoder.hidden_size),
-        contract.DECODER: contract.decoder_contract(decoder),
+        **{graph: contract.decoder_contract(decoder, kind) for graph, kind in decoder.caches.items()},
     }
     created: dict[str, str | int] = {"fopru-edge": __version__}
     created |= {tool: metadata.version(tool) for tool in _TOOLS}

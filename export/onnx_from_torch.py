@@ -12,7 +12,7 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
+from export.decoder.tied import read_from_other_graph
 from export.errors import TraceError
+from export.families.base import Subgraph
 from export.onnx_names import name_graph
 from runtime.contract import GraphContract
 
-__all__ = ["GraphStats", "quiet_exporter", "write_onnx_from_torch"]
+__all__ = ["GraphStats", "quiet_exporter", "write_lowered", "write_onnx_from_torch"]
 
 # Where a node came from is worth keeping (the rewriter finds layers by it); Python stack traces of the
 # machine that
 # exported are not.
 _KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 _IR_VERSION = 10  # opset 20..23; the oldest that has both
+_INLINE_BYTES = 256  # smaller constants stay in the graph file, where shape inference sees them
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
@@ -47,21 +49,20 @@ class GraphStats:
     weight_bytes: int
 
 
-def write_onnx_from_torch(
-    module: nn.Module, args: tuple[Any, ...], contract: GraphContract, target: Path, opset: int
-) -> GraphStats:
-    """Trace `module` and write `target` (`x.onnx`) with its weights in `x.onnx_data`.
+def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int) -> GraphStats:
+    """Trace a module and write `target` (`x.onnx`) with its weights in `x.onnx_data`.
 
     Args:
-        module: in eval mode; its flattened inputs and outputs are those of `contract`, in order.
-        args: example inputs; every named axis must have a size above 1, or torch takes it for a constant.
-        contract: string dims become dynamic axes of that name.
-        target: file to write; the folder exists.
+        graph: the module is in eval mode, its flattened inputs and outputs are those of the contract, in
+            order; every named axis of the example inputs must have a size above 1, or torch takes it for a
+            constant. String dims of the contract become dynamic axes of that name.
+        target: file to write; the folder exists, with the files of the graphs that `graph.stored` names.
         opset: ONNX opset to target.
 
     Raises:
         TraceError: torch cannot trace the module, or what comes out is not the contract.
     """
+    module, args, contract = graph.module, graph.args, graph.contract
     leaves, structure = pytree.tree_flatten(args)
     axes = _dynamic_axes(contract)
     if len(leaves) != len(axes):
@@ -78,9 +79,11 @@ def write_onnx_from_torch(
             # Optimised below, after the weights have been made lazy.
             program = torch.onnx.export(traced, opset_version=opset, optimize=False, verbose=False)
             assert program is not None  # it is None with dynamo=False only
+            for weight in graph.stored:
+                read_from_other_graph(program.model, weight, target.parent)
             transpose_weights_lazily(program.model)
             program.optimize()
-    except MemoryError:
+    except (MemoryError, TraceError):
         raise
     except Exception as error:  # torch.export fails with dozens of types; the reason is in the first line
         raise TraceError(
@@ -91,9 +94,41 @@ def write_onnx_from_torch(
     name_graph(model, contract)
     _strip_metadata(model, target.stem)
     data = target.with_name(target.name + "_data")
-    ir.save(model, target, external_data=data.name)
+    _store_weights(model, data)
+    ir.save(model, target)
     weights = data.stat().st_size if data.exists() else 0
-    return GraphStats(sum(1 for _ in model.graph.all_nodes()), model.opset_imports[""], weights)
+    return _stats(model, weights)
+
+
+def write_lowered(traced: Path, target: Path, lower: Callable[[ir.Model], None]) -> GraphStats:
+    """Write `target` from a traced file beside it, with `lower` applied; the weights stay where they are."""
+    model = ir.load(traced)
+    lower(model)
+    model.graph.name = target.stem
+    ir.save(model, target)
+    return _stats(model, 0)
+
+
+def _stats(model: ir.Model, weight_bytes: int) -> GraphStats:
+    return GraphStats(sum(1 for _ in model.graph.all_nodes()), model.opset_imports[""], weight_bytes)
+
+
+def _store_weights(model: ir.Model, data: Path) -> None:
+    """Move all weights but small ones, and those that are in a file already, to `data`."""
+    own = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes > _INLINE_BYTES
+    ]
+    tensors = [value.const_value for value in own if value.const_value is not None]
+    if not tensors:
+        return
+    for value, stored in zip(
+        own, ir.external_data.convert_tensors_to_external(tensors, data.parent, data.name), strict=True
+    ):
+        value.const_value = stored
 
 
 def _dynamic_axes(contract: GraphContract) -> list[dict[int, Any]]:

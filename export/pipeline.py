@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import load_model, open_checkpoint
+from export.families import Subgraph
 from export.golden import NEW_TOKENS, SAMPLE_IMAGE, reference_name, write_golden
 from export.manifest import Exported, copy_files, manifest_of, special_tokens, write_constants
-from export.onnx_from_torch import GraphStats, write_onnx_from_torch
+from export.onnx_from_torch import GraphStats, write_lowered, write_onnx_from_torch
 from export.options import BuildOptions
 from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
@@ -25,7 +26,7 @@ from runtime.check import check_bundle
 from runtime.golden import Golden
 from runtime.result import peak_rss_bytes
 
-__all__ = ["run_build"]
+__all__ = ["run_build", "write_subgraph"]
 
 
 def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
@@ -89,10 +90,7 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
     graphs: dict[str, GraphStats] = {}
     for graph in family.subgraphs(model, plan.layout, decoder):
         with steps.step(f"export {graph.name}"):
-            target = root / contract.graph_file(graph.name)
-            graphs[graph.name] = write_onnx_from_torch(
-                graph.module, graph.args, graph.contract, target, options.opset
-            )
+            graphs |= write_subgraph(graph, root, options.opset)
             gc.collect()  # traced programs are full of cycles and hold the weights
     with steps.step(f"prune {contract.VISION_ENCODER}"):
         report = prune_file(
@@ -113,6 +111,22 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
         constants=write_constants(plan, model, root),
         weight_bytes=_weight_bytes(model),
     )
+
+
+def write_subgraph(graph: Subgraph, root: Path, opset: int) -> dict[str, GraphStats]:
+    """Trace one subgraph and write every graph that is made of it into the bundle directory `root`."""
+    target = root / contract.graph_file(graph.name)
+    traced = write_onnx_from_torch(graph, target, opset)
+    if not graph.lowered:
+        return {graph.name: traced}
+    source = target.rename(target.with_suffix(".traced"))
+    graphs = {
+        name: write_lowered(source, root / contract.graph_file(name), lower)
+        for name, lower in graph.lowered.items()
+    }
+    source.unlink()
+    owner = next(iter(graphs))
+    return {**graphs, owner: replace(graphs[owner], weight_bytes=traced.weight_bytes)}
 
 
 def _prune_options(plan: Plan) -> PruneOptions:

@@ -1,5 +1,5 @@
-"""The three subgraphs as plain modules: each `forward` has the tensors of `runtime.contract`, in its order,
-and no options.
+"""The vision encoder and the embedding as plain modules: each `forward` has the tensors of
+`runtime.contract`, in its order, and no options.
 
 They hold the modules of the loaded model, never copies, so that exporting one costs no second set of weights.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-__all__ = ["Decoder", "EmbedTokens", "VisionEncoder"]
+__all__ = ["EmbedTokens", "VisionEncoder"]
 
 
 class VisionEncoder(nn.Module):
@@ -51,48 +50,3 @@ class EmbedTokens(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.embed_tokens(input_ids)
-
-
-class Decoder(nn.Module):
-    """Language model and head with an explicit cache.
-
-    inputs_embeds float32 [batch, seq, D], attention_mask int64 [batch, past + seq], position_ids int64
-    [batch, seq], num_logits_to_keep int64 scalar, past: 2 x layers tensors float32 [batch, kv_heads, past,
-    head_dim] → logits float32 [batch, kept, V] of the last `num_logits_to_keep` positions (0 = all), then
-    the grown cache.
-    """
-
-    def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
-        super().__init__()
-        self.language_model = language_model
-        self.lm_head = lm_head
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        num_logits_to_keep: Tensor,
-        past: list[Tensor],
-    ) -> tuple[Tensor, ...]:
-        # Plain growing layers even where the model has sliding windows: the window then lives in the mask
-        # alone,
-        # and every layer's cache has the same length.
-        cache = DynamicCache()
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        hidden = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits = self.lm_head(_last_rows(hidden, num_logits_to_keep))
-        return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))
-
-
-def _last_rows(hidden: Tensor, count: Tensor) -> Tensor:
-    """Rows -count.. of axis 1; count 0 is a start of -0 = 0, i.e. all rows, without a branch in the graph."""
-    start = -count.item()
-    return hidden[:, start:]

@@ -17,7 +17,16 @@ import numpy.typing as npt
 
 from runtime.errors import BackendError
 
-__all__ = ["Array", "Backend", "BackendOptions", "Session", "View", "available_backends", "create_backend"]
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendOptions",
+    "Binding",
+    "Session",
+    "View",
+    "available_backends",
+    "create_backend",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -53,6 +62,22 @@ class View:
     offset: int = 0
 
 
+class Binding(Protocol):
+    """Buffers bound to a graph's tensors, for running it again and again without allocating."""
+
+    def update(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
+        """Bind these tensors anew; the others stay as they are."""
+        ...
+
+    def run(self) -> None:
+        """Run; an output must have exactly the shape of its view.
+
+        Raises:
+            BackendError: a tensor is not bound or has a wrong shape, or the engine fails.
+        """
+        ...
+
+
 class Session(Protocol):
     """One loaded graph. Not to be run from two threads at once.
 
@@ -69,8 +94,8 @@ class Session(Protocol):
         """Run with host arrays; returns every output as a new host array."""
         ...
 
-    def run_bound(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
-        """Run from and into buffers of the backend; an output must have exactly the shape of its view."""
+    def bind(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> Binding:
+        """Bind buffers of the backend; tensors may be missing until the first run."""
         ...
 
 
@@ -78,6 +103,8 @@ class Backend(Protocol):
     """An inference engine on one device. Buffers are flat, owned by the caller, and live while referenced."""
 
     name: str
+    cache_kinds: tuple[str, ...]
+    """Kinds of KV cache (`contract.CACHES`) of the decoder graphs that it runs, the best first."""
 
     def open(self, graph: Path) -> Session:
         """Load an ONNX file; raises BackendError when the engine refuses it."""

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from runtime.manifest import DecoderInfo
 
 __all__ = [
+    "APPEND",
     "ATTENTION_MASK",
+    "CACHES",
+    "CONCAT",
     "DECODER",
+    "DECODER_PORTABLE",
     "EMBED_TOKENS",
     "GRID",
     "IMAGE_FEATURES",
@@ -28,6 +32,7 @@ __all__ = [
     "NUM_LOGITS_TO_KEEP",
     "PIXEL_VALUES",
     "POSITION_IDS",
+    "SHARED",
     "TOKEN_MASK",
     "TOKEN_SCORES",
     "VISION_ENCODER",
@@ -47,6 +52,13 @@ VISION_ENCODER = "vision_encoder"
 VISION_ENCODER_FOPRU = "vision_encoder_fopru"
 EMBED_TOKENS = "embed_tokens"
 DECODER = "decoder_model_merged"
+DECODER_PORTABLE = "decoder_model_portable"
+
+SHARED = "shared"
+APPEND = "append"
+CONCAT = "concat"
+CACHES = (SHARED, APPEND, CONCAT)
+"""How a decoder graph grows its key/value cache (see `decoder_contract`)."""
 
 PIXEL_VALUES = "pixel_values"
 NUM_KEEP = "num_keep"
@@ -86,9 +98,9 @@ def graph_file(graph: str) -> str:
 
 
 def data_file(graph: str) -> str:
-    """Path of a graph's weight file in a bundle; `vision_encoder_fopru` shares `vision_encoder`'s."""
-    owner = VISION_ENCODER if graph == VISION_ENCODER_FOPRU else graph
-    return f"onnx/{owner}.onnx_data"
+    """Path of a graph's weight file in a bundle; graphs that are made of one another share theirs."""
+    owners = {VISION_ENCODER_FOPRU: VISION_ENCODER, DECODER_PORTABLE: DECODER}
+    return f"onnx/{owners.get(graph, graph)}.onnx_data"
 
 
 def past_name(layer: int, part: str) -> str:
@@ -145,26 +157,42 @@ def embed_contract(width: int) -> GraphContract:
     )
 
 
-def decoder_contract(info: DecoderInfo) -> GraphContract:
-    """Contract of `decoder_model_merged`.
+def decoder_contract(info: DecoderInfo, cache: str) -> GraphContract:
+    """Contract of a decoder graph with a kind of cache.
 
     `past` rows are cached, `seq` rows are new, `total` = past + seq; logits cover the last
     `num_logits_to_keep` positions (0 = all). Positions have three rows (time, height, width) with M-RoPE.
+
+    Caches: `shared` is one buffer of `capacity` rows, past and present at once; row b of the mask holds as
+    many ones as its sequence has rows, the new ones included, and they come first. `append` takes and
+    returns rows time-major, and returns the new ones only, which belong behind the past. `concat` returns
+    past and new as a new tensor.
     """
     parts = [(layer, part) for layer in range(info.layers) for part in ("key", "value")]
-    cache = ("batch", info.kv_heads, "past", info.head_dim)
-    grown = ("batch", info.kv_heads, "total", info.head_dim)
+    past, present = _CACHE_AXES[cache]
+    sizes: dict[str, int | str] = {"kv_heads": info.kv_heads, "head_dim": info.head_dim}
     positions = ("batch", "seq") if info.position_axes == 1 else (info.position_axes, "batch", "seq")
+
+    def rows(name: str, axes: tuple[str, ...]) -> TensorSpec:
+        return TensorSpec(name, info.cache_dtype, tuple(sizes.get(axis, axis) for axis in axes))
+
     return GraphContract(
         inputs=(
             TensorSpec(INPUTS_EMBEDS, "float32", ("batch", "seq", info.hidden_size)),
             TensorSpec(ATTENTION_MASK, "int64", ("batch", "total")),
             TensorSpec(POSITION_IDS, "int64", positions),
             TensorSpec(NUM_LOGITS_TO_KEEP, "int64", ()),
-            *(TensorSpec(past_name(layer, part), "float32", cache) for layer, part in parts),
+            *(rows(past_name(layer, part), past) for layer, part in parts),
         ),
         outputs=(
             TensorSpec(LOGITS, "float32", ("batch", "logits", info.vocab_size)),
-            *(TensorSpec(present_name(layer, part), "float32", grown) for layer, part in parts),
+            *(rows(present_name(layer, part), present) for layer, part in parts),
         ),
     )
+
+
+_CACHE_AXES = {
+    SHARED: (("batch", "kv_heads", "capacity", "head_dim"), ("batch", "kv_heads", "capacity", "head_dim")),
+    APPEND: (("batch", "past", "kv_heads", "head_dim"), ("batch", "seq", "kv_heads", "head_dim")),
+    CONCAT: (("batch", "kv_heads", "past", "head_dim"), ("batch", "kv_heads", "total", "head_dim")),
+}

@@ -1,4 +1,4 @@
-"""One answer's run through the decoder: prefill, then token by token, all tensors made beforehand."""
+"""One answer's run through the decoder: prefill in chunks, then token by token, tensors made beforehand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import numpy.typing as npt
 from runtime import contract
 from runtime.backend import Array, Backend, Session, View
 from runtime.errors import RequestError
-from runtime.kv_cache import KVCache
+from runtime.kv_cache import make_cache
 from runtime.manifest import DecoderInfo
 from runtime.positions import Positions
 
-__all__ = ["DecoderRun", "Room"]
+__all__ = ["PREFILL_ROWS", "DecoderGraph", "DecoderRun", "Room"]
+
+PREFILL_ROWS = 512
+"""Rows of a prompt that go through the decoder at once: attention holds heads x rows x length scores of a
+layer (see docs/decisions)."""
 
 
 @dataclass(frozen=True)
@@ -26,76 +30,126 @@ class Room:
     positions: Positions
 
 
+@dataclass(frozen=True)
+class DecoderGraph:
+    """The opened graphs of the language model and how the cache of the decoder grows."""
+
+    embed: Session
+    decoder: Session
+    cache: str
+
+
 class DecoderRun:
     """Prefill and decode of one sequence.
 
-    Owns the KV cache and the small buffers, all made on construction: a call allocates no tensor, only the
-    names, views and bindings that it hands to the engine. The sessions must outlive it. Not to
-    be used from two threads at once.
+    Owns the KV cache and the small buffers, all made on construction: a step allocates no tensor, and binds
+    only what changes. The sessions must outlive it. Not to be used from two threads at once.
     """
 
-    def __init__(
-        self, backend: Backend, sessions: tuple[Session, Session], info: DecoderInfo, room: Room
-    ) -> None:
-        """Allocate everything; `sessions` are (embed_tokens, decoder)."""
-        self.cache = KVCache(backend, info, room.capacity)
-        self._backend = backend
-        self._embed, self._decoder = sessions
+    def __init__(self, backend: Backend, graph: DecoderGraph, info: DecoderInfo, room: Room) -> None:
+        """Allocate everything."""
+        self._backend, self._info = backend, info
+        self.cache = make_cache(backend, info, graph.cache, room.capacity)
         self._token: Any = np.zeros(1, np.int64)
-        self._mask = backend.upload(np.ones(room.capacity, np.int64)).buffer
-        self._axes, self._prompt = room.positions.ids.shape
-        if self._axes != info.position_axes:
-            raise RequestError(
-                f"the positions have {self._axes} axes, but the decoder takes {info.position_axes}: "
-                "make them with Generator.prompt"
-            )
-        later = room.positions.next + np.arange(max(0, room.capacity - self._prompt), dtype=np.int64)
-        # The prompt's [axes, L], then one row of `axes` equal numbers for each step.
-        flat = np.concatenate([room.positions.ids.reshape(-1), np.repeat(later, self._axes)])
-        self._positions = backend.upload(flat).buffer
-        self._count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
-        self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
+        token = View(backend.upload(self._token).buffer, (1, 1))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
+        self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
+        count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
+        self._embed = graph.embed.bind({contract.INPUT_IDS: token}, {contract.INPUTS_EMBEDS: self._embedding})
+        self._decoder = graph.decoder.bind(
+            {contract.NUM_LOGITS_TO_KEEP: count}, {contract.LOGITS: self._logits}
+        )
+        self._make_room(room)
+
+    def rewind(self, length: int, room: Room) -> None:
+        """Keep the first `length` rows of the cache and go on with another prompt, which begins with them.
+
+        The cache grows to `room.capacity` if it is smaller.
+
+        Raises:
+            RequestError: the cache has no `length` rows, or the prompt leaves none to compute.
+        """
+        if not 0 <= length <= min(self.cache.length, room.positions.ids.shape[1] - 1):
+            raise RequestError(
+                f"cannot keep {length} rows of a cache of {self.cache.length} for a prompt of "
+                f"{room.positions.ids.shape[1]}: keep at most all cached rows, and fewer than the prompt has"
+            )
+        self.cache.cut(length)
+        self.cache.grow(room.capacity)
+        self._make_room(room)
 
     def prefill(self, inputs_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Run the prompt [1, L, D]; returns the last position's logits [V], valid until the next call."""
-        return self._run(self._backend.upload(inputs_embeds))
+        """Run the rest of the prompt [1, L, D]; returns the last position's logits [V], valid until the next
+        call.
+
+        Raises:
+            RequestError: cached rows and these are not the prompt that the positions were made for.
+        """
+        first, rows, width = self.cache.length, inputs_embeds.shape[1], inputs_embeds.shape[2]
+        if first + rows != self._prompt.shape[1]:
+            raise RequestError(
+                f"got {rows} rows after {first}, but the positions were made for a prompt of "
+                f"{self._prompt.shape[1]}: prefill exactly what the cache lacks"
+            )
+        whole = self._backend.upload(inputs_embeds)
+        for start in range(0, rows, PREFILL_ROWS):
+            new = min(PREFILL_ROWS, rows - start)
+            positions = np.ascontiguousarray(self._prompt[:, first + start : first + start + new])
+            self._run(
+                View(whole.buffer, (1, new, width), offset=whole.offset + start * width),
+                View(self._backend.upload(positions).buffer, self._position_shape(new)),
+            )
+        return self._result()
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Run one more token; returns the logits [V] for the next, valid until the next call."""
+        generated = self.cache.length - self._prompt.shape[1]
+        if generated < 0:
+            raise RequestError(
+                f"the cache has {self.cache.length} rows of a prompt of {self._prompt.shape[1]}: prefill first"
+            )
         self._token[0] = token
-        ids = self._backend.upload(self._token)
-        self._embed.run_bound(
-            {contract.INPUT_IDS: View(ids.buffer, (1, 1))}, {contract.INPUTS_EMBEDS: self._embedding}
+        self._embed.run()
+        self._run(
+            self._embedding,
+            View(self._later, self._position_shape(1), offset=generated * len(self._prompt)),
         )
-        return self._run(self._embedding)
+        return self._result()
 
-    def _run(self, embeds: View) -> Array:
+    def _make_room(self, room: Room) -> None:
+        """Positions, mask and cache of a prompt."""
+        axes, length = room.positions.ids.shape
+        if axes != self._info.position_axes:
+            raise RequestError(
+                f"the positions have {axes} axes, but the decoder takes {self._info.position_axes}: "
+                "make them with Generator.prompt"
+            )
+        backend, steps = self._backend, max(0, room.capacity - length)
+        self._prompt = room.positions.ids
+        later = room.positions.next + np.arange(steps, dtype=np.int64)
+        self._later = backend.upload(np.repeat(later, axes)).buffer  # a step has the same on every axis
+        self._mask = backend.upload(np.ones(self.cache.capacity, np.int64)).buffer
+        if self.cache.fixed:
+            self._decoder.update(self.cache.past(), self.cache.present(0))
+
+    def _run(self, embeds: View, positions: View) -> None:
         new = embeds.shape[1]
-        total = self.cache.length + new
-        self._decoder.run_bound(
-            {
-                contract.INPUTS_EMBEDS: embeds,
-                contract.ATTENTION_MASK: View(self._mask, (1, total)),
-                contract.POSITION_IDS: self._position_view(new),
-                contract.NUM_LOGITS_TO_KEEP: self._count,
-                **self.cache.past(),
-            },
-            {contract.LOGITS: self._logits, **self.cache.present(new)},
-        )
+        inputs = {
+            contract.INPUTS_EMBEDS: embeds,
+            contract.ATTENTION_MASK: View(self._mask, (1, self.cache.length + new)),
+            contract.POSITION_IDS: positions,
+        }
+        present = self.cache.present(new)  # refuses what does not fit
+        if self.cache.fixed:
+            self._decoder.update(inputs, {})
+        else:
+            self._decoder.update({**inputs, **self.cache.past()}, present)
+        self._decoder.run()
         self.cache.advance(new)
+
+    def _result(self) -> Array:
         logits: Array = self._backend.download(self._logits)[0, 0]
         return logits
 
-    def _position_view(self, new: int) -> View:
-        """Positions of the next `new` rows; with several axes they are the whole prompt or a step."""
-        start = self.cache.length
-        if self._axes == 1:
-            return View(self._positions, (1, new), offset=start)
-        whole = start == 0 and new == self._prompt
-        if not whole and (start < self._prompt or new != 1):
-            raise RequestError(
-                f"got {new} rows after {start}, but positions of {self._axes} axes were made for a prompt of "
-                f"{self._prompt}: give it whole, then token by token"
-            )
-        return View(self._positions, (self._axes, 1, new), offset=self._axes * start)
+    def _position_shape(self, new: int) -> tuple[int, ...]:
+        return (1, new) if len(self._prompt) == 1 else (len(self._prompt), 1, new)

@@ -13,16 +13,19 @@ from runtime import contract
 from runtime.answer import AnswerRun
 from runtime.backend import BackendOptions, Session, create_backend
 from runtime.bundle import Bundle
-from runtime.decoder import DecoderRun, Room
-from runtime.errors import RequestError
+from runtime.decoder import DecoderGraph, DecoderRun, Room
+from runtime.errors import BackendError, RequestError
+from runtime.feature_cache import FeatureCache
 from runtime.graph_check import check_session
 from runtime.layouts import ImagePlan
 from runtime.manifest import IMAGE_NEWLINE
 from runtime.positions import Positions, prompt_positions
+from runtime.prefix import PrefixCache, Start, prompt_rows
 from runtime.preprocess import ImageSource, PreparedImage, load_image, prepare
 from runtime.prompt import Prompter, expand_images
 from runtime.request import Request
 from runtime.result import Result
+from runtime.reuse import Reuse
 from runtime.stream import Stream
 from runtime.vision import EncodedImage, Selection, VisionEncoder
 
@@ -43,13 +46,25 @@ class Generator:
     Owns the sessions, each opened when first needed, and the tokenizer; keeps the bundle. Requests are
     independent: a chat is its `history`. Not to be used from two threads at once.
 
+    What a request has in common with earlier ones is not computed again: the visual tokens of a picture, and
+    the KV cache of a prompt that begins like the last one (system prompt and picture, or a chat so far).
+    `reuse` bounds what is kept for that, `forget` lets it go.
+
     An opened graph stays open, so that requests may alternate between ratios: after a pruned and an unpruned
     request, two vision encoders hold memory. Where that is too much, `release` the one that is done with;
     `loaded_graphs` names them.
     """
 
-    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "onnxruntime",
+        threads: int | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
         """Prepare a bundle; `threads` bounds the threads inside one operator, None is the backend's choice.
+
+        `reuse` says what is kept between requests, None is `Reuse()`.
 
         Raises:
             BackendError: the backend is unknown or not installed.
@@ -61,6 +76,8 @@ class Generator:
         self._sessions: dict[str, Session] = {}
         self._prompter = Prompter(bundle)
         self._vision = VisionEncoder(self.session, bundle.manifest, bundle.constant(IMAGE_NEWLINE))
+        reuse = reuse or Reuse()
+        self.features, self.prefix = FeatureCache(reuse.features), PrefixCache(reuse.prefix)
 
     def generate(self, request: Request, encoded: Sequence[EncodedImage] = ()) -> Result:
         """Answer a request; see `stream` for the arguments and errors."""
@@ -142,10 +159,36 @@ class Generator:
             embeds[places] = np.concatenate([image.features for image in images])
         return embeds
 
-    def decoder_run(self, capacity: int, positions: Positions) -> DecoderRun:
-        """A fresh run of the decoder, with `capacity` rows of KV cache, for a prompt with `positions`."""
-        sessions = (self.session(contract.EMBED_TOKENS), self.session(contract.DECODER))
-        return DecoderRun(self.backend, sessions, self.manifest.decoder, Room(capacity, positions))
+    def decoder_run(self, capacity: int, positions: Positions, graph: str | None = None) -> DecoderRun:
+        """A fresh run of the decoder, with `capacity` rows of KV cache, for a prompt with `positions`.
+
+        `graph` is one of `decoder_graphs`, None the first.
+        """
+        info, name = self.manifest.decoder, graph or self.decoder_graph
+        parts = DecoderGraph(self.session(contract.EMBED_TOKENS), self.session(name), info.caches[name])
+        return DecoderRun(self.backend, parts, info, Room(capacity, positions))
+
+    @property
+    def decoder_graph(self) -> str:
+        """The decoder graph that answers: the first of `decoder_graphs`."""
+        return self.decoder_graphs[0]
+
+    @property
+    def decoder_graphs(self) -> tuple[str, ...]:
+        """The bundle's decoder graphs that the backend can run, the best first.
+
+        Raises:
+            BackendError: it can run none.
+        """
+        caches, kinds = self.manifest.decoder.caches, self.backend.cache_kinds
+        graphs = tuple(graph for kind in kinds for graph, found in caches.items() if found == kind)
+        if not graphs:
+            raise BackendError(
+                f"backend {self.backend.name} runs decoders with a cache of kind {' or '.join(kinds)}, but "
+                f"those of {self.bundle.path} are of kind {', '.join(caches.values())}: build the bundle again, "
+                "or use another backend"
+            )
+        return graphs
 
     def session(self, graph: str) -> Session:
         """The session of a graph by contract name, opened on first use."""
@@ -155,9 +198,25 @@ class Generator:
             self._sessions[graph] = session
         return self._sessions[graph]
 
+    def start_run(self, capacity: int, prompt: Prompt, images: Sequence[EncodedImage]) -> Start:
+        """A run for a prompt with `images`: the kept one, where the prompt begins as the last one did, or a
+        fresh one."""
+        if not self.prefix.on:
+            return Start(self.decoder_run(capacity, prompt.positions))
+        rows = prompt_rows(prompt.ids, prompt.positions, images, self.manifest.tokens.image)
+        room = Room(capacity, prompt.positions)
+        return self.prefix.start(rows, room, lambda: self.decoder_run(capacity, prompt.positions))
+
+    def forget(self) -> None:
+        """Free what is kept for later requests: visual tokens, and the KV cache of the last answer."""
+        self.features.clear()
+        self.prefix.forget()
+
     def release(self, graph: str) -> None:
         """Close the session of a graph, if it is open; it is opened again when needed."""
         self._sessions.pop(graph, None)
+        if graph not in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
+            self.prefix.forget()  # whose run would hold the session
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

@@ -28,7 +28,10 @@ def check_tables(manifest: Manifest) -> None:
     expected: dict[str, GraphContract] = {
         **contract.vision_contracts(manifest.layout, width, grid_input=manifest.grid_input),
         contract.EMBED_TOKENS: contract.embed_contract(width),
-        contract.DECODER: contract.decoder_contract(manifest.decoder),
+        **{
+            graph: contract.decoder_contract(manifest.decoder, kind)
+            for graph, kind in manifest.decoder.caches.items()
+        },
     }
     for graph, wanted in expected.items():
         info = manifest.graphs[graph]

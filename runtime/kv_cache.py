@@ -1,44 +1,62 @@
 """The decoder's key/value cache, allocated once per answer for the pruned prompt plus the answer.
 
-The exported decoder returns `present` = concat(past, new), so it cannot write in place: each tensor has two
-flat buffers that take turns as past and present, both bound by address, and nothing is allocated while
-decoding. Writing in place (one buffer, a scatter inside the graph) halves the memory and saves the copy; it
-is a later change of the decoder graph.
+One class for each way in which decoder graphs grow their cache (`contract.CACHES`). With `shared` and
+`append` the new rows are written behind the old ones, in place; `concat`, of older bundles, needs two
+buffers that take turns.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
 
 from runtime import contract
 from runtime.backend import Backend, View
 from runtime.errors import RequestError
 from runtime.manifest import DecoderInfo
 
-__all__ = ["KVCache", "cache_bytes"]
-
-_DTYPE, _ITEM = "float32", 4
+__all__ = ["KVCache", "cache_bytes", "make_cache"]
 
 
 def cache_bytes(info: DecoderInfo, positions: int) -> int:
     """Bytes of one copy of the cache for `positions` tokens."""
-    return 2 * info.layers * info.kv_heads * info.head_dim * positions * _ITEM
+    item = np.dtype(info.cache_dtype).itemsize
+    return 2 * info.layers * info.kv_heads * info.head_dim * positions * item
 
 
-class KVCache:
-    """Keys and values of up to `capacity` positions, float32 [1, kv_heads, length, head_dim] per layer.
+def make_cache(backend: Backend, info: DecoderInfo, kind: str, capacity: int) -> KVCache:
+    """An empty cache of a kind (`contract.CACHES`) for `capacity` positions of one sequence."""
+    kinds: dict[str, type[KVCache]] = {
+        contract.SHARED: _SharedCache,
+        contract.APPEND: _AppendCache,
+        contract.CONCAT: _ConcatCache,
+    }
+    return kinds[kind](backend, info, capacity)
 
-    `length` positions are valid. Use: bind `past()` and `present(new)`, run the decoder, then `advance(new)`.
-    Owns its buffers; not to be used from two threads at once.
+
+class KVCache(ABC):
+    """Keys and values of up to `capacity` positions of one sequence, of which `length` are valid.
+
+    Use: bind `past()` and `present(new)`, run the decoder, then `advance(new)`. Owns its buffers; not to be
+    used from two threads at once.
     """
 
+    copies = 1
+    """Buffers of `capacity` rows per tensor."""
+
+    fixed = False
+    """Whether past and present are the same views at every step."""
+
     def __init__(self, backend: Backend, info: DecoderInfo, capacity: int) -> None:
-        """Allocate both buffers of every tensor."""
+        """Allocate the buffers of every tensor."""
         self.capacity = capacity
         self.length = 0
-        self._info = info
+        self._backend, self._info = backend, info
         self._names = [(layer, part) for layer in range(info.layers) for part in ("key", "value")]
-        elements = info.kv_heads * info.head_dim * capacity
-        self._past = [backend.allocate(elements, _DTYPE) for _ in self._names]
-        self._present = [backend.allocate(elements, _DTYPE) for _ in self._names]
+        self._row = info.kv_heads * info.head_dim
+        self._buffers = self._allocate()
 
     @property
     def nbytes(self) -> int:
@@ -47,19 +65,16 @@ class KVCache:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes really allocated: two copies, see the module docstring."""
-        return 2 * self.nbytes
+        """Bytes really allocated."""
+        return self.copies * self.nbytes
 
     def past(self) -> dict[str, View]:
-        """Decoder inputs by name: the valid positions, shape [1, kv_heads, length, head_dim]."""
-        shape = self._shape(self.length)
-        return {
-            contract.past_name(*name): View(buffer, shape)
-            for name, buffer in zip(self._names, self._past, strict=True)
-        }
+        """Decoder inputs by name."""
+        views = map(self._past_view, self._buffers)
+        return {contract.past_name(*name): view for name, view in zip(self._names, views, strict=True)}
 
     def present(self, new: int) -> dict[str, View]:
-        """Decoder outputs by name: room for `length` + `new` positions.
+        """Decoder outputs by name, with room for `new` more positions.
 
         Raises:
             RequestError: that is more than the capacity.
@@ -69,16 +84,113 @@ class KVCache:
                 f"the KV cache holds {self.capacity} positions, but {self.length + new} are needed: "
                 "make the cache for the prompt plus max_new_tokens - 1"
             )
-        shape = self._shape(self.length + new)
-        return {
-            contract.present_name(*name): View(buffer, shape)
-            for name, buffer in zip(self._names, self._present, strict=True)
-        }
+        views = (self._present_view(buffer, new) for buffer in self._targets())
+        return {contract.present_name(*name): view for name, view in zip(self._names, views, strict=True)}
 
     def advance(self, new: int) -> None:
         """Make the present the past: `new` more positions are valid."""
-        self._past, self._present = self._present, self._past
         self.length += new
+
+    def cut(self, length: int) -> None:
+        """Forget all positions but the first `length` valid ones."""
+        self.length = length
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` positions; the valid ones are copied, once."""
+        if capacity <= self.capacity:
+            return
+        old = [self._rows(buffer).copy() for buffer in self._buffers]
+        self.capacity = capacity
+        self._buffers = self._allocate()
+        for buffer, rows in zip(self._buffers, old, strict=True):
+            self._rows(buffer)[...] = rows
+
+    def _allocate(self) -> list[Any]:
+        return [
+            self._backend.allocate(self._row * self.capacity, self._info.cache_dtype) for _ in self._names
+        ]
+
+    def _targets(self) -> list[Any]:
+        """The buffers that the present is written to."""
+        return self._buffers
+
+    @abstractmethod
+    def _past_view(self, buffer: Any) -> View: ...
+
+    @abstractmethod
+    def _present_view(self, buffer: Any, new: int) -> View: ...
+
+    @abstractmethod
+    def _rows(self, buffer: Any) -> Any:
+        """The valid rows as an array that writes through."""
+
+
+class _SharedCache(KVCache):
+    """[1, kv_heads, capacity, head_dim], past and present at once: the graph writes behind the valid rows."""
+
+    fixed = True
+
+    def _past_view(self, buffer: Any) -> View:
+        return View(buffer, (1, self._info.kv_heads, self.capacity, self._info.head_dim))
+
+    def _present_view(self, buffer: Any, new: int) -> View:  # noqa: ARG002 - the graph knows the length
+        return self._past_view(buffer)
+
+    def _rows(self, buffer: Any) -> Any:
+        return self._backend.download(self._past_view(buffer))[:, :, : self.length]
+
+
+class _AppendCache(KVCache):
+    """[1, length, kv_heads, head_dim], time-major: the graph's new rows are bound behind the old ones."""
+
+    def _past_view(self, buffer: Any) -> View:
+        return View(buffer, self._shape(self.length))
+
+    def _present_view(self, buffer: Any, new: int) -> View:
+        return View(buffer, self._shape(new), offset=self.length * self._row)
+
+    def _shape(self, rows: int) -> tuple[int, ...]:
+        return (1, rows, self._info.kv_heads, self._info.head_dim)
+
+    def _rows(self, buffer: Any) -> Any:
+        return self._backend.download(self._past_view(buffer))
+
+
+class _ConcatCache(KVCache):
+    """[1, kv_heads, length, head_dim]: the graph returns past and new as one tensor, into a second buffer."""
+
+    copies = 2
+
+    def __init__(self, backend: Backend, info: DecoderInfo, capacity: int) -> None:
+        super().__init__(backend, info, capacity)
+        self._spare = self._allocate()
+
+    def advance(self, new: int) -> None:
+        self._buffers, self._spare = self._spare, self._buffers
+        super().advance(new)
+
+    def cut(self, length: int) -> None:
+        # Heads lie one behind the other, each of `length` rows: shorter ones have to be moved together.
+        kept = [self._rows(buffer)[:, :, :length].copy() for buffer in self._buffers]
+        super().cut(length)
+        for buffer, rows in zip(self._buffers, kept, strict=True):
+            self._rows(buffer)[...] = rows
+
+    def grow(self, capacity: int) -> None:
+        super().grow(capacity)
+        self._spare = self._allocate()
+
+    def _targets(self) -> list[Any]:
+        return self._spare
+
+    def _past_view(self, buffer: Any) -> View:
+        return View(buffer, self._shape(self.length))
+
+    def _present_view(self, buffer: Any, new: int) -> View:
+        return View(buffer, self._shape(self.length + new))
 
     def _shape(self, length: int) -> tuple[int, ...]:
         return (1, self._info.kv_heads, length, self._info.head_dim)
+
+    def _rows(self, buffer: Any) -> Any:
+        return self._backend.download(self._past_view(buffer))

@@ -20,6 +20,8 @@ from runtime.upgrade import upgraded
 
 __all__ = [
     "AGGREGATIONS",
+    "CACHE_DTYPES",
+    "DECODERS",
     "FORMAT_VERSION",
     "GATHERS",
     "GRAPHS",
@@ -41,7 +43,7 @@ __all__ = [
     "SpecialTokens",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 SCORE_PATHS = ("one_pass", "side_branch", "cls_row", "chunked")
@@ -49,7 +51,10 @@ GATHERS = ("early", "late")
 POSITION_POLICIES = ("renumber", "original")
 ROW_SCOPES = ("tile", "stitched")
 NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
-GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)
+GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS)
+"""Graphs of every bundle; `DecoderInfo.caches` names the decoders."""
+DECODERS = (contract.DECODER, contract.DECODER_PORTABLE)
+CACHE_DTYPES = ("float32", "float16")
 
 IMAGE_NEWLINE = "image_newline"
 """Name of the newline vector [D] among the constants."""
@@ -205,9 +210,13 @@ class PruningInfo:
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """Shapes of the decoder and its KV cache; `max_positions` bounds the positions of
-    prompt and answer, which with M-RoPE are fewer than their tokens. `position_axes` is the
-    number of rows of its position ids: 1, or 3 with M-RoPE (time, height, width)."""
+    """Shapes of the decoder and its KV cache.
+
+    `max_positions` bounds the positions of prompt and answer, which with M-RoPE are fewer than their tokens.
+    `position_axes` is the number of rows of its position ids: 1, or 3 with M-RoPE (time, height, width).
+    `caches` says of each decoder graph how its cache grows (`contract.CACHES`); formats 1 and 2 have one
+    graph, which concatenates.
+    """
 
     layers: int
     kv_heads: int
@@ -216,11 +225,19 @@ class DecoderInfo:
     vocab_size: int
     max_positions: int
     position_axes: int = 1
+    caches: dict[str, str] = field(default_factory=lambda: {contract.DECODER: contract.CONCAT})
+    cache_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if isinstance(value, int) and value < 1:
                 raise BundleError(f"decoder.{name} is {value}, expected at least 1: {_REBUILD}")
+        _one_of("decoder.cache_dtype", self.cache_dtype, CACHE_DTYPES)
+        if not self.caches:
+            raise BundleError(f"decoder.caches is empty, expected one of {', '.join(DECODERS)}: {_REBUILD}")
+        for graph, kind in self.caches.items():
+            _one_of("a graph of decoder.caches", graph, DECODERS)
+            _one_of(f"decoder.caches.{graph}", kind, contract.CACHES)
 
 
 @dataclass(frozen=True)
@@ -267,8 +284,9 @@ class Manifest:
     parity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if set(self.graphs) != set(GRAPHS):
-            raise BundleError(f"graphs is {sorted(self.graphs)}, expected {sorted(GRAPHS)}: {_REBUILD}")
+        expected = {*GRAPHS, *self.decoder.caches}
+        if set(self.graphs) != expected:
+            raise BundleError(f"graphs is {sorted(self.graphs)}, expected {sorted(expected)}: {_REBUILD}")
         for name in self.files:
             _check_inside(name)
         for graph, info in self.graphs.items():

@@ -8,7 +8,7 @@ kept as golden tensors); `measure` makes the same mapping with a bundle. Nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from runtime import contract
 from runtime.backend import Array
+from runtime.decoder import DecoderRun
 from runtime.generator import Generator
 from runtime.layouts import ImagePlan
 from runtime.manifest import Manifest
@@ -71,6 +72,7 @@ STAGES = (
     Stage("tokens", 0.0, EXACT, "greedy: equal unless two logits tie"),
 )
 
+_OF = " of "
 _AFTER_INDICES = ("pruned_features", "position_ids", "inputs_embeds", "logits", "tokens")
 
 
@@ -138,7 +140,12 @@ def compare(
     """
     results: list[StageResult] = []
     tied = False
-    for stage in STAGES:
+    # What further decoder graphs gave is compared with the same reference.
+    reference = {
+        **reference,
+        **{name: reference[base] for name, base in _further(measured) if base in reference},
+    }
+    for stage in (*STAGES, *(_named(base, name) for name, base in _further(measured))):
         missing = [
             side for side, has in (("reference", reference), ("measured", measured)) if stage.name not in has
         ]
@@ -157,6 +164,15 @@ def compare(
                 tied = result.ok
             results.append(result)
     return ParityReport(tuple(results))
+
+
+def _further(measured: Mapping[str, Array]) -> list[tuple[str, str]]:
+    """(name, stage) of arrays "<stage> of <graph>"."""
+    return [(name, name.partition(_OF)[0]) for name in measured if _OF in name]
+
+
+def _named(base: str, name: str) -> Stage:
+    return replace(next(stage for stage in STAGES if stage.name == base), name=name)
 
 
 def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResult:
@@ -181,7 +197,8 @@ def measure(
     `STAGES`.
 
     `pixel_values` is [-1, last axis], `token_scores` and `kept_indices` are 1-D, unit after unit; the
-    features are [placeholders, D] of all images.
+    features are [placeholders, D] of all images. Where the backend runs further decoder graphs of the bundle,
+    "logits of <graph>" and "tokens of <graph>" are theirs.
     """
     request = Request(
         prompt,
@@ -215,7 +232,20 @@ def measure(
         "logits": logits[None],
         "tokens": np.asarray([tokens], np.int64),
     }
+    for graph in generator.decoder_graphs[1:]:
+        generator.release(generator.decoder_graphs[0])  # one set of weights at a time
+        run = generator.decoder_run(made.ids.shape[1] + new_tokens - 1, made.positions, graph)
+        arrays |= {f"{name}{_OF}{graph}": array for name, array in _greedy(run, embeds, new_tokens).items()}
+        generator.release(graph)
     return arrays, _unit_scores(plans, generator.manifest)
+
+
+def _greedy(run: DecoderRun, embeds: npt.NDArray[np.float32], new_tokens: int) -> dict[str, Array]:
+    logits = run.prefill(embeds)
+    first, tokens = logits[None].copy(), [int(logits.argmax())]
+    while len(tokens) < new_tokens:
+        tokens.append(int(run.step(tokens[-1]).argmax()))
+    return {"logits": first, "tokens": np.asarray([tokens], np.int64)}
 
 
 def _rows(pixel_values: Array) -> Array:
@@ -304,7 +334,9 @@ def _judge_tie(
 def _depends(stage: Stage, reference: Mapping[str, Array], measured: Mapping[str, Array]) -> bool:
     """Whether a stage follows from the kept tokens; ids do where newlines depend on them too."""
     shapes = reference[stage.name].shape, measured[stage.name].shape
-    return stage.name in _AFTER_INDICES or (stage.name == "input_ids" and shapes[0] != shapes[1])
+    return stage.name.partition(_OF)[0] in _AFTER_INDICES or (
+        stage.name == "input_ids" and shapes[0] != shapes[1]
+    )
 
 
 def _is_choice(kept: Array, columns: int) -> bool:

@@ -13,8 +13,12 @@ _GEOMETRY = ("resize", "crop", "pad_to_square")
 
 
 def upgraded(data: dict[str, Any], version: int) -> dict[str, Any]:
-    """The object of a `bundle.json` of format `version` in the form of the newest; `data` stays as it is."""
-    return _from_1(data) if version == 1 else data
+    """The object of a `bundle.json` of format `version` in the form of the newest; `data` stays as it is.
+
+    Format 3 only adds keys (decoder.caches, decoder.cache_dtype), whose defaults are what format 2 means.
+    """
+    newest = _from_1(data) if version == 1 else data
+    return {**newest, "format_version": 3} if version < 3 else newest
 
 
 def _from_1(data: dict[str, Any]) -> dict[str, Any]:
@@ -26,4 +30,4 @@ def _from_1(data: dict[str, Any]) -> dict[str, Any]:
     layout |= {name: preprocess[name] for name in _GEOMETRY if name in preprocess}
     rest = {name: value for name, value in data.items() if name != "vision"}
     scale = {name: value for name, value in preprocess.items() if name not in _GEOMETRY}
-    return rest | {"preprocess": scale, "layout": layout, "format_version": 2}
+    return rest | {"preprocess": scale, "layout": layout}

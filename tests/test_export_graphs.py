@@ -21,20 +21,12 @@ from export.oracle import Oracle, PruningChoice
 from export.prompt_template import conversation
 from export.selection import Budget, kept_tokens
 from runtime import contract
-from runtime.contract import GraphContract, TensorSpec, past_name
+from runtime.contract import GraphContract, TensorSpec
 from tests.toy_llava import COMBINATIONS, ToySpec, toy_model, toy_processor
 
 LLAVA = FAMILIES["llava"]
 FLOAT = "float32"
 CHOICE = PruningChoice(layer=1, tokens=4)
-
-# Beyond the language models of the bundle tests: windows, soft caps, normalised keys, fused projections.
-DECODERS = {
-    "mistral-window": ToySpec(text="mistral", text_options={"sliding_window": 4}),
-    "gemma2-window": ToySpec(text="gemma2", text_layers=2, text_options={"sliding_window": 4}),
-    "qwen3": ToySpec(text="qwen3"),
-    "phi3": ToySpec(text="phi3"),
-}
 
 
 def subgraph(model: Any, name: str) -> Subgraph:
@@ -52,7 +44,7 @@ def oracle_of(model: Any, spec: ToySpec) -> Oracle:
 def written(model: Any, name: str, folder: Path, opset: int = 20) -> Path:
     graph = subgraph(model, name)
     target = folder / f"{name}.onnx"
-    write_onnx_from_torch(graph.module, graph.args, graph.contract, target, opset)
+    write_onnx_from_torch(graph, target, opset)
     return target
 
 
@@ -138,44 +130,6 @@ def test_embed_tokens(torch_threads: None, tmp_path: Path) -> None:
         np.testing.assert_array_equal(made, model.get_input_embeddings()(ids).detach().numpy())
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
-def test_decoder(torch_threads: None, name: str, tmp_path: Path) -> None:
-    model = toy_model(DECODERS[name])
-    path = written(model, contract.DECODER, tmp_path)
-    assert_only_names(path)
-    for batch in (1, 2):
-        # a first call without a past, single tokens, several tokens on a past: longer than the window of 4
-        check_decoder(model, session(path), batch, steps=(6, 1, 1, 5, 1))
-
-
-def check_decoder(model: Any, decoder: ort.InferenceSession, batch: int, steps: tuple[int, ...]) -> None:
-    info = LLAVA.decoder_info(model)
-    total = sum(steps)
-    ids = torch.randint(6, 200, (batch, total), generator=torch.Generator().manual_seed(batch))
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(ids)
-        reference = model(inputs_embeds=embeds, attention_mask=torch.ones(batch, total)).logits.numpy()
-    cache = [np.zeros((batch, info.kv_heads, 0, info.head_dim), np.float32)] * (2 * info.layers)
-    done = 0
-    for step in steps:
-        feeds = {
-            "inputs_embeds": embeds[:, done : done + step].numpy(),
-            "attention_mask": np.ones((batch, done + step), np.int64),
-            "position_ids": np.arange(done, done + step)[None].repeat(batch, 0),
-            "num_logits_to_keep": np.array(0),
-        }
-        names = [past_name(layer, part) for layer in range(info.layers) for part in ("key", "value")]
-        feeds |= dict(zip(names, cache, strict=True))
-        logits, *cache = decoder.run(None, feeds)
-        # float32 sums in another order through one or two layers
-        assert_close(logits, reference[:, done : done + step], of_max=1e-5)
-        (last,) = decoder.run(["logits"], feeds | {"num_logits_to_keep": np.array(1)})
-        assert last.shape == (batch, 1, info.vocab_size)
-        # one row instead of several may take another matrix kernel
-        assert_close(last[:, 0], logits[:, -1], of_max=1e-6)
-        done += step
-
-
 class Doubled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
@@ -219,7 +173,7 @@ def test_graphs_that_are_not_their_contract(
     module: nn.Module, io: GraphContract, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TraceError, match=message):
-        write_onnx_from_torch(module, (torch.ones(2, 4),), io, tmp_path / "x.onnx", 20)
+        write_onnx_from_torch(Subgraph("x", module, (torch.ones(2, 4),), io), tmp_path / "x.onnx", 20)
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
 

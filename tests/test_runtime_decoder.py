@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import runtime.decoder as decoder_module
 from runtime import contract
-from runtime.backend import BackendOptions, View, available_backends, create_backend
+from runtime.backend import Backend, BackendOptions, View, available_backends, create_backend
 from runtime.backends.onnxruntime import OrtBackend
 from runtime.bundle import load_bundle
-from runtime.decoder import DecoderRun, Room
+from runtime.decoder import DecoderGraph, DecoderRun, Room
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.kv_cache import KVCache, cache_bytes
+from runtime.kv_cache import KVCache, cache_bytes, make_cache
 from runtime.manifest import DecoderInfo
 from runtime.positions import Positions
 from tests.toy_bundle import HEAD_DIM, HEADS, LAYERS, WIDTH, ToyModel, write_toy_bundle
@@ -37,8 +38,12 @@ def counted(length: int) -> Positions:
     return Positions(np.arange(length, dtype=np.int64)[None], length)
 
 
-def embeds_of(length: int) -> np.ndarray:
-    return MODEL.weights["embed"][np.arange(4, 4 + length)][None]
+def embeds_of(length: int, seed: int = 0) -> np.ndarray:
+    return MODEL.weights["embed"][np.arange(4 + seed, 4 + seed + length)][None]
+
+
+def concat_cache(capacity: int) -> KVCache:
+    return make_cache(create_backend("onnxruntime", BackendOptions()), INFO, contract.CONCAT, capacity)
 
 
 def test_prefill_and_steps_equal_one_long_prefill(generator: Generator) -> None:
@@ -64,7 +69,7 @@ def test_empty_past_is_bound_at_prefill(generator: Generator) -> None:
 
 
 def test_cache_alternates_between_two_buffers() -> None:
-    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 10)
+    cache = concat_cache(10)
     first, second = cache.past(), cache.present(6)
     cache.advance(6)
     assert cache.length == 6
@@ -74,14 +79,14 @@ def test_cache_alternates_between_two_buffers() -> None:
 
 
 def test_cache_bytes() -> None:
-    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 10)
+    cache = concat_cache(10)
     held = cache.past().values()
     assert cache.nbytes == sum(view.buffer.nbytes for view in held) == cache_bytes(INFO, 10)
     assert cache.allocated_bytes == 2 * cache.nbytes
 
 
 def test_cache_overflow() -> None:
-    cache = KVCache(create_backend("onnxruntime", BackendOptions()), INFO, 4)
+    cache = concat_cache(4)
     with pytest.raises(
         RequestError, match="the KV cache holds 4 positions, but 5 are needed: make the cache for"
     ):
@@ -111,8 +116,8 @@ def test_no_buffer_is_allocated_while_decoding(generator: Generator, monkeypatch
     finally:
         tracemalloc.stop()
     assert sizes == []
-    # Names, views and bindings of one step come and go; one copy of the cache would be 25 KiB.
-    assert peak - before < 24_000 < run.cache.nbytes
+    # Names and views of one step come and go, and the last ones stay bound; one copy of the cache is 25 KiB.
+    assert peak - before < run.cache.nbytes
 
 
 def test_logits_come_in_one_buffer(generator: Generator) -> None:
@@ -172,7 +177,7 @@ def test_graph_that_fails(generator: Generator) -> None:
     ids = View(np.array([100_000], np.int64), (1, 1))
     embeds = View(np.empty(WIDTH, np.float32), (1, 1, WIDTH))
     with pytest.raises(BackendError, match="onnxruntime failed in embed_tokens: "):
-        session.run_bound({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds})
+        session.bind({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds}).run()
 
 
 def test_a_failure_is_said_once_and_with_its_numbers(
@@ -206,7 +211,7 @@ def test_view_past_the_end_of_its_buffer(generator: Generator) -> None:
     ids = View(np.array([9], np.int64), (1, 1), offset=1)
     embeds = View(np.empty(WIDTH, np.float32), (1, 1, WIDTH))
     with pytest.raises(BackendError, match="a view of 1 values from 1 on does not fit its buffer of 1"):
-        session.run_bound({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds})
+        session.bind({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: embeds}).run()
 
 
 def test_upload_makes_other_layouts_contiguous(generator: Generator) -> None:
@@ -232,21 +237,13 @@ def test_three_axes_of_positions(tmp_path: Path) -> None:
     model = ToyModel(axes=3)
     root = write_toy_bundle(tmp_path / "toy", model)
     backend = create_backend("onnxruntime", BackendOptions(1))
-    sessions = [
-        backend.open(root / contract.graph_file(name)) for name in (contract.EMBED_TOKENS, contract.DECODER)
-    ]
     seen: list[tuple[tuple[int, ...], list[int]]] = []
-    real = sessions[1].run_bound
-
-    def spying(inputs: dict[str, View], outputs: dict[str, View]) -> None:
-        view = inputs[contract.POSITION_IDS]
-        seen.append((view.shape, backend.download(view).reshape(-1).tolist()))
-        real(inputs, outputs)
-
-    sessions[1].run_bound = spying  # type: ignore[method-assign]
     info = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256, 3)
     ids = np.array([[0, 1, 1, 1, 3], [0, 1, 1, 2, 3], [0, 1, 2, 1, 3]], np.int64)
-    run = DecoderRun(backend, (sessions[0], sessions[1]), info, Room(7, Positions(ids, 4)))
+    graph = toy_decoder(
+        backend, root, lambda view: seen.append((view.shape, backend.download(view).reshape(-1).tolist()))
+    )
+    run = DecoderRun(backend, graph, info, Room(7, Positions(ids, 4)))
     embeds = embeds_of(5)
     logits = run.prefill(embeds).copy()
     np.testing.assert_array_equal(logits, model.logits(embeds, ids))  # sums of eighths
@@ -257,19 +254,75 @@ def test_three_axes_of_positions(tmp_path: Path) -> None:
     assert seen == [((3, 1, 5), ids[:, :5].reshape(-1).tolist()), ((3, 1, 1), [4] * 3), ((3, 1, 1), [5] * 3)]
 
 
-@pytest.mark.parametrize(("first", "second"), [(4, None), (5, 2), (6, None)])
-def test_three_axes_take_the_prompt_whole(first: int, second: int | None) -> None:
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 6])
+def test_a_prompt_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axes: int, rows: int) -> None:
+    monkeypatch.setattr(decoder_module, "PREFILL_ROWS", rows)
+    model = ToyModel(axes=axes)
+    root = write_toy_bundle(tmp_path / "toy", model)
     backend = create_backend("onnxruntime", BackendOptions(1))
-    info = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, MODEL.vocab, 256, 3)
-    ids = np.tile(np.arange(5, dtype=np.int64), (3, 1))
-    session = SimpleNamespace(run_bound=lambda *_: None)
-    run = DecoderRun(backend, (session, session), info, Room(12, Positions(ids, 5)))  # type: ignore[arg-type]
-    rows, start = first, 0
-    if second is not None:
-        run.prefill(embeds_of(first))
-        rows, start = second, first
-    message = (
-        rf"got {rows} rows after {start}, but positions of 3 axes were made for a prompt of 5: give it whole"
-    )
-    with pytest.raises(RequestError, match=message):
+    chunks: list[int] = []
+    graph = toy_decoder(backend, root, lambda view: chunks.append(view.shape[-1]))
+    info = DecoderInfo(LAYERS, HEADS, HEAD_DIM, WIDTH, model.vocab, 256, axes)
+    ids = np.arange(5 * axes, dtype=np.int64).reshape(axes, 5)
+    run = DecoderRun(backend, graph, info, Room(6, Positions(ids, 20)))
+    np.testing.assert_array_equal(
+        run.prefill(embeds_of(5)), model.logits(embeds_of(5), ids)
+    )  # sums of eighths
+    assert chunks == {1: [1] * 5, 2: [2, 2, 1], 4: [4, 1]}.get(rows, [5])
+    run.step(9)
+    with pytest.raises(RequestError, match="the KV cache holds 6 positions, but 7 are needed"):
+        run.step(9)
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_prefill_takes_the_prompt_of_its_positions(generator: Generator, rows: int) -> None:
+    run = generator.decoder_run(12, Positions(np.arange(5, dtype=np.int64)[None], 5))
+    with pytest.raises(
+        RequestError, match=f"got {rows} rows after 0, but the positions were made for a prompt of 5"
+    ):
         run.prefill(embeds_of(rows))
+    with pytest.raises(RequestError, match="the cache has 0 rows of a prompt of 5: prefill first"):
+        run.step(9)
+
+
+def test_rewinding_to_a_longer_prompt_with_the_same_beginning(generator: Generator) -> None:
+    ids = np.arange(9, dtype=np.int64)[None]
+    run = generator.decoder_run(6, Positions(ids[:, :5], 5))
+    run.prefill(embeds_of(5))
+    run.step(9)
+    other = np.concatenate([embeds_of(5)[:, :3], embeds_of(6, seed=3)], axis=1)
+    run.rewind(3, Room(12, Positions(ids, 9)))
+    assert (run.cache.length, run.cache.capacity) == (3, 12)
+    np.testing.assert_array_equal(run.prefill(other[:, 3:]), MODEL.logits(other, ids))  # sums of eighths
+
+
+@pytest.mark.parametrize("length", [-1, 5, 6])
+def test_rewinding_further_than_there_are_rows(generator: Generator, length: int) -> None:
+    run = generator.decoder_run(8, Positions(np.arange(4, dtype=np.int64)[None], 4))
+    run.prefill(embeds_of(4))
+    with pytest.raises(RequestError, match=f"cannot keep {length} rows of a cache of 4 for a prompt of 6"):
+        run.rewind(length, Room(8, Positions(np.arange(6, dtype=np.int64)[None], 6)))
+
+
+def toy_decoder(backend: Backend, root: Path, positions: Callable[[View], object]) -> DecoderGraph:
+    """The graphs of a toy bundle; `positions` sees what is bound to the position ids of the decoder."""
+    embed, decoder = (
+        backend.open(root / contract.graph_file(name)) for name in (contract.EMBED_TOKENS, contract.DECODER)
+    )
+    real = decoder.bind
+
+    def spying(inputs: dict[str, View], outputs: dict[str, View]) -> object:
+        binding = real(inputs, outputs)
+        update = binding.update
+
+        def spying_update(inputs: dict[str, View], outputs: dict[str, View]) -> None:
+            if contract.POSITION_IDS in inputs:
+                positions(inputs[contract.POSITION_IDS])
+            update(inputs, outputs)
+
+        binding.update = spying_update  # type: ignore[method-assign]
+        return binding
+
+    decoder.bind = spying  # type: ignore[method-assign, assignment]
+    return DecoderGraph(embed, decoder, contract.CONCAT)

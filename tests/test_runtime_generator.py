@@ -16,6 +16,7 @@ from PIL import Image
 from runtime import answer, contract
 from runtime import generator as generator_module
 from runtime.bundle import load_bundle
+from runtime.decoder import DecoderRun
 from runtime.detokenize import TextPieces
 from runtime.errors import BackendError, ImageError, RequestError
 from runtime.generator import Generator
@@ -330,7 +331,7 @@ def test_result_of_an_interrupted_stream(generator: Generator, monkeypatch: pyte
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generator.session(contract.DECODER), "run_bound", interrupt)
+    monkeypatch.setattr(DecoderRun, "step", interrupt)
     stream = generator.stream(Request("what?"))
     with pytest.raises(KeyboardInterrupt):
         next(stream)
@@ -428,7 +429,7 @@ def test_ctrl_c_passes_through(generator: Generator, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generator.session(contract.DECODER), "run_bound", interrupt)
+    monkeypatch.setattr(DecoderRun, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generator.generate(Request("what?", (PHOTO,)))
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def test_vision_and_geometry_become_the_layout(old: dict[str, Any]) -> None:
     before = copy.deepcopy(old)
     new = upgraded(old, 1)
     assert old == before  # not written into
-    assert new["format_version"] == FORMAT_VERSION == 2
+    assert new["format_version"] == FORMAT_VERSION == 3
     assert new["layout"] == {
         "kind": "single",
         "grid": [4, 4],
@@ -60,7 +60,7 @@ def test_what_format_1_meant_is_the_default_now(old: dict[str, Any]) -> None:
     assert manifest.constants == {}
     assert manifest.layout == SingleLayout((4, 4), 16, {"height": 16, "width": 16}, None, None)
     # Written again, it is of the new format, and reads the same.
-    assert json.loads(manifest.to_json())["format_version"] == 2
+    assert json.loads(manifest.to_json())["format_version"] == 3
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 

@@ -96,7 +96,7 @@ class NumpySession:
             contract.TOKEN_SCORES: model.scores(pixels),
         }
 
-    def run_bound(self, *_: object) -> None:
+    def bind(self, *_: object) -> None:
         raise AssertionError("the vision encoder runs with host arrays")
 
 

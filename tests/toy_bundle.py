@@ -45,6 +45,7 @@ from runtime.manifest import (
 PAD, BOS, EOS, IMAGE = 0, 1, 2, 3
 PATCH, WIDTH, HEADS, HEAD_DIM, LAYERS = 4, 8, 2, 4, 2
 ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+TOY_GRAPHS = (*GRAPHS, contract.DECODER)  # its cache is of kind "concat", as in formats 1 and 2
 NEWLINE_FILE = "constants/image_newline.bin"
 AXIS_WEIGHTS = (1, 2, 4)  # how much each row of the position ids counts in the decoder
 TILES = ((32, 32), (16, 32), (32, 16))  # canvases of the toy with tiles
@@ -320,11 +321,11 @@ def toy_manifest(model: ToyModel, files: dict[str, FileInfo]) -> Manifest:
     contracts = {
         **contract.vision_contracts(layout, WIDTH),
         contract.EMBED_TOKENS: contract.embed_contract(WIDTH),
-        contract.DECODER: contract.decoder_contract(decoder),
+        contract.DECODER: contract.decoder_contract(decoder, contract.CONCAT),
     }
     graphs = {
         name: GraphInfo(contract.graph_file(name), contracts[name].inputs, contracts[name].outputs)
-        for name in GRAPHS
+        for name in TOY_GRAPHS
     }
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -374,7 +375,7 @@ def write_toy_bundle(
 
 def toy_files() -> dict[str, FileInfo]:
     """Entries that stand for the files of a manifest that is never written."""
-    return {name: FileInfo(1, "") for name in (*map(contract.graph_file, GRAPHS), NEWLINE_FILE)}
+    return {name: FileInfo(1, "") for name in (*map(contract.graph_file, TOY_GRAPHS), NEWLINE_FILE)}
 
 
 def rehash(root: Path) -> None:

@@ -7,8 +7,8 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +19,10 @@ from runtime.layouts import ImageLayout, Unit
 from runtime.manifest import DecoderInfo, Preprocess
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from torch import Tensor
+
+    from export.decoder.tied import StoredWeight
 
 __all__ = ["EncoderInfo", "Family", "ImageUnits", "Reference", "Subgraph"]
 
@@ -51,12 +54,20 @@ class EncoderInfo:
 
 @dataclass(frozen=True)
 class Subgraph:
-    """One graph to write: `args` are example inputs for `module`, whose tensors are those of `contract`."""
+    """One module to trace: `args` are its example inputs, whose tensors are those of `contract`.
+
+    Attributes:
+        name: of the graph, and of the weight file; with `lowered` of the weight file alone.
+        stored: weights that a graph written before holds.
+        lowered: graphs made of the traced one, by name; none: the traced one is the graph.
+    """
 
     name: str
     module: Any
     args: tuple[Any, ...]
     contract: GraphContract
+    stored: tuple[StoredWeight, ...] = ()
+    lowered: dict[str, Callable[[ir.Model], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

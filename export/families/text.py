@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from export.decoder.kinds import caches_for
 from export.errors import CheckpointError
 from export.families.base import Subgraph
 from runtime import contract
@@ -83,24 +84,30 @@ class TextModel:
             vocab_size=self.lm_head(model).out_features,
             max_positions=text.max_position_embeddings,
             position_axes=self.position_axes,
+            caches=caches_for(head_dim),
         )
 
     def text_subgraphs(self, model: Any, decoder: DecoderInfo) -> Iterator[Subgraph]:
-        """`embed_tokens` and `decoder_model_merged`."""
+        """`embed_tokens` and the decoders, one graph for each kind of cache in `decoder.caches`."""
         import torch
 
-        from export.wrappers import Decoder, EmbedTokens
+        from export.decoder.lower import lowerings
+        from export.decoder.tied import StoredWeight
+        from export.decoder.trace import Decoder, traced_contract
+        from export.wrappers import EmbedTokens
 
+        embedding, head = model.get_input_embeddings(), self.lm_head(model)
         yield Subgraph(
             contract.EMBED_TOKENS,
-            EmbedTokens(model.get_input_embeddings()).eval(),
+            EmbedTokens(embedding).eval(),
             (torch.zeros(2, 3, dtype=torch.int64),),
             contract.embed_contract(decoder.hidden_size),
         )
         batch, seq, past = 2, 3, 5
+        tied = head.weight is embedding.weight
         yield Subgraph(
             contract.DECODER,
-            Decoder(self.language_model(model), self.lm_head(model)).eval(),
+            Decoder(self.language_model(model), head).eval(),
             (
                 torch.zeros(batch, seq, decoder.hidden_size),
                 torch.ones(batch, past + seq, dtype=torch.int64),
@@ -111,7 +118,9 @@ class TextModel:
                     for _ in range(2 * decoder.layers)
                 ],
             ),
-            contract.decoder_contract(decoder),
+            traced_contract(decoder),
+            stored=(StoredWeight(head.weight, contract.EMBED_TOKENS),) if tied else (),
+            lowered=lowerings(decoder),
         )
 
     def _positions(self, positions: Any) -> Any:

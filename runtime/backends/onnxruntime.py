@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from runtime import contract
 from runtime.backend import Array, Backend, BackendOptions, Session, View
 from runtime.errors import BackendError
 from runtime.lazy import require
 
-__all__ = ["OrtBackend", "OrtSession", "create", "session_options"]
+__all__ = ["OrtBackend", "OrtBinding", "OrtSession", "create", "session_options"]
 
 _LOG_FATAL = 4
 _MAX_LINES = 6
@@ -32,6 +33,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     """The `SessionOptions` of every session; `threads` None leaves the choice to ONNX Runtime."""
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
+    # A plan of memory is kept for every combination of input shapes: decoding has a new one for each token.
+    options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
@@ -41,6 +44,7 @@ class OrtBackend:
     """Opens sessions on the CPU provider; buffers are flat numpy arrays."""
 
     name = "onnxruntime"
+    cache_kinds: tuple[str, ...] = (contract.SHARED, contract.APPEND, contract.CONCAT)
 
     def __init__(self, ort: Any, options: BackendOptions) -> None:
         """Keep the imported package and the options for every session."""
@@ -90,15 +94,40 @@ class OrtSession:
             raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
-    def run_bound(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
-        """Run from and into numpy buffers by address."""
-        binding = self._session.io_binding()
+    def bind(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> OrtBinding:
+        """Bind numpy buffers by address."""
+        binding = OrtBinding(self._session, self._name)
+        binding.update(inputs, outputs)
+        return binding
+
+
+class OrtBinding:
+    """An IO binding that keeps the buffers alive whose addresses it holds."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        """Bind nothing yet; `name` is for messages."""
+        self._session, self._name = session, name
+        self._binding = session.io_binding()
+        self._held: dict[str, View] = {}
+
+    def update(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
+        """Bind these tensors anew."""
         try:
             for name, view in inputs.items():
-                binding.bind_input(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
+                self._binding.bind_input(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
             for name, view in outputs.items():
-                binding.bind_output(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
-            self._session.run_with_iobinding(binding)
+                self._binding.bind_output(name, "cpu", 0, view.buffer.dtype, view.shape, _address(view))
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(f"onnxruntime cannot bind {self._name}: {_message(error)}") from error
+        self._held.update(inputs)
+        self._held.update(outputs)
+
+    def run(self) -> None:
+        """Run with what is bound."""
+        try:
+            self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
 
