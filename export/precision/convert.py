@@ -35,8 +35,8 @@ class Converted:
 
 
 def convert_graph(source: Path, target: Path, precision: Precision, file: WeightFile) -> Converted:
-    """Write `target` beside `file`, which gets every weight that no graph before has put into it or into the file
-    before it.
+    """Write `target` beside `file`, which gets every weight that no graph before has put into it or into the
+    file before it.
 
     Raises:
         OptionError: a weight that float16 cannot hold.
@@ -49,7 +49,8 @@ def convert_graph(source: Path, target: Path, precision: Precision, file: Weight
 
 
 def convert_model(model: ir.Model, precision: Precision, file: WeightFile) -> Converted:
-    """Change a model in place; afterwards every weight of more than 256 bytes lies in `file` or one before it.
+    """Change a model in place; afterwards every weight of more than 256 bytes lies in `file` or one before
+    it.
 
     Raises:
         OptionError: a weight that float16 cannot hold.

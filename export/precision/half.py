@@ -1,17 +1,17 @@
 """float16 weights and activations, with float32 where 11 bits are not enough.
 
-One walk over the graph in its order. Products, convolutions, attention and fused norms run in float16 (the last
-two sum in float32 inside). These stay float32: everything from a Pow, a Reduce, a Sqrt or an Exp to the next
-product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, and all nodes
-that score and select tokens, down to TopK. Graph inputs and outputs stay float32, except the KV cache, which is
-half as large.
+One walk over the graph in its order. Products, convolutions, attention and fused norms run in float16 (the
+last two sum in float32 inside). These stay float32: everything from a Pow, a Reduce, a Sqrt or an Exp to the
+next product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, and
+all nodes that score and select tokens, down to TopK. Graph inputs and outputs stay float32, except the KV
+cache, which is half as large.
 
-Which of the two an elementwise node runs in depends on its inputs: float32 as soon as one leans to float32. What
-leans to float16 although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax, Cos, Sin). A
-node of an unknown kind runs in float32.
+Which of the two an elementwise node runs in depends on its inputs: float32 as soon as one leans to float32.
+What leans to float16 although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax,
+Cos, Sin). A node of an unknown kind runs in float32.
 
-`onnxruntime.transformers.float16` does not do: it holds the whole model as one protobuf, and takes op types, not
-places, out of float16, so that the score of a token would be rounded wherever a MatMul computes it.
+`onnxruntime.transformers.float16` does not do: it holds the whole model as one protobuf, and takes op types,
+not places, out of float16, so that the score of a token would be rounded wherever a MatMul computes it.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def _rounded(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
     largest = float(np.abs(array).max(initial=0.0))
     if largest > _LARGEST:
         raise OptionError(
-            f"weight {name.removesuffix('_fp16')} has the value {largest:g}, but float16 ends at {_LARGEST:g}: "
-            "give this part fp32, int8 or int4 with --precision"
+            f"weight {name.removesuffix('_fp16')} has the value {largest:g}, but float16 ends at "
+            f"{_LARGEST:g}: give this part fp32, int8 or int4 with --precision"
         )
     return array.astype(np.float16)
 

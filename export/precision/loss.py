@@ -1,8 +1,9 @@
-"""What a precision costs: logits of the converted graphs beside those of PyTorch in float32, position by position.
+"""What a precision costs: logits of the converted graphs beside those of PyTorch in float32, position by
+position.
 
 Teacher-forced: both sides read the same tokens, so that one early difference does not decide the rest. Every
-position counts, not the last of each prompt alone. The numbers are reported as they are; what they are worth is
-for the reader, and `PrecisionLoss.warning` says a sentence where they are poor.
+position counts, not the last of each prompt alone. The numbers are reported as they are; what they are worth
+is for the reader, and `PrecisionLoss.warning` says a sentence where they are poor.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MIN_POSITIONS", "LossCase", "Logits", "PrecisionLoss", "measure_loss", "random_cases"]
+__all__ = ["MIN_POSITIONS", "Logits", "LossCase", "PrecisionLoss", "measure_loss", "random_cases"]
 
 Logits = Callable[["LossCase"], npt.NDArray[np.float32]]
 """Runs a model on a case: float32 [S, V], the logits of every position."""
 
 MIN_POSITIONS = 500
 _LENGTH = 128  # positions of one case: [128, V] float32 is 78 MB at a vocabulary of 152,000
-# Below, every tenth greedy token is another one, and a long answer leaves the one of float32 within its first words:
-# people should look at answers before they ship that. It is a remark, nothing passes or fails by it.
+# Below, every tenth greedy token is another one, and a long answer leaves the one of float32 within its first
+# words: people should look at answers before they ship that. It is a remark, nothing passes or fails by it.
 _AGREEMENT = 0.9
 
 
@@ -33,8 +34,8 @@ class LossCase:
     Attributes:
         ids: int64 [S]; where `visual` has rows, the image token.
         visual: bool [S], which positions are visual rows; None: none.
-        features: float32 [count of visual, D] in their place, the same on both sides: what the vision encoder's own
-            precision costs is another stage.
+        features: float32 [count of visual, D] in their place, the same on both sides: what the vision
+            encoder's own precision costs is another stage.
         positions: int64 [axes, S]; None: 0, 1, 2, …
     """
 
@@ -50,8 +51,8 @@ class PrecisionLoss:
 
     Attributes:
         positions: how many were compared.
-        mean_cosine, min_cosine: of two rows of logits, each minus its mean (adding a number to all logits changes
-            no token, and would hide differences).
+        mean_cosine, min_cosine: of two rows of logits, each minus its mean (adding a number to all logits
+            changes no token, and would hide differences).
         top1_agreement: fraction of positions with the same most likely token.
         mean_kl: KL divergence of the probabilities from those of float32, in nats.
         max_abs_diff: largest difference of two logits.
@@ -70,9 +71,9 @@ class PrecisionLoss:
         if self.top1_agreement >= _AGREEMENT and np.isfinite(self.mean_kl):
             return None
         return (
-            f"only {self.top1_agreement:.1%} of {self.positions} positions keep the most likely token of float32: "
-            "compare answers before you use this precision, or give --precision with more bits, a smaller block or "
-            "asymmetric"
+            f"only {self.top1_agreement:.1%} of {self.positions} positions keep the most likely token of "
+            "float32: compare answers before you use this precision, or give --precision more bits, a "
+            "smaller block or asymmetric"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +96,8 @@ def measure_loss(reference: Logits, measured: Logits, cases: Sequence[LossCase])
 def random_cases(count: int, vocab: int, seed: int = 0) -> tuple[LossCase, ...]:
     """Cases of random token ids with `count` positions in all, rounded up to whole cases.
 
-    Random ids are no text: a model is less sure of itself on them, so that the agreement is lower than on text.
+    Random ids are no text: a model is less sure of itself on them, so that the agreement is lower than on
+    text.
     """
     rng = np.random.default_rng(seed)
     return tuple(LossCase(rng.integers(0, vocab, _LENGTH)) for _ in range(-(-count // _LENGTH)))
@@ -104,7 +106,8 @@ def random_cases(count: int, vocab: int, seed: int = 0) -> tuple[LossCase, ...]:
 def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> PrecisionLoss:
     cosines: list[float] = []
     divergences: list[float] = []
-    agreeing, largest = 0, 0.0
+    largest: list[float] = []
+    agreeing = 0
     for reference, measured in pairs:
         if reference.shape != measured.shape:
             raise ValueError(
@@ -115,9 +118,7 @@ def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Precisi
             cosines.append(_cosine(one, other))
             divergences.append(_divergence(one, other))
             agreeing += int(one.argmax() == other.argmax() and np.isfinite(other).all())
-            largest = max(
-                largest, float(np.abs(one - other).max()), key=lambda value: (np.isnan(value), value)
-            )
+            largest.append(float(np.abs(one - other).max()))
     if not cosines:
         raise ValueError("no positions to compare: give at least one case")
     return PrecisionLoss(
@@ -126,7 +127,7 @@ def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Precisi
         min_cosine=float(np.min(cosines)),
         top1_agreement=agreeing / len(cosines),
         mean_kl=float(np.mean(divergences)),
-        max_abs_diff=largest,
+        max_abs_diff=float(np.max(largest)),
     )
 
 

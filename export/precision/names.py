@@ -1,10 +1,10 @@
 """Precisions: what a user writes, what they mean, and what their files are called.
 
-`--precision vision=fp32,decoder=int4:block=128,asymmetric` names one precision per part of a bundle. A part is
-one or two graphs that share a weight file. File suffixes are those of the transformers.js layout
-(`DEFAULT_DTYPE_SUFFIX_MAPPING` of its `src/utils/dtypes.js`), so that its hosts find the graphs where they look;
-there `_int8` and `_quantized` also hold activations in 8 bits, here 8 bits are about weights alone, and the
-signed name is taken because a symmetric 8-bit weight is what it holds.
+`--precision vision=fp32,decoder=int4:block=128,asymmetric` names one precision per part of a bundle. A part
+is one or two graphs that share a weight file. File suffixes are those of the transformers.js layout
+(`DEFAULT_DTYPE_SUFFIX_MAPPING` of its `src/utils/dtypes.js`), so that its hosts find the graphs where they
+look; there `_int8` and `_quantized` also hold activations in 8 bits, here 8 bits are about weights alone, and
+the signed name is taken because a symmetric 8-bit weight is what it holds.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ class Precision:
         name: one of `PRECISIONS`; int8 and int4 are about weights, activations stay float32.
         block: weights of one row that share a scale; int8 and int4 only.
         symmetric: the zero point is the middle of the range; False stores one per block.
-        accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits first.
+        accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits, in blocks
+            with a scale each, and adds integers. 4 is the default: of 24 layers with Qwen2-0.5B widths, a
+            token took 54 ms against 623 (int8) and 41 against 73 (int4) on two AVX-512 cores, and the logits
+            moved a tenth of what int4 itself moves them.
     """
 
     name: str = "fp32"
     block: int = 32
     symmetric: bool = True
-    accuracy_level: int = 0
+    accuracy_level: int = 4
 
     def __post_init__(self) -> None:
         if self.name not in PRECISIONS:
@@ -70,8 +73,8 @@ class Precision:
             )
         if not self.weight_only and replace(self, name="int4") != Precision("int4"):
             raise OptionError(
-                f"precision {self.name} has no block, zero points or accuracy level: leave the options behind "
-                "the colon out, or take int8 or int4"
+                f"precision {self.name} has no block, zero points or accuracy level: leave the options "
+                "behind the colon out, or take int8 or int4"
             )
 
     @property
@@ -94,7 +97,7 @@ class Precision:
         words = [
             f"block={self.block}" if self.block != BLOCKS[0] else "",
             "" if self.symmetric else "asymmetric",
-            f"accuracy={self.accuracy_level}" if self.accuracy_level else "",
+            "" if self.accuracy_level == 4 else f"accuracy={self.accuracy_level}",
         ]
         options = ",".join(word for word in words if word)
         return f"{self.name}:{options}" if options else self.name
@@ -128,8 +131,8 @@ def parse_precision(text: str) -> Precisions:
     """Read `--precision`.
 
     `part=name[:option,option]`, comma-separated; a bare name is for every part. Options: `block=32|128`,
-    `symmetric`, `asymmetric`, `accuracy=0|4`. Parts left out are fp32, but `embed` follows `decoder`, with which
-    it shares its weights in most models.
+    `symmetric`, `asymmetric`, `accuracy=0|4`. Parts left out are fp32, but `embed` follows `decoder`, with
+    which it shares its weights in most models.
 
     Raises:
         OptionError: an unknown part, precision or option, or a part twice.
@@ -169,8 +172,8 @@ def _with_option(precision: Precision, word: str) -> Precision:
             replace(precision, block=number) if name == "block" else replace(precision, accuracy_level=number)
         )
     raise OptionError(
-        f"precision has the option {word!r}, expected block=32, block=128, symmetric, asymmetric, accuracy=0 or "
-        f"accuracy=4, as in {_EXAMPLE}"
+        f"precision has the option {word!r}, expected block=32, block=128, symmetric, asymmetric, accuracy=0 "
+        f"or accuracy=4, as in {_EXAMPLE}"
     )
 
 

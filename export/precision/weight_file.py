@@ -1,8 +1,8 @@
 """A file of weights that grows by one tensor at a time, and remembers what it was made from.
 
 Converting a model of 28 GB must not take 28 GB: each weight is read, converted and written before the next is
-looked at, and what is left in memory is where it went. Two graphs that read the same bytes get the same new bytes:
-the decoder's two forms, and the LM head with the embedding it is tied to.
+looked at, and what is left in memory is where it went. Two graphs that read the same bytes get the same new
+bytes: the decoder's two forms, and the LM head with the embedding it is tied to.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LARGE, _PAGE, _LINE = 1 << 20, 4096, 64  # large tensors can be mapped into mem
 class WeightFile:
     """Context manager around one data file, written from its start.
 
-    Owns the open file. With `earlier`, what was converted there is not written again, and points into that file,
-    which must lie in the same folder.
+    Owns the open file. With `earlier`, what was converted there is not written again, and points into that
+    file, which must lie in the same folder.
 
     Attributes:
         known: what each source became, by a key of its bytes and of how they were converted.

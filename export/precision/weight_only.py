@@ -1,12 +1,13 @@
 """Weights in 8 or 4 bits with a scale per block, activations as they were.
 
-Each MatMul (and Gemm) with a constant matrix becomes `com.microsoft.MatMulNBits`, packed by the functions of ONNX
-Runtime's own quantiser (`onnxruntime.quantization.matmul_nbits_quantizer`, class `DefaultWeightOnlyQuantizer`); a
-bias stays the Add that it was. A token table that is looked up by a graph input becomes
-`com.microsoft.GatherBlockQuantized` over the same layout, so that a tied embedding and LM head are the same bytes.
+Each MatMul (and Gemm) with a constant matrix becomes `com.microsoft.MatMulNBits`, packed by the functions of
+ONNX Runtime's own quantiser (`onnxruntime.quantization.matmul_nbits_quantizer`, class
+`DefaultWeightOnlyQuantizer`); a bias stays the Add that it was. A token table that is looked up by a graph
+input becomes `com.microsoft.GatherBlockQuantized` over the same layout, so that a tied embedding and LM head
+are the same bytes.
 
-Left alone, and named in the result: a matrix whose rows are not a multiple of the block, and stacks of matrices.
-Convolutions and vectors stay float32 too; they are a percent of a model's bytes.
+Left alone, and named in the result: a matrix whose rows are not a multiple of the block, and stacks of
+matrices. Convolutions and vectors stay float32 too; they are a percent of a model's bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import onnx_ir as ir
 from export.precision.names import Precision
 from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
 
-__all__ = ["Packed", "WeightOnly", "dequantized", "quantize_weights"]
+__all__ = ["Packed", "WeightOnly", "quantize_weights"]
 
 _DOMAIN = "com.microsoft"
 _FLOAT = ir.DataType.FLOAT
@@ -30,8 +31,13 @@ _FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Packed:
-    """One matrix [N, K] on disk: `values` uint8 [N, K / block, block * bits / 8], `scales` float32 [N, K / block],
-    `zero_points` uint8 [N, ceil(K / block * bits / 8)], None where every one is the middle of the range."""
+    """One matrix [N, K] on disk, with B = K / block.
+
+    Attributes:
+        values: uint8 [N, B, block * bits / 8]; of two numbers in a byte the lower half comes first.
+        scales: float32 [N, B].
+        zero_points: uint8 [N, ceil(B * bits / 8)]; None where all are the middle of the range.
+    """
 
     values: ir.ExternalTensor
     scales: ir.ExternalTensor
@@ -89,23 +95,6 @@ def quantize_weights(model: ir.Model, precision: Precision, file: WeightFile) ->
     return WeightOnly(matrices, tables, tuple(dict.fromkeys(left)))
 
 
-def dequantized(packed: Packed, precision: Precision) -> npt.NDArray[np.float32]:
-    """float32 [N, K] of a packed matrix, by the definition in the operator's documentation."""
-    scales = packed.scales.numpy()
-    rows, blocks = scales.shape
-    values = _unpacked(packed.values.numpy().reshape(rows, -1), precision.bits)
-    zeros: npt.NDArray[Any] = np.full((rows, blocks), 1 << (precision.bits - 1))
-    if packed.zero_points is not None:
-        zeros = _unpacked(packed.zero_points.numpy(), precision.bits)[:, :blocks]
-    shifted = values.reshape(rows, blocks, -1).astype(np.float32) - zeros[..., None].astype(np.float32)
-    return (shifted * scales[..., None]).reshape(rows, -1)
-
-
-def _unpacked(data: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """The numbers in rows of bytes; of two in a byte the lower half comes first."""
-    return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1).reshape(len(data), -1)
-
-
 def _matrix_use(node: ir.Node) -> _Use | None:
     """A product with a constant right-hand side of two axes or more that can be written as MatMulNBits."""
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
@@ -153,7 +142,7 @@ def _replace_matmul(graph: ir.Graph, use: _Use, precision: Precision, file: Weig
     made = ir.node("MatMulNBits", [node.inputs[0], *values], attributes, domain=_DOMAIN, name=node.name)
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     nodes = [made] if bias is None else [made, ir.node("Add", [made.outputs[0], bias])]
-    _put_in_place(graph, node, nodes)
+    _put_in_place(node, nodes)
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, precision: Precision, file: WeightFile) -> None:
@@ -169,9 +158,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node, precision: Precision, file: 
         "quantize_axis": 1,
     }
     inputs = [values[0], node.inputs[1], *values[1:]]
-    _put_in_place(
-        graph, node, [ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=node.name)]
-    )
+    _put_in_place(node, [ir.node("GatherBlockQuantized", inputs, attributes, domain=_DOMAIN, name=node.name)])
 
 
 def _packed(weight: ir.Value, precision: Precision, file: WeightFile, rows_are_outputs: bool) -> Packed:
@@ -249,7 +236,7 @@ def _with_shape(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.Externa
     )
 
 
-def _put_in_place(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+def _put_in_place(node: ir.Node, nodes: list[ir.Node]) -> None:
     """Put nodes where `node` was: the last one takes over its output, name, dtype and shape."""
     old, new = node.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape, name = old.type, old.shape, old.name
