@@ -106,7 +106,7 @@ class DecoderRun:
         generated = self.cache.length - self._prompt.shape[1]
         if generated < 0:
             raise RequestError(
-                f"the cache has {self.cache.length} rows of a prompt of {self._prompt.shape[1]}: prefill first"
+                f"the cache has {self.cache.length} rows of a prompt of {len(self._prompt[0])}: prefill first"
             )
         self._token[0] = token
         self._embed.run()

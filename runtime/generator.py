@@ -185,8 +185,8 @@ class Generator:
         if not graphs:
             raise BackendError(
                 f"backend {self.backend.name} runs decoders with a cache of kind {' or '.join(kinds)}, but "
-                f"those of {self.bundle.path} are of kind {', '.join(caches.values())}: build the bundle again, "
-                "or use another backend"
+                f"those of {self.bundle.path} are of kind {', '.join(caches.values())}: "
+                "build the bundle again, or use another backend"
             )
         return graphs
 

@@ -1,4 +1,4 @@
-"""Decoder graphs of both caches against PyTorch: lengths, batches, windows, soft caps, weights stored once."""
+"""Decoder graphs of both caches against PyTorch: lengths, batches, windows, soft caps, shared weights."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_the_portable_graph_has_standard_operators_only(exported: tuple[Any, Pat
 
 
 def test_only_attention_reads_the_past(exported: tuple[Any, Path], tmp_path: Path) -> None:
-    """What ONNX Runtime makes of the fused graph holds no transposed, repeated or joined copy of the cache."""
+    """What ONNX Runtime makes of the fused graph has no transposed, repeated or joined copy of the cache."""
     _, folder = exported
     settings = ort.SessionOptions()
     settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")

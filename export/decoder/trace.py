@@ -63,7 +63,7 @@ def _attend(
     _: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """One layer's attention as one node: query [batch, heads, seq, head_dim], result with axes 1, 2 swapped."""
+    """One layer's attention as a node: query [batch, heads, seq, head_dim], result with axes 1, 2 swapped."""
     for name, meaning in _UNKNOWN.items():
         if options.get(name) is not None:
             raise TraceError(
