@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class AnswerRun:
         self._finish_reason = "cancelled"
         self._kv_allocated = 0
         self._prompt_tokens = 0
+        self._reused_tokens = 0
+        self._reused_images = len(encoded)
 
     def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
         """Yield pieces of text, return the result; `cancelled` is asked before each stage and each token."""
@@ -126,7 +128,7 @@ class AnswerRun:
         )
 
     def _encode(self, pruning: PruningPlan, given: int) -> None:
-        """Encode what was prepared."""
+        """Visual tokens of what was prepared, kept or new."""
         generator, request = self._generator, self._request
         # As if all images were encoded now: each unit has a seed of its own.
         done = sum(len(image.kept) for image in self.encoded)
@@ -136,15 +138,25 @@ class AnswerRun:
             sum(counts) < image.plan.prunable
             for counts, image in zip(selection.counts, self.prepared, strict=True)
         )
-        graph = generator.vision_graph(selection) if pruned else contract.VISION_ENCODER
+        chosen = selection if pruned else None
+        with self._watch.stage("preprocess"):
+            keys = generator.features.keys(self.prepared, chosen)
+        new, found = generator.features.encode(self.prepared, chosen, keys, self._run_encoder)
+        self._reused_images += found
+        self.encoded = (*self.encoded, *new)
+
+    def _run_encoder(
+        self, images: Sequence[PreparedImage], selection: Selection | None
+    ) -> tuple[EncodedImage, ...]:
+        """Encode images of which no visual tokens are kept; None: unpruned."""
+        generator = self._generator
+        graph = contract.VISION_ENCODER if selection is None else generator.vision_graph(selection)
         with self._watch.stage("load"):
             generator.session(graph)
         with self._watch.stage("vision"):
-            if pruned:
-                new = generator.encode_images(self.prepared, selection)
-            else:
-                new = generator.encode_unpruned(self.prepared)
-        self.encoded = (*self.encoded, *new)
+            if selection is None:
+                return generator.encode_unpruned(images)
+            return generator.encode_images(images, selection)
 
     def _decode(
         self, plain: npt.NDArray[np.int64], cancelled: Callable[[], bool]
@@ -154,7 +166,7 @@ class AnswerRun:
         text = TextPieces(generator.decode_text)
         with watch.stage("load"):
             generator.session(contract.EMBED_TOKENS)
-            generator.session(contract.DECODER)
+            generator.session(generator.decoder_graph)
         with watch.stage("embed"):
             prompt = generator.prompt(plain, self.encoded)
             embeds = generator.embed(prompt.ids, self.encoded)
