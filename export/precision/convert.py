@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from export.precision.half import halve
 from export.precision.names import Precision
-from export.precision.weight_file import WeightFile, row_chunks, source_of
+from export.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from export.precision.weight_only import quantize_weights
 from fopru_graph.files import write_model
 
@@ -77,6 +78,10 @@ def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:
     for value in graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.path).resolve() in file.paths:
+            continue
+        if tensor.nbytes <= INLINE_BYTES:  # shapes and axes, which ONNX Runtime wants to see in the graph
+            value.const_value = ir.tensor(np.array(tensor.numpy()), name=value.name)
+            file.keep(tensor)
             continue
         key = (source_of(tensor), "copy")
         if key not in file.known:

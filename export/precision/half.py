@@ -25,88 +25,42 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from export.errors import OptionError
-from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
+from export.precision.weight_file import INLINE_BYTES, WeightFile, initializer_of, row_chunks, source_of
 from fopru_graph.builder import STAMP
 
 __all__ = ["HalfReport", "halve"]
 
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _LARGEST, _SMALLEST = 65504.0, 2.0**-14  # of float16; below, it loses bits
-_INLINE = 256  # bytes; as onnx-ir's writer
 _CACHE = ("past_key_values.", "present.")
 _CAREFUL_PASSES = ("score", "select")
 
-_PRODUCTS = frozenset(
-    [
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "ConvTranspose",
-        "Einsum",
-        "MatMulNBits",
-        "Attention",
-        "GroupQueryAttention",
-        "MultiHeadAttention",
-        "RotaryEmbedding",
-        "LayerNormalization",
-        "RMSNormalization",
-        "SimplifiedLayerNormalization",
-        "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-        "AveragePool",
-        "GlobalAveragePool",
-        "MaxPool",
-    ]
+_PRODUCTS = (
+    *("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulNBits", "AveragePool", "GlobalAveragePool"),
+    *("Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding", "MaxPool"),
+    *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
 )
-_FOLLOW = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Abs",
+_FOLLOW = (
+    *("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Min", "Max", "Where", "Identity", "Pad", "Tile"),
+    *(
         "Sigmoid",
         "Tanh",
         "Erf",
         "Relu",
+        "LeakyRelu",
         "Gelu",
         "FastGelu",
         "QuickGelu",
         "BiasGelu",
-        "Swish",
         "HardSwish",
-        "LeakyRelu",
-        "Identity",
-        "Reshape",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Concat",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Flatten",
-        "Tile",
-        "Pad",
-        "Where",
-        "Clip",
-        "Min",
-        "Max",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "ScatterND",
-        "ScatterElements",
-    ]
+    ),
+    *("Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand", "Flatten"),
+    *("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements", "DepthToSpace", "SpaceToDepth"),
 )
-_ANY = frozenset({"Shape", "Size"})
-_IN_UNIT_RANGE = frozenset({"Softmax", "Cos", "Sin"})
-_BOOLEAN = frozenset(
-    ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN", "IsInf"]
-)
+_ANY = ("Shape", "Size")
+_IN_UNIT_RANGE = ("Softmax", "Cos", "Sin")
+_BOOLEAN = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN", "IsInf")
 
 
 @dataclass(frozen=True)
@@ -234,7 +188,7 @@ class _Walk:
         name = f"{value.name}_fp16"
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        if tensor.nbytes <= _INLINE:
+        if tensor.nbytes <= INLINE_BYTES:
             return initializer_of(self._graph, ir.tensor(_rounded(tensor.numpy(), name), name=name), name)
         key = (source_of(tensor), "fp16")
         if key not in self._file.known:
@@ -262,7 +216,7 @@ def _rounded(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
 
 def _is_representable(tensor: ir.TensorProtocol) -> bool:
     """Whether float16 keeps a small constant: -3e38 of a mask or 1e-6 of a norm are neither."""
-    if tensor.nbytes > _INLINE:
+    if tensor.nbytes > INLINE_BYTES:
         return True
     size = np.abs(tensor.numpy())
     return bool((((size <= _LARGEST) & (size >= _SMALLEST)) | (size == 0)).all())

@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["WeightFile", "initializer_of", "row_chunks", "source_of"]
+__all__ = ["INLINE_BYTES", "WeightFile", "initializer_of", "row_chunks", "source_of"]
+
+INLINE_BYTES = 256
+"""Tensors up to this size stay inside the graph file, as onnx-ir writes them."""
 
 _CHUNK_BYTES = 1 << 25  # of float32 read at a time
 _LARGE, _PAGE, _LINE = 1 << 20, 4096, 64  # large tensors can be mapped into memory where they lie
