@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
     bench, costs, name = _bench(options, settings, tuple(rows))
     entries = check(bench, chosen, status)
     measured, entries = measure(bench, entries, (settings.rounds, settings.warmup), status)
-    environment = _environment(settings.threads, entries_packages(chosen))
+    environment = _environment(settings.threads, _packages(chosen))
     result = make_result(name, (entries, measured), (rows, costs), environment)
     report(result, settings)
 
@@ -120,7 +120,7 @@ def _bench(
     return Bench(*common, rows, options.new, settings.threads), costs, f"peers-{name}"
 
 
-def entries_packages(chosen: Sequence[tuple[object, object]]) -> list[str]:
+def _packages(chosen: Sequence[tuple[object, object]]) -> list[str]:
     """Distributions whose versions decide the figures of these peers."""
     names = {package for peer, _ in chosen for package in getattr(peer, "packages", ())}
     return sorted(names)

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,12 @@ class Answer:
     decode: float
     tokens: tuple[int, ...]
 
+    @classmethod
+    def timed(cls, prefill: float, rest: float, tokens: Iterable[int]) -> Answer:
+        """The answer `tokens`: the first after `prefill` seconds, the others in `rest` seconds together."""
+        found = tuple(map(int, tokens))
+        return cls(prefill, rest / (len(found) - 1) if len(found) > 1 else 0.0, found)
+
 
 class Engine(ABC):
     """An opened engine. Not to be used from two threads at once."""
@@ -125,7 +131,7 @@ class SteppingEngine(Engine):
         for _ in range(new - 1):
             tokens.append(int(self.step(tokens[-1]).argmax()))
         end = time.perf_counter()
-        return Answer(first - start, (end - first) / max(new - 1, 1), tuple(tokens))
+        return Answer.timed(first - start, end - first, tokens)
 
     def logits(self, ids: Ids, more: Ids) -> Array:
         """See `Engine.logits`."""
@@ -144,8 +150,9 @@ class Peer:
         modules: what must be importable.
         install: the command that installs it.
         variants: the ways to run it.
-        prepare: convert the checkpoint, in a process of its own; done once per folder.
-        open: an engine of what was prepared.
+        open: an engine.
+        prepare: convert the checkpoint first, in a process of its own, if it has not been; None where there
+            is nothing to convert.
         needs_bundle: whether it runs the ONNX files of a bundle.
         about: what a reader must know of its figures.
     """
@@ -155,8 +162,8 @@ class Peer:
     modules: tuple[str, ...]
     install: str
     variants: tuple[Variant, ...]
-    prepare: Callable[[Task], None]
     open: Callable[[Task], Engine]
+    prepare: Callable[[Task], None] | None = None
     needs_bundle: bool = False
     about: str = ""
 

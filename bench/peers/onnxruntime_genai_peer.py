@@ -41,6 +41,7 @@ class _GenAI(SteppingEngine):
 
     def __init__(self, task: Task) -> None:
         self._api = optional("onnxruntime_genai")
+        self._api.disable_telemetry_events()
         config = self._api.Config(str(task.folder))
         threads = {"intra_op_num_threads": task.threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
@@ -154,9 +155,9 @@ def _config(bundle: Bundle, text: dict[str, Any]) -> dict[str, Any]:
             "decoder": decoder,
             "context_length": info.max_positions,
             "vocab_size": info.vocab_size,
-            # Answers go past the end: an id that is no token.
+            # It looks for the end only in tokens that it chose itself; these ids only have to exist.
             "bos_token_id": 0,
-            "eos_token_id": info.vocab_size,
+            "eos_token_id": 0,
             "pad_token_id": 0,
         },
         "search": {"past_present_share_buffer": True, "num_beams": 1, "max_length": info.max_positions},

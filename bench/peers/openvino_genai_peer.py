@@ -60,7 +60,7 @@ class _GenAI(Engine):
         found = self._pipeline.generate(given, options)
         seconds = time.perf_counter() - start
         prefill = found.perf_metrics.get_ttft().mean / 1e3
-        return Answer(prefill, (seconds - prefill) / max(new - 1, 1), tuple(map(int, found.tokens[0])))
+        return Answer.timed(prefill, seconds - prefill, found.tokens[0])
 
     def logits(self, ids: Ids, more: Ids) -> Array:
         """The pipeline tells no logits: those of the same IR with the same properties, in plain OpenVINO.

@@ -38,18 +38,12 @@ def _open(task: Task) -> Engine:
     return RuntimeEngine(task, "openvino")
 
 
-def _prepare(task: Task) -> None:
-    """Nothing: the bundle is what it reads."""
-    require_bundle(task)
-
-
 PEER = Peer(
     name="openvino",
     packages=("openvino",),
     modules=("openvino",),
     install="pip install openvino",
     variants=(Variant("fp32", "fp32"),),
-    prepare=_prepare,
     open=_open,
     needs_bundle=True,
     about="OpenVINO: the decoder of the bundle, by our runtime with backend `openvino`.",

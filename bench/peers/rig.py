@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -188,10 +189,11 @@ def check(
     (peer, variant), *_ = chosen
     progress(f"reference: {peer.name} {variant.name}")
     with Worker(peer, bench.task(peer, variant)) as worker:
-        tokens = worker.generate(ids, CHECKED_TOKENS)["tokens"][:-1]
+        answer = worker.generate(ids, CHECKED_TOKENS)
+        tokens = answer["tokens"][:-1]
         reference = worker.logits(ids, tokens)
-    entries = []
-    for peer, variant in chosen:
+    entries = [Entry(peer, variant, "", 1.0, 1.0, answer.get("peak_rss"))]
+    for peer, variant in chosen[1:]:
         entry = Entry(peer, variant)
         progress(f"checking {entry.name}")
         entries.append(_checked(bench, entry, (ids, tokens), reference))
@@ -206,8 +208,10 @@ def _checked(bench: Bench, entry: Entry, prompt: tuple[Array, list[int]], refere
         return replace(entry, state="needs the ONNX files of a bundle: give --bundle DIR")
     task = bench.task(entry.peer, entry.variant)
     try:
-        with Worker(entry.peer, task, prepare=True):
-            pass
+        if entry.peer.prepare is not None:
+            _forget_another_checkpoint(task)
+            with Worker(entry.peer, task, prepare=True):
+                pass
         with Worker(entry.peer, task) as worker:
             peak = worker.generate(prompt[0], 2).get("peak_rss")
             cosine, same = agreement(worker.logits(*prompt), reference)
@@ -220,6 +224,17 @@ def _checked(bench: Bench, entry: Entry, prompt: tuple[Array, list[int]], refere
             found, state=f"not the same model: cosine {cosine:.4f} of logits with PyTorch, at least {least}"
         )
     return found
+
+
+def _forget_another_checkpoint(task: Task) -> None:
+    """Remove what a peer converted from other weights than those that are there now."""
+    files = [path.stat() for path in sorted(task.checkpoint.glob("*.safetensors"))]
+    weights = json.dumps([(status.st_size, status.st_mtime_ns) for status in files])
+    stamp = task.folder.with_name(f"{task.folder.name}.weights")
+    if not stamp.is_file() or stamp.read_text() != weights:
+        shutil.rmtree(task.folder, ignore_errors=True)
+        task.folder.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(weights)
 
 
 def agreement(found: Array, expected: Array) -> tuple[float, float]:

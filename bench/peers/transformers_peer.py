@@ -51,10 +51,6 @@ def _open(task: Task) -> Engine:
     return _Transformers(task)
 
 
-def _prepare(task: Task) -> None:
-    """Nothing: the checkpoint is what it reads."""
-
-
 PEER = Peer(
     name="transformers",
     packages=("transformers", "torch"),
@@ -66,7 +62,6 @@ PEER = Peer(
         Variant("bf16 sdpa", "bf16"),
         Variant("bf16 eager", "bf16"),
     ),
-    prepare=_prepare,
     open=_open,
     about="transformers: `forward` with a DynamicCache and logits of the last position, without the overhead "
     "of `generate`; bf16 computes in bf16.",

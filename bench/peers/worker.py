@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         task = Task(*paths, variant, options.threads, options.capacity, options.bundle)
         if options.prepare:
             task.folder.mkdir(parents=True, exist_ok=True)
-            peer.prepare(task)
+            if peer.prepare is not None:
+                peer.prepare(task)
             _tell(answers, {})
             return 0
         engine = peer.open(task)
