@@ -119,7 +119,7 @@ def _export(checkpoint: Any, layout: ImageLayout, target: Path) -> None:
     decoder = checkpoint.family.decoder_info(model)
     graphs = checkpoint.family.subgraphs(model, layout, decoder)
     encoder = next(graph for graph in graphs if graph.name == contract.VISION_ENCODER)
-    write_onnx_from_torch(encoder.module, encoder.args, encoder.contract, target, OPSET)
+    write_onnx_from_torch(encoder, target, OPSET)
     del model, encoder
     gc.collect()  # traced programs are full of cycles and hold the weights
 

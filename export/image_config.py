@@ -44,9 +44,16 @@ def setting(processor: Any, name: str, default: bool) -> bool:
 
 
 def size_setting(processor: Any, name: str) -> dict[str, int]:
-    """A size as the dict that it is in JSON, entries of None left out."""
+    """A size as the dict that it is in JSON, entries of None left out.
+
+    Raises:
+        CheckpointError: it is none, or not of numbers.
+    """
     value = getattr(processor, name, None) or {}
-    return {key: int(number) for key, number in dict(value).items() if number is not None}
+    try:
+        return {key: int(number) for key, number in dict(value).items() if number is not None}
+    except (TypeError, ValueError) as error:
+        raise unsupported(f"{name} is {value}", "it must be numbers by name") from error
 
 
 def unsupported(got: str, allowed: str) -> CheckpointError:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class ImageCosts:
             newline vectors count. Kept is the most, with newline policy `keep_nonempty`.
         prunable, prunable_kept: of these, the tokens that pruning decides about, padding not counted.
         kv_bytes, kv_bytes_kept: float32 keys and values of the placeholders.
-        encoder_macs: multiply-adds of the unpruned encoder and projector, all units.
+        encoder_macs: multiply-adds of the unpruned encoder and projector, all units but padding.
         prefill_macs, prefill_macs_kept: multiply-adds of the language model's first pass over placeholders
             and text.
     """
@@ -74,22 +74,24 @@ class ModelCosts:
     images: tuple[ImageCosts, ...]
 
 
-def count_costs(options: BuildOptions, sizes: Sequence[tuple[int, int]], text_tokens: int = 0) -> ModelCosts:
+def count_costs(
+    options: BuildOptions, sizes: Sequence[tuple[int, int]], text_tokens: int = 0, *, default: bool = False
+) -> ModelCosts:
     """Count what images cost.
 
     Args:
         options: model, amount, strategy and policies; the rest is ignored.
         sizes: (width, height) of the images.
         text_tokens: text in the prompt.
+        default: the amount is a bundle's own, which is all that a small image has.
 
     Raises:
         ExportError: a checkpoint or options that cannot be used, or an image that the model cannot take.
     """
     from export.checkpoint import load_config, load_processor, open_checkpoint
     from export.costs import decoder_shape
-    from export.plan import kept_of
+    from export.plan import kept_of, placeholders_of
     from runtime.errors import ImageError
-    from runtime.plan import kept_placeholders
 
     checkpoint = open_checkpoint(options.model, weights=False)
     config, family = load_config(checkpoint), checkpoint.family
@@ -98,10 +100,10 @@ def count_costs(options: BuildOptions, sizes: Sequence[tuple[int, int]], text_to
     decoder = decoder_shape(config.text_config)
 
     def costs(width: int, height: int, plan: ImagePlan) -> ImageCosts:
-        kept = kept_of(plan, options)
-        # As in the runtime: a request that prunes nothing keeps its newlines.
-        newline = options.newline_policy if kept < plan.prunable else "keep_all"
-        after = kept_placeholders(plan, kept, layout.prefix_tokens, newline)
+        tokens = options.tokens
+        own = replace(options, tokens=min(tokens, plan.prunable)) if default and tokens else options
+        kept = kept_of(plan, own)
+        after = placeholders_of(plan, kept, layout, options)
         return ImageCosts(
             width=width,
             height=height,
@@ -113,7 +115,7 @@ def count_costs(options: BuildOptions, sizes: Sequence[tuple[int, int]], text_to
             prunable_kept=kept,
             kv_bytes=decoder.kv_bytes(plan.placeholders),
             kv_bytes_kept=decoder.kv_bytes(after),
-            encoder_macs=sum(family.encoder_macs(config, unit) for unit in plan.units),
+            encoder_macs=sum(family.encoder_macs(config, unit) for unit in plan.units if unit.prunable),
             prefill_macs=decoder.prefill(plan.placeholders + text_tokens),
             prefill_macs_kept=decoder.prefill(after + text_tokens),
         )
@@ -148,7 +150,8 @@ def _run(args: argparse.Namespace) -> int:
     from export.steps import quiet_libraries
 
     with quiet_libraries(args.verbose):
-        found = count_costs(_options(args), args.image_size, args.text_tokens)
+        default = args.ratio is None and args.tokens is None
+        found = count_costs(_options(args), args.image_size, args.text_tokens, default=default)
     if args.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
@@ -168,6 +171,8 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         policies["newline"] = None if pruning.newline == "keep_all" else pruning.newline
         if args.ratio is None and args.tokens is None:
             asked = {"ratio": pruning.default_ratio, "tokens": pruning.default_tokens}
+            if pruning.default_ratio is None and pruning.default_tokens is None:
+                asked["ratio"] = 1.0  # it keeps everything
     if args.strategy is not None:
         policies["strategy"] = args.strategy
         if args.strategy != "row":
@@ -216,9 +221,13 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+_MOST_DIGITS = 9
+
+
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+    digits = width.isdecimal() and height.isdecimal() and max(len(width), len(height)) <= _MOST_DIGITS
+    if not (digits and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give WIDTHxHEIGHT in pixels, e.g. 1280x720")
     return int(width), int(height)
 

@@ -35,7 +35,7 @@ POSITION_POLICIES = ("renumber", "original")
 ROW_SCOPES = ("tile", "stitched")
 NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
 
-_ANY_SIZE = (768, 1024)  # a picture that every layout with tiles cuts
+_TWO_TILES = (512, 1024)  # two tiles side by side fit this best, however many or large a layout has
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class BuildOptions:
                 "position_ids is 'renumber', but this model's positions are time, height and width, which "
                 "counting anew would lose: use original"
             )
-        if self.row_scope == "stitched" and layout.plan(*_ANY_SIZE).mosaic is None:
+        if self.row_scope == "stitched" and layout.plan(*_TWO_TILES).mosaic is None:
             raise OptionError(
                 "row_scope is 'stitched', but this model does not cut images into tiles: leave --row-scope "
                 "out"

@@ -23,7 +23,7 @@ from export.prompt_template import DEFAULT_TEMPLATE, conversation
 from export.selection import Budget, kept_tokens
 from runtime.prompt import render_chat
 
-__all__ = ["Oracle", "PruningChoice", "eager"]
+__all__ = ["Oracle", "PruningChoice", "attention_of", "eager"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,16 @@ class Oracle:
             place = torch.full((len(positions), 1), following + step)
             tokens.append(forward(place, input_ids=tokens[-1][:, None]).argmax(dim=-1))
         return first, torch.stack(tokens, dim=1)
+
+
+def attention_of(tower: Any, pixel_values: Tensor, layer: int) -> Tensor:
+    """float32 [units, queries, keys]: attention probabilities of a layer, mean over heads.
+
+    One unit after the other: transformers keeps those of every layer, gigabytes for a few large tiles.
+    """
+    with eager(tower):
+        calls = (tower(unit[None], output_attentions=True, return_dict=True) for unit in pixel_values)
+        return torch.cat([out.attentions[layer].float().mean(dim=1) for out in calls])
 
 
 @contextmanager

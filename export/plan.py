@@ -20,7 +20,7 @@ from runtime.plan import Amount, kept_placeholders, stitched_counts, unit_counts
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Plan", "check_question", "kept_of", "plan_build"]
+__all__ = ["Plan", "check_question", "kept_of", "placeholders_of", "plan_build"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,8 @@ class Plan:
     @property
     def placeholders(self) -> tuple[int, ...]:
         """Placeholders of each golden image once it is pruned; the most, with policy `keep_nonempty`."""
-        total = sum(plan.prunable for plan in self.image_plans)
-        # As in the runtime: a request that prunes nothing keeps its newlines.
-        newline = self.options.newline_policy if sum(self.kept) < total else "keep_all"
         return tuple(
-            kept_placeholders(plan, kept, self.layout.prefix_tokens, newline)
+            placeholders_of(plan, kept, self.layout, self.options)
             for plan, kept in zip(self.image_plans, self.kept, strict=True)
         )
 
@@ -134,6 +131,13 @@ def kept_of(plan: ImagePlan, options: BuildOptions) -> int:
         raise OptionError(str(error)) from error
 
 
+def placeholders_of(plan: ImagePlan, kept: int, layout: ImageLayout, options: BuildOptions) -> int:
+    """Placeholders of an image of which `kept` tokens go on; the most, with policy `keep_nonempty`."""
+    # As in the runtime: what is not pruned keeps its newlines.
+    newline = options.newline_policy if kept < plan.prunable else "keep_all"
+    return kept_placeholders(plan, kept, layout.prefix_tokens, newline)
+
+
 def check_question(question: str, processor: Any) -> None:
     """Refuse a prompt that the processor would count an image in.
 
@@ -149,12 +153,13 @@ def check_question(question: str, processor: Any) -> None:
 
 def _check_length(plan: Plan) -> None:
     """The golden request, which the finished bundle must answer, has to fit into the model."""
-    visual = sum(plan.placeholders)
+    original = plan.position_ids == "original"  # of the unpruned images; with M-RoPE fewer than their tokens
+    visual = sum(sum(image.spans) for image in plan.image_plans) if original else sum(plan.placeholders)
     text = len(plan.processor.tokenizer(plan.question).input_ids)
     most = plan.config.text_config.max_position_embeddings
     if visual + text + NEW_TOKENS > most:
         raise OptionError(
-            f"{visual} visual tokens, {text} of the prompt and {NEW_TOKENS} of the answer are more than the "
-            f"{most} positions of this language model: give a smaller --ratio, a shorter --prompt or fewer "
-            "--image"
+            f"{visual} positions of visual tokens, {text} of the prompt and {NEW_TOKENS} of the answer are "
+            f"more than the {most} positions of this language model: give a smaller "
+            f"{'--image' if original else '--ratio'}, a shorter --prompt or fewer --image"
         )

@@ -200,11 +200,14 @@ def measure(
     features are [placeholders, D] of all images. Where the backend runs further decoder graphs of the bundle,
     "logits of <graph>" and "tokens of <graph>" are theirs.
     """
+    pruning = generator.manifest.pruning
+    # A default is all that a small image has; asked for, it would be refused.
+    default = amount == Amount(pruning.default_ratio, pruning.default_tokens)
     request = Request(
         prompt,
         tuple(images),
-        ratio=1.0 if amount.everything else amount.ratio,
-        tokens=amount.tokens,
+        ratio=None if default else 1.0 if amount.everything else amount.ratio,
+        tokens=None if default else amount.tokens,
         max_new_tokens=new_tokens,
         ignore_eos=True,
     )

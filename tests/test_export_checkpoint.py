@@ -279,10 +279,6 @@ def set_in(section: str, **values: object) -> Editor:
             set_in("vision_config", model_type="pixtral"),
             r"'pixtral', and the supported towers of a llava checkpoint are",
         ),
-        (
-            set_in("text_config", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-            r"\(llama\) uses 'dynamic' rotary scaling",
-        ),
         (set_in("text_config", max_position_embeddings=0), r"\(llama\) has no max_position_embeddings"),
         (
             lambda config: config.update(vision_feature_layer=4),

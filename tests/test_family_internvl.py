@@ -255,7 +255,7 @@ def test_one_bright_patch_survives_alone(ratio: float, tmp_path: Path, torch_thr
     layout = FAMILY.layout(model.config, internvl_processor(tokens=(8 // merge) ** 2))
     graph = next(FAMILY.subgraphs(model, layout, FAMILY.decoder_info(model)))
     plain, pruned = tmp_path / "plain.onnx", tmp_path / "pruned.onnx"
-    write_onnx_from_torch(graph.module, graph.args, graph.contract, plain, 20)
+    write_onnx_from_torch(graph, plain, 20)
 
     patches = np.arange(64)
     tiles = np.full((64, 3, 8, 4, 8, 4), -1.0, np.float32)

@@ -283,7 +283,8 @@ def planted(
     folder, tower = tmp_path_factory.mktemp("planted"), planted_tower()
     plain, pruned = folder / "encoder.onnx", folder / "pruned.onnx"
     table = contract.vision_contracts(LAYOUT, 32)[contract.VISION_ENCODER]
-    write_onnx_from_torch(NativeVisionEncoder(tower).eval(), tower_inputs(tower, (3, 5)), table, plain, 20)
+    module = NativeVisionEncoder(tower).eval()
+    write_onnx_from_torch(Subgraph("vision_encoder", module, tower_inputs(tower, (3, 5)), table), plain, 20)
     info = FAMILY.encoder_info(toy_qwen_model().config)
     prune_file(
         plain,

@@ -265,7 +265,7 @@ def test_one_bright_patch_survives_alone(scale_factor: int, tmp_path: Path, torc
     layout = FAMILY.layout(model.config, smolvlm_processor(scale_factor=scale_factor))
     graph = next(FAMILY.subgraphs(model, layout, FAMILY.decoder_info(model)))
     plain, pruned = tmp_path / "plain.onnx", tmp_path / "pruned.onnx"
-    write_onnx_from_torch(graph.module, graph.args, graph.contract, plain, 20)
+    write_onnx_from_torch(graph, plain, 20)
     prune_file(plain, pruned, PruneOptions(special_tokens=0, grid=layout.unit_grid, merge=scale_factor))
     session = onnxruntime.InferenceSession(pruned, providers=["CPUExecutionProvider"])
 

@@ -145,12 +145,9 @@ class InternVLReference:
         return inputs["pixel_values"].to(torch.float32)
 
     def unit_scores(self, inputs: Any, layer: int, aggregation: str) -> list[Tensor]:
-        from export.oracle import eager
+        from export.oracle import attention_of
 
-        tower = self._model.vision_tower
-        with eager(tower):
-            out = tower(self.pixel_values(inputs), output_attentions=True, return_dict=True)
-        received = out.attentions[layer].float().mean(dim=1)  # [units, queries, keys], heads averaged
+        received = attention_of(self._model.vision_tower, self.pixel_values(inputs), layer)
         if aggregation == "cls":
             scores = received[:, 0]
         else:
@@ -263,7 +260,7 @@ def _token_side(config: Any) -> int:
         CheckpointError: a tile that does not make whole groups of patches.
     """
     tile, patch, merge = _square(config, "image_size"), _square(config, "patch_size"), _merge(config)
-    side = tile // patch
+    side = tile // patch if patch > 0 else 0
     if side < 1 or side % merge:
         raise CheckpointError(
             f"the vision tower has image_size {tile}, which makes {side} patches of {patch} pixels along an "
@@ -282,7 +279,9 @@ def _tiles(processor: Any) -> tuple[int, int]:
     )
     if not given["crop_to_patches"]:
         return 1, 1
-    fewest, most = (int(given.get(name, getattr(images, name))) for name in ("min_patches", "max_patches"))
+    fewest, most = (given.get(name, getattr(images, name)) for name in ("min_patches", "max_patches"))
+    if not isinstance(fewest, int) or not isinstance(most, int):
+        raise unsupported(f"min_patches is {fewest}, max_patches {most}", "both must be numbers")
     return (1, 1) if most == 1 else (fewest, most)
 
 

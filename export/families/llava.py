@@ -141,6 +141,8 @@ class LlavaReference:
         self._model = model.model
         self._has_cls = model.config.vision_config.model_type == "clip_vision_model"
         self._drops_first = model.config.vision_feature_select_strategy == "default"
+        vision = model.config.vision_config
+        self._patches = (vision.image_size // vision.patch_size) ** 2
 
     def image_units(self, inputs: Any) -> list[ImageUnits]:
         return [ImageUnits(1)] * len(inputs["pixel_values"])
@@ -151,12 +153,9 @@ class LlavaReference:
         return inputs["pixel_values"].to(torch.float32)
 
     def unit_scores(self, inputs: Any, layer: int, aggregation: str) -> list[Tensor]:
-        from export.oracle import eager
+        from export.oracle import attention_of
 
-        tower = self._model.vision_tower
-        with eager(tower):
-            out = tower(self.pixel_values(inputs), output_attentions=True, return_dict=True)
-        received = out.attentions[layer].float().mean(dim=1)  # [images, queries, keys], heads averaged
+        received = attention_of(self._model.vision_tower, self.pixel_values(inputs), layer)
         if aggregation == "cls":
             scores = received[:, 0]
         elif aggregation == "col_mean_patch":
@@ -171,8 +170,10 @@ class LlavaReference:
     def unit_valid(self, inputs: Any) -> list[Tensor]:
         import torch
 
-        scores = self.unit_scores(inputs, 0, "col_mean")
-        return [torch.ones(unit.shape, dtype=torch.bool) for unit in scores]
+        tokens = self._patches - (self._drops_first and not self._has_cls)
+        side = int(tokens**0.5)
+        shape = (side, side) if side**2 == tokens else (tokens,)
+        return [torch.ones(shape, dtype=torch.bool) for _ in inputs["pixel_values"]]
 
     def features(self, inputs: Any) -> Tensor:
         import torch

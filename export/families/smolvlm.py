@@ -168,13 +168,10 @@ class SplitReference:
         return inputs["pixel_values"].flatten(0, 1).to(torch.float32)
 
     def unit_scores(self, inputs: Any, layer: int, aggregation: str) -> list[Tensor]:
-        from export.oracle import eager
+        from export.oracle import attention_of
 
         del aggregation  # without CLS, the two ways to average columns are one
-        tower = self._model.vision_model
-        with eager(tower):
-            out = tower(self.pixel_values(inputs), output_attentions=True, return_dict=True)
-        received = out.attentions[layer].float().mean(dim=(1, 2))  # [units, patches]: heads, queries averaged
+        received = attention_of(self._model.vision_model, self.pixel_values(inputs), layer).mean(dim=1)
         patches = self._patches_of_tokens(received.shape[1])
         side = int(len(patches) ** 0.5)
         return list(received[:, patches].mean(dim=-1).view(-1, side, side))
@@ -224,8 +221,8 @@ def _token_grid(config: Any, tile: int) -> tuple[int, int]:
         CheckpointError: no tile, or one that does not make whole groups of patches.
     """
     patch, factor = config.vision_config.patch_size, config.scale_factor
-    side = tile // patch  # pixels beyond whole patches are not looked at
-    if side < 1 or side % factor:
+    side = tile // patch if patch > 0 else 0  # pixels beyond whole patches are not looked at
+    if side < 1 or factor < 1 or side % factor:
         raise CheckpointError(
             f"the image processor has max_image_size {tile or None}, which makes {side} patches of {patch} "
             f"pixels along an edge, but pixel shuffle needs a multiple of scale_factor {factor}: correct "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from export.decoder.kinds import caches_for
@@ -13,8 +14,9 @@ from runtime.manifest import DecoderInfo
 
 __all__ = ["TextModel"]
 
-# These read the positions on the host to choose their frequencies, which a static graph cannot do.
-_ROPE_BY_VALUE = ("dynamic", "longrope")
+# It reads the positions on the host to choose its frequencies, which a static graph cannot do. `dynamic` does
+# so beyond max_position_embeddings alone, where no prompt of a bundle goes (`_fixed_frequencies`).
+_ROPE_BY_VALUE = ("longrope",)
 
 
 class TextModel:
@@ -105,29 +107,51 @@ class TextModel:
         )
         batch, seq, past = 2, 3, 5
         tied = head.weight is embedding.weight
-        yield Subgraph(
-            contract.DECODER,
-            Decoder(self.language_model(model), head).eval(),
-            (
-                torch.zeros(batch, seq, decoder.hidden_size),
-                torch.ones(batch, past + seq, dtype=torch.int64),
-                self._positions(torch.arange(past, past + seq).expand(batch, -1).contiguous()),
-                torch.tensor(1),
-                [
-                    torch.zeros(batch, decoder.kv_heads, past, decoder.head_dim)
-                    for _ in range(2 * decoder.layers)
-                ],
-            ),
-            traced_contract(decoder),
-            stored=(StoredWeight(head.weight, contract.EMBED_TOKENS),) if tied else (),
-            lowered=lowerings(decoder),
-        )
+        with _fixed_frequencies(self.language_model(model)):
+            yield Subgraph(
+                contract.DECODER,
+                Decoder(self.language_model(model), head).eval(),
+                (
+                    torch.zeros(batch, seq, decoder.hidden_size),
+                    torch.ones(batch, past + seq, dtype=torch.int64),
+                    self._positions(torch.arange(past, past + seq).expand(batch, -1).contiguous()),
+                    torch.tensor(1),
+                    [
+                        torch.zeros(batch, decoder.kv_heads, past, decoder.head_dim)
+                        for _ in range(2 * decoder.layers)
+                    ],
+                ),
+                traced_contract(decoder),
+                stored=(StoredWeight(head.weight, contract.EMBED_TOKENS),) if tied else (),
+                lowered=lowerings(decoder),
+            )
 
     def _positions(self, positions: Any) -> Any:
         """[batch, seq], or [axes, batch, seq] with the same on every axis."""
         if self.position_axes == 1:
             return positions
         return positions.expand(self.position_axes, -1, -1).contiguous()
+
+
+@contextmanager
+def _fixed_frequencies(language_model: Any) -> Iterator[None]:
+    """`dynamic` rotary scaling without its look at the positions: until max_position_embeddings it has the
+    frequencies that it was made with."""
+    found = [(part, part.rope_type) for part in language_model.modules() if hasattr(part, "rope_type")]
+    for part, kind in found:
+        part.rope_type = _without_dynamic(kind)
+    try:
+        yield
+    finally:
+        for part, kind in found:
+            part.rope_type = kind
+
+
+def _without_dynamic(kind: Any) -> Any:
+    """`kind` may be one for each kind of layer."""
+    if isinstance(kind, dict):
+        return {layers: _without_dynamic(own) for layers, own in kind.items()}
+    return "default" if kind == "dynamic" else kind
 
 
 def _rope_types(parameters: Any) -> set[str]:
