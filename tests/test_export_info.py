@@ -151,7 +151,9 @@ def test_a_bundle_has_its_own_defaults(toy_build: ToyBuild, capsys: pytest.Captu
 def test_errors_are_one_line(
     toy_checkpoint: Maker, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(toy_checkpoint("clip-llama")), "--image-size", "32x32", *arguments]) == 2
+    checkpoint = str(toy_checkpoint("clip-llama"))
+    capsys.readouterr()  # saving a checkpoint shows a bar
+    assert main([checkpoint, "--image-size", "32x32", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

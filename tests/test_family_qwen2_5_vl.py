@@ -19,7 +19,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 from export.build import BuildOptions, build
 from export.checkpoint import load_model, load_processor, open_checkpoint
 from export.errors import CheckpointError
-from export.families.base import EncoderInfo
+from export.families.base import EncoderInfo, Subgraph
 from export.families.qwen2_5_vl import Qwen25VLFamily
 from export.native_encoder import NativeVisionEncoder
 from export.onnx_from_torch import write_onnx_from_torch
