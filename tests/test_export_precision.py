@@ -17,12 +17,12 @@ from export.precision import (
     SUFFIXES,
     Precision,
     Precisions,
-    WeightFile,
-    convert_graph,
     data_file_of,
     graph_file_of,
     parse_precision,
 )
+from export.precision.convert import convert_graph
+from export.precision.weight_file import WeightFile
 from runtime import contract
 
 RNG = np.random.default_rng(5)

@@ -11,7 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from export.errors import OptionError
-from export.precision import Precision, WeightFile, convert_graph
+from export.precision import Precision
+from export.precision.convert import convert_graph
+from export.precision.weight_file import WeightFile
 from fopru_graph import PruneOptions, prune_file
 from tests.random_encoders import Sketch, build, images
 

@@ -2,8 +2,8 @@
 position.
 
 Teacher-forced: both sides read the same tokens, so that one early difference does not decide the rest. Every
-position counts, not the last of each prompt alone. The numbers are reported as they are; what they are worth
-is for the reader, and `PrecisionLoss.warning` says a sentence where they are poor.
+position of text counts, not the last of each prompt alone. The numbers are reported as they are; what they
+are worth is for the reader, and `PrecisionLoss.warning` says a sentence where they are poor.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MIN_POSITIONS", "Logits", "LossCase", "PrecisionLoss", "measure_loss", "random_cases"]
+__all__ = ["MIN_POSITIONS", "Logits", "LossCase", "PrecisionLoss", "measure_loss"]
 
 Logits = Callable[["LossCase"], npt.NDArray[np.float32]]
 """Runs a model on a case: float32 [S, V], the logits of every position."""
 
 MIN_POSITIONS = 500
-_LENGTH = 128  # positions of one case: [128, V] float32 is 78 MB at a vocabulary of 152,000
 # Below, every tenth greedy token is another one, and a long answer leaves the one of float32 within its first
 # words: people should look at answers before they ship that. It is a remark, nothing passes or fails by it.
 _AGREEMENT = 0.9
@@ -47,7 +46,7 @@ class LossCase:
 
 @dataclass(frozen=True)
 class PrecisionLoss:
-    """How far logits are from those of float32, over all positions of all cases.
+    """How far logits are from those of float32, over all positions of text.
 
     Attributes:
         positions: how many were compared.
@@ -90,17 +89,13 @@ def measure_loss(reference: Logits, measured: Logits, cases: Sequence[LossCase])
     Raises:
         ValueError: no case, or logits of different shapes: a fault of the caller.
     """
-    return _loss((reference(case), measured(case)) for case in cases)
+    return _loss((_read(reference, case), _read(measured, case)) for case in cases)
 
 
-def random_cases(count: int, vocab: int, seed: int = 0) -> tuple[LossCase, ...]:
-    """Cases of random token ids with `count` positions in all, rounded up to whole cases.
-
-    Random ids are no text: a model is less sure of itself on them, so that the agreement is lower than on
-    text.
-    """
-    rng = np.random.default_rng(seed)
-    return tuple(LossCase(rng.integers(0, vocab, _LENGTH)) for _ in range(-(-count // _LENGTH)))
+def _read(logits: Logits, case: LossCase) -> npt.NDArray[np.float32]:
+    """The rows that count: nobody takes a token from what follows a visual row."""
+    rows = logits(case)
+    return rows if case.visual is None or len(rows) != len(case.visual) else rows[~case.visual]
 
 
 def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> PrecisionLoss:

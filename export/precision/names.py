@@ -113,9 +113,15 @@ class Precisions:
 
     def of_graph(self, graph: str) -> Precision:
         """Precision of a graph by its name in `runtime.contract`."""
+        found: Precision = getattr(self, self.part_of(graph))
+        return found
+
+    @staticmethod
+    def part_of(graph: str) -> str:
+        """The part that a graph belongs to."""
         if graph in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
-            return self.vision
-        return self.embed if graph == contract.EMBED_TOKENS else self.decoder
+            return "vision"
+        return "embed" if graph == contract.EMBED_TOKENS else "decoder"
 
     @property
     def exact(self) -> bool:

@@ -1,0 +1,143 @@
+"""The graphs of a bundle directory in the precisions asked for, and what that costs in logits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from export.precision.convert import Converted, convert_graph
+from export.precision.loss import LossCase
+from export.precision.names import PARTS, Precisions, data_file_of, graph_file_of
+from export.precision.weight_file import WeightFile
+from runtime import contract
+from runtime.lazy import require
+
+if TYPE_CHECKING:
+    from runtime.manifest import DecoderInfo
+
+__all__ = ["GraphLogits", "StoredLogits", "convert_bundle", "torch_logits"]
+
+
+def convert_bundle(root: Path, precisions: Precisions, graphs: Sequence[str]) -> dict[str, Converted]:
+    """Replace float32 graphs by converted ones; weight files that no graph reads any more are removed.
+
+    Args:
+        root: bundle directory with `onnx/`.
+        precisions: parts that are fp32 stay as they are.
+        graphs: names of all graphs in it.
+
+    Returns:
+        The converted graphs, by name.
+
+    Raises:
+        OptionError: a weight that float16 cannot hold.
+        GraphFileError: a graph cannot be written.
+    """
+    made: dict[str, Converted] = {}
+    earlier: WeightFile | None = None
+    for part in PARTS:
+        precision = getattr(precisions, part)
+        own = [graph for graph in graphs if precisions.part_of(graph) == part]
+        if precision.name == "fp32" or not own:
+            continue
+        with WeightFile(root / data_file_of(own[0], precision), earlier) as earlier:
+            for graph in own:
+                target = root / graph_file_of(graph, precision)
+                made[graph] = convert_graph(root / contract.graph_file(graph), target, precision, earlier)
+    for graph in made:
+        (root / contract.graph_file(graph)).unlink()
+    _remove_unread(root / "onnx")
+    return made
+
+
+def _remove_unread(folder: Path) -> None:
+    read = {Path(tensor.path).name for graph in folder.glob("*.onnx") for tensor in _external(graph)}
+    for data in folder.glob("*.onnx_data"):
+        if data.name not in read:
+            data.unlink()
+
+
+def _external(graph: Path) -> Iterable[ir.ExternalTensor]:
+    tensors = (value.const_value for value in ir.load(graph).graph.initializers.values())
+    return (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def torch_logits(model: Any, case: LossCase) -> npt.NDArray[np.float32]:
+    """float32 [S, V] of a loaded transformers model."""
+    import torch
+
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(torch.from_numpy(case.ids)[None])
+        if case.visual is not None:
+            embeds[0, torch.from_numpy(case.visual)] = torch.from_numpy(case.features)
+        axes = 1 if case.positions is None else len(case.positions)
+        places = np.arange(len(case.ids))[None] if case.positions is None else case.positions
+        positions = torch.from_numpy(places if axes == 1 else places[:, None])
+        logits = model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
+    result: npt.NDArray[np.float32] = logits.float().numpy()
+    return result
+
+
+class StoredLogits:
+    """Logits of a model that is about to be freed, in a file without a name.
+
+    They are 300 MB at a vocabulary of 152,000.
+    """
+
+    def __init__(self, model: Any, cases: Sequence[LossCase], folder: Path) -> None:
+        """Runs the model on every case."""
+        self._rows: list[npt.NDArray[np.float32]] = []
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for case in cases:
+                logits, start = torch_logits(model, case), file.tell()
+                logits.tofile(file)
+                file.flush()
+                self._rows.append(np.memmap(file, np.float32, "r", start, logits.shape))
+        self._number = {id(case): number for number, case in enumerate(cases)}
+        self._cases = tuple(cases)
+
+    def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
+        return self._rows[self._number[id(case)]]
+
+
+class GraphLogits:
+    """Logits of a bundle's embedding and decoder graphs through ONNX Runtime on the processor."""
+
+    def __init__(self, root: Path, precisions: Precisions, decoder: DecoderInfo) -> None:
+        """`decoder` names the graphs; the first one is run."""
+        runtime = require("onnxruntime", "onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        self._decoder, (graph, kind) = decoder, next(iter(decoder.caches.items()))
+        self._contract = contract.decoder_contract(decoder, kind)
+
+        def session(name: str) -> Any:
+            file = root / graph_file_of(name, precisions.of_graph(name))
+            return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+        self._embed, self._run = session(contract.EMBED_TOKENS), session(graph)
+
+    def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
+        rows, axes = len(case.ids), self._decoder.position_axes
+        embeds = self._embed.run(None, {contract.INPUT_IDS: case.ids[None]})[0]
+        if case.visual is not None:
+            embeds[0, case.visual] = case.features
+        places = np.tile(np.arange(rows), (axes, 1)) if case.positions is None else case.positions
+        inputs = {
+            contract.INPUTS_EMBEDS: embeds,
+            contract.ATTENTION_MASK: np.ones((1, rows), np.int64),
+            contract.POSITION_IDS: places if axes == 1 else places[:, None],
+            contract.NUM_LOGITS_TO_KEEP: np.array(0, np.int64),
+        }
+        sizes = {"batch": 1, "past": 0, "capacity": rows}
+        for spec in self._contract.inputs[len(inputs) :]:
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+            inputs[spec.name] = np.zeros(shape, spec.dtype)
+        result: npt.NDArray[np.float32] = self._run.run([contract.LOGITS], inputs)[0][0]
+        return result
