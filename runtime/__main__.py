@@ -27,6 +27,14 @@ keeps 59 per image. With neither, the bundle's own default holds. --ratio 1 prun
 was really kept is always printed.
 """
 
+_SAMPLING: tuple[tuple[str, float, str, str], ...] = (
+    ("--repetition-penalty", 1.0, "R", "divide the logits of tokens already there by R; 1 is off"),
+    ("--temperature", 0.0, "T", "0 is greedy; the next three are for draws"),
+    ("--top-k", 0, "K", "draw from the K likeliest tokens; 0 is off"),
+    ("--top-p", 1.0, "P", "draw from the likeliest tokens that reach P; 1 is off"),
+    ("--min-p", 0.0, "P", "draw from tokens at least P times as likely as the likeliest; 0 is off"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 answered, 2 an error in one line on stderr, 130 Ctrl-C, 141 the reader of stdout left.
@@ -64,14 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     count.add_argument("--tokens", type=int, metavar="N", help="visual tokens KEPT per image")
     add("--selector", default="graph", help=f"who chooses the tokens: {', '.join(allowed_selectors())}")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="length limit of the answer (default 64)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest tokens that reach P (default 1)",
-    )
+    for flag, default, metavar, text in _SAMPLING:
+        add(flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default {default})")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before TEXT; repeatable")
     add("--seed", type=int, default=0, metavar="S", help="of sampling and of the selector random (default 0)")
     add("--overlay", metavar="PNG", help="write a picture of the kept patches")
     add("--json", action="store_true", help="print one JSON object at the end instead of streaming")
@@ -91,7 +94,11 @@ def _request(args: argparse.Namespace, prompt: str) -> Request:
         selector=args.selector,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
+        top_k=args.top_k,
         top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=tuple(args.stop),
         seed=args.seed,
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import contract
-from runtime.detokenize import TextPieces
 from runtime.errors import RequestError
 from runtime.kv_cache import cache_bytes
 from runtime.layouts import ImagePlan
@@ -19,7 +18,7 @@ from runtime.positions import unpruned_end
 from runtime.preprocess import PreparedImage, load_pillow
 from runtime.request import Request
 from runtime.result import Result, Stopwatch, peak_rss_bytes
-from runtime.sampling import pick
+from runtime.token_loop import TokenLoop, Vocabulary
 from runtime.vision import EncodedImage, Selection
 
 if TYPE_CHECKING:
@@ -43,9 +42,7 @@ class AnswerRun:
         self.encoded = encoded
         self.prepared: tuple[PreparedImage, ...] = ()
         self._watch = Stopwatch()
-        self._tokens: list[int] = []
-        self._text: list[str] = []
-        self._finish_reason = "cancelled"
+        self._loop: TokenLoop | None = None  # unless cancelled before
         self._kv_allocated = 0
         self._prompt_tokens = 0
         self._reused_tokens = 0
@@ -162,8 +159,6 @@ class AnswerRun:
         self, plain: npt.NDArray[np.int64], cancelled: Callable[[], bool]
     ) -> Generator[str, None, None]:
         generator, request, watch = self._generator, self._request, self._watch
-        rng = np.random.default_rng(request.seed)
-        text = TextPieces(generator.decode_text)
         with watch.stage("load"):
             generator.session(contract.EMBED_TOKENS)
             generator.session(generator.decoder_graph)
@@ -171,33 +166,27 @@ class AnswerRun:
             prompt = generator.prompt(plain, self.encoded)
             embeds = generator.embed(prompt.ids, self.encoded)
         self._prompt_tokens = prompt.ids.shape[1]
+        loop = self._loop = TokenLoop(request, self._vocabulary(), prompt.ids[0])
         with watch.stage("prefill"):
-            run = generator.decoder_run(self._positions(), prompt.positions)
-            self._kv_allocated = run.cache.allocated_bytes
-            token = pick(run.prefill(embeds), request.temperature, request.top_p, rng)
+            start = generator.start_run(self._positions(), prompt, self.encoded)
+            self._reused_tokens = start.reused
+            self._kv_allocated = start.run.cache.allocated_bytes
+            piece = loop.push(start.run.prefill(embeds[:, start.reused :]))
         while True:
-            self._tokens.append(token)
-            if token in self._manifest.tokens.eos and not request.ignore_eos:
-                self._finish_reason = "eos"
-                break
-            if piece := self._shown(text.push(token)):
+            if piece:
                 yield piece
-            if len(self._tokens) == request.max_new_tokens:
-                self._finish_reason = "length"
+            if loop.finished:
                 break
             if cancelled():
-                break
+                piece = loop.cancel()
+                continue
             with watch.stage("decode"):
-                token = pick(run.step(token), request.temperature, request.top_p, rng)
-        if rest := self._shown(text.flush()):
-            yield rest
+                piece = loop.push(start.run.step(loop.token_ids[-1]))
+        generator.prefix.keep(start, loop.token_ids[:-1])
 
-    def _shown(self, piece: str) -> str:
-        """The piece as shown and kept: the white space that models put before an answer is not part of it."""
-        piece = piece if self._text else piece.lstrip()
-        if piece:
-            self._text.append(piece)
-        return piece
+    def _vocabulary(self) -> Vocabulary:
+        manifest = self._manifest
+        return Vocabulary(manifest.decoder.vocab_size, manifest.tokens.eos, self._generator.decode_text)
 
     def _positions(self) -> int:
         """Rows of the cache: the last token of an answer is never fed back."""
@@ -213,10 +202,11 @@ class AnswerRun:
         ]
         if len(self.encoded) == len(plans):  # what went on, where the count depends on the image
             after = [len(image.features) - rest for image, rest in zip(self.encoded, prefix, strict=True)]
+        loop = self._loop
         return Result(
-            text="".join(self._text),
-            token_ids=tuple(self._tokens),
-            finish_reason=self._finish_reason,
+            text="" if loop is None else loop.text,
+            token_ids=() if loop is None else tuple(loop.token_ids),
+            finish_reason="cancelled" if loop is None else loop.finish_reason or "cancelled",
             prompt_tokens=self._prompt_tokens,
             visual_tokens_before=tuple(before),
             visual_tokens_after=tuple(after),
@@ -228,4 +218,6 @@ class AnswerRun:
             kv_bytes_unpruned=cache_bytes(self._manifest.decoder, rows + sum(before) - sum(after)),
             kv_bytes_allocated=self._kv_allocated,
             peak_rss_bytes=peak_rss_bytes(),
+            reused_tokens=self._reused_tokens,
+            reused_images=self._reused_images,
         )

@@ -1,10 +1,10 @@
-"""Token ids to text, piece by piece, never showing half a character."""
+"""Token ids to text, piece by piece, never showing half a character, nor the beginning of a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["TextPieces"]
+__all__ = ["StopStrings", "TextPieces"]
 
 _BROKEN = "\ufffd"
 
@@ -42,3 +42,41 @@ class TextPieces:
             return ""
         self._start, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
+
+
+class StopStrings:
+    """Passes text on up to the first stop string in it.
+
+    The end of the text is held back as long as it is the beginning of a stop string, and no longer, however
+    the text is cut into pieces. Not thread-safe; one object per answer.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """Take the strings, none of them empty; without any, all text passes."""
+        self._strings = tuple(strings)
+        self._longest = max(map(len, self._strings), default=1) - 1  # that may be held back
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Add text; returns what is certain to be before any stop string, nothing once one was found."""
+        if self.found or not self._strings:
+            return "" if self.found else text
+        text = self._held + text
+        places = [place for string in self._strings if (place := text.find(string)) >= 0]
+        self.found = bool(places)
+        end = min(places) if places else len(text) - self._beginning(text)
+        self._held = "" if places else text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """What is held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+    def _beginning(self, text: str) -> int:
+        """Length of the longest end of the text with which a stop string begins."""
+        for length in range(min(self._longest, len(text)), 0, -1):
+            if any(string.startswith(text[-length:]) for string in self._strings):
+                return length
+        return 0

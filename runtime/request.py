@@ -28,6 +28,7 @@ class Turn(NamedTuple):
 
 _NUMBER, _WHOLE = (int, float, numbers.Real), (int, numbers.Integral)
 _PLAIN: tuple[type, ...] = (bool, int, float)
+_PENALTIES = (0.01, 100)  # wide of what makes sense, and no logit overflows
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "prompt": ((str,), "a string"),
     "ratio": ((*_NUMBER, type(None)), "a number in (0, 1] or None"),
@@ -35,8 +36,12 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "selector": ((str,), f"one of {', '.join(allowed_selectors())}"),
     "max_new_tokens": (_WHOLE, "a whole number"),
     "temperature": (_NUMBER, "a number"),
+    "top_k": (_WHOLE, "a whole number, 0 is off"),
     "top_p": (_NUMBER, "a number in (0, 1]"),
+    "min_p": (_NUMBER, "a number in [0, 1]"),
+    "repetition_penalty": (_NUMBER, "a number"),
     "seed": (_WHOLE, "a whole number"),
+    "stop": ((tuple, list), "a tuple or list of strings: write (text,)"),
     "ignore_eos": ((bool,), "True or False"),
     "history": ((tuple, list), "a tuple or list of turns"),
 }
@@ -50,8 +55,15 @@ class Request:
     1..N; at most one of the two, and with neither the bundle's default. `selector` says who chooses the
     tokens: "graph" (the bundle's own strategy, inside the encoder) or a host selector of `runtime.selectors`.
 
-    Sampling: `temperature` 0 is greedy; otherwise the token is drawn from the smallest set of tokens whose
-    probability reaches `top_p`, with a generator seeded by `seed` (which also seeds the selector "random").
+    Sampling, with the rules and in the order of transformers' `generate`: the logits of tokens that prompt or
+    answer already have are divided by `repetition_penalty` (multiplied where negative; 1 is off).
+    `temperature` 0 then takes the likeliest token. Otherwise one is drawn from what is left: the `top_k`
+    likeliest and their ties (0 is off), of these the smallest set whose probability reaches `top_p` (1 is
+    off), of these the ones at least `min_p` times as likely as the likeliest (0 is off). `seed` seeds the
+    draws, and the selector "random".
+
+    The answer ends with the token that completes one of the strings `stop` in its text, which is then cut
+    before it; the text of special tokens is not looked at.
 
     `ignore_eos` goes on past the end of the answer, for measuring. `history` holds earlier turns, oldest
     first; a plain (prompt, images, answer) tuple will do.
@@ -64,7 +76,11 @@ class Request:
     selector: str = GRAPH
     max_new_tokens: int = 64
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     seed: int = 0
     ignore_eos: bool = False
     history: tuple[Turn, ...] = ()
@@ -77,10 +93,11 @@ class Request:
                 # Counts of tokens and bytes would overflow, or round, in NumPy's short types.
                 plain = int(value) if isinstance(value, numbers.Integral) else float(value)
                 object.__setattr__(self, name, plain)
+        object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "images", _as_tuple(self.images))
         object.__setattr__(self, "history", tuple(_as_turn(turn) for turn in self.history))
         for text in (self.prompt, *(part for turn in self.history for part in (turn.prompt, turn.answer))):
-            _check_encodable(text)
+            _check_encodable("the prompt", text)
         if self.ratio is not None and self.tokens is not None:
             raise RequestError(f"got both ratio {self.ratio} and tokens {self.tokens}: give one of the two")
         if self.ratio is not None:
@@ -91,12 +108,29 @@ class Request:
             )
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if self.seed < 0:
+            raise RequestError(f"seed is {self.seed}, expected 0 or a positive integer")
+        self._check_sampling()
+        for text in self.stop:
+            _check_type("a string of stop", text, (str,), "a string")
+            _check_encodable("the stop string", text)
+            if not text:
+                raise RequestError("a string of stop is empty, expected text: leave it out")
+
+    def _check_sampling(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise RequestError(f"temperature is {self.temperature}, expected 0 (greedy) or a positive number")
         if not 0.0 < self.top_p <= 1.0:
             raise RequestError(f"top_p is {self.top_p}, expected a number in (0, 1]")
-        if self.seed < 0:
-            raise RequestError(f"seed is {self.seed}, expected 0 or a positive integer")
+        if self.top_k < 0:
+            raise RequestError(f"top_k is {self.top_k}, expected 0 (off) or a positive integer")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise RequestError(f"min_p is {self.min_p}, expected a number in [0, 1], where 0 is off")
+        if not _PENALTIES[0] <= self.repetition_penalty <= _PENALTIES[1]:
+            raise RequestError(
+                f"repetition_penalty is {self.repetition_penalty}, expected a number from {_PENALTIES[0]} to "
+                f"{_PENALTIES[1]}, where 1 is off and 1.1 discourages repetition"
+            )
 
     @property
     def all_images(self) -> tuple[ImageSource, ...]:
@@ -109,12 +143,12 @@ def _check_type(name: str, value: object, kind: tuple[type, ...], expected: str)
         raise RequestError(f"{name} is {_short(value)}, expected {expected}")
 
 
-def _check_encodable(text: str) -> None:
+def _check_encodable(name: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the prompt {_short(text)} is not valid Unicode at character {error.start}: write it in UTF-8"
+            f"{name} {_short(text)} is not valid Unicode at character {error.start}: write it in UTF-8"
         ) from None
 
 

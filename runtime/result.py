@@ -6,9 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["Result", "Stopwatch", "Timings", "peak_rss_bytes"]
+__all__ = ["FinishReason", "Result", "Stopwatch", "Timings", "peak_rss_bytes"]
+
+FinishReason: TypeAlias = Literal["eos", "stop", "length", "cancelled"]
+"""Why an answer ended: with an end token, with a stop string, at `max_new_tokens`, or when it was told to."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Timings:
 
     `load` is the opening of graphs, and the import of Pillow, that this request was the first to need.
     `embed` is tokenizing, embedding and merging; `prefill` includes the allocation of the KV cache and the
-    choice of the first token; `decode` is all later tokens.
+    first token, chosen and made text; `decode` is all later tokens.
     """
 
     load: float = 0.0
@@ -66,21 +69,26 @@ class Stopwatch:
 class Result:
     """An answer.
 
-    `token_ids` are the generated ids, the end token included when it ended the answer (`finish_reason`
-    "eos"; the others are "length" and "cancelled"). `visual_tokens_before` and `visual_tokens_after` hold the
-    visual tokens per image, newline vectors included; `kept_indices` the kept positions per image, counted
-    through all its units (tiles), N of each; prefix rows (CLS) are in none of them, but in `prompt_tokens`.
-    `pruned` is False exactly when every visual token went on, and `reason` then says why.
+    `token_ids` are all generated ids, also those that `text` does not show: the end token, a stop string and
+    what the last token had behind it. `visual_tokens_before` and `visual_tokens_after` hold the visual tokens
+    per image, newline vectors included; `kept_indices` the kept positions per image, counted through all its
+    units (tiles), N of each; prefix rows (CLS) are in none of them, but in `prompt_tokens`. `pruned` is False
+    exactly when every visual token went on, and `reason` then says why.
 
-    `text` starts with its first visible character: the white space that models put before an answer is left
-    out, here and in the pieces of a stream. `kv_bytes` is one copy of the KV cache at full length,
-    `kv_bytes_unpruned` the same for this request without pruning, `kv_bytes_allocated` what was really
-    allocated: two copies, or nothing where the answer was cancelled before it began.
+    `text` starts with its first visible character, the white space that models put before an answer left
+    out, and ends before the first stop string: here and in the pieces of a stream. `kv_bytes` is one copy of
+    the KV cache at full length, `kv_bytes_unpruned` the same for this request without pruning,
+    `kv_bytes_allocated` what was really allocated: two copies where the decoder does not write in place, the
+    larger cache of an earlier answer where that was used, nothing where the answer was cancelled before it
+    began.
+
+    `reused_tokens` of the prompt's tokens were in the KV cache of an earlier answer, and the visual tokens of
+    `reused_images` images were there already: neither was computed again.
     """
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: str
+    finish_reason: FinishReason
     prompt_tokens: int
     visual_tokens_before: tuple[int, ...]
     visual_tokens_after: tuple[int, ...]
@@ -92,6 +100,8 @@ class Result:
     kv_bytes_unpruned: int
     kv_bytes_allocated: int
     peak_rss_bytes: int
+    reused_tokens: int = 0
+    reused_images: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -23,7 +23,7 @@ class Stream:
     Work happens in the iterating thread, inside `next`; `cancel` may be called from any thread or between
     two pieces and takes effect before the next token. After `cancel`, the thread that iterates reads on to
     the end, or asks for `result`, which does so; other threads may ask once the end is reached. Pieces are
-    never empty and never end inside a character.
+    never empty and never end inside a character; what may still become a stop string waits until it cannot.
     """
 
     def __init__(self, run: AnswerRun) -> None:

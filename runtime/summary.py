@@ -16,7 +16,7 @@ def summary_lines(result: Result) -> list[str]:
     split = " + ".join(f"{name} {getattr(times, name) * 1e3:.0f}" for name in stages)
     lines = [
         f"visual tokens   {_counts(result)}",
-        f"prompt          {result.prompt_tokens} tokens",
+        f"prompt          {_prompt(result)}",
         f"first token     {times.ttft * 1e3:.0f} ms = {split}   (graphs loaded in {times.load * 1e3:.0f} ms)",
         f"answer          {_speed(result)}",
         f"KV cache        {_cache(result)}",
@@ -42,6 +42,11 @@ def _counts(result: Result) -> str:
     return text
 
 
+def _prompt(result: Result) -> str:
+    text = f"{result.prompt_tokens} tokens"
+    return f"{text}, {result.reused_tokens} of them from the KV cache" if result.reused_tokens else text
+
+
 def _speed(result: Result) -> str:
     text = f"{len(result.token_ids)} tokens ({result.finish_reason})"
     speed = result.tokens_per_second
@@ -50,7 +55,7 @@ def _speed(result: Result) -> str:
 
 def _cache(result: Result) -> str:
     text = f"{_size(result.kv_bytes)} ({_size(result.kv_bytes_unpruned)} without pruning)"
-    return f"{text}, {_size(result.kv_bytes_allocated)} allocated as two copies"
+    return f"{text}, {_size(result.kv_bytes_allocated)} allocated"
 
 
 def _size(count: int) -> str:

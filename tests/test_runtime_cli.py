@@ -20,6 +20,7 @@ from runtime.bundle import load_bundle
 from runtime.chat import HELP, Chat
 from runtime.generator import Generator
 from runtime.request import Request, Turn
+from runtime.reuse import NO_REUSE
 from runtime.summary import summary_lines
 from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
 
@@ -58,7 +59,7 @@ def test_answer_on_stdout_and_figures_on_stderr(
         "answer          4 tokens",
     ):
         assert line in err
-    assert "KV cache        2.6 KiB (4.0 KiB without pruning), 5.2 KiB allocated as two copies" in err
+    assert "KV cache        2.6 KiB (4.0 KiB without pruning), 5.2 KiB allocated" in err
 
 
 def test_one_json_object(root: Path, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +90,67 @@ def test_one_json_object(root: Path, photo: str, tmp_path: Path, capsys: pytest.
         assert image.width > 2 * 672
 
 
+SAMPLING = {
+    "temperature": 1.5,
+    "top_k": 50,
+    "top_p": 0.95,
+    "min_p": 0.001,
+    "repetition_penalty": 1.3,
+    "stop": ("zzz", "\n\n"),
+    "seed": 3,
+}
+
+
+def sampling_flags() -> list[str]:
+    flags: list[str] = []
+    for name, value in SAMPLING.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            flags += [f"--{name.replace('_', '-')}", str(item)]
+    return flags
+
+
+def test_sampling_flags_reach_the_request(
+    root: Path,
+    photo: str,
+    generator: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[Request] = []
+    real = Generator.stream
+
+    def spying(self: Generator, request: Request, *rest: object) -> object:
+        asked.append(request)
+        return real(self, request, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Generator, "stream", spying)
+    flags = [*BASE, "--image", photo, "--max-new-tokens", "12", *sampling_flags()]
+    expected = Request("what?", (photo,), max_new_tokens=12, **SAMPLING)  # type: ignore[arg-type]
+    assert main([str(root), *flags, "--json"]) == 0
+    assert main([str(root), *flags]) == 0
+    json_out, _, answer = capsys.readouterr().out.rpartition("}\n")
+    assert asked == [expected, expected]
+    record = json.loads(json_out + "}")
+    assert answer == record["text"] + "\n" == generator.generate(expected).text + "\n"
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("what?\n"))
+    chat = [flag for flag in flags if flag not in ("--prompt", "what?")]
+    assert main([str(root), *chat, "--interactive"]) == 0
+    assert asked[2] == expected
+
+
+def test_a_stop_string_is_a_finish_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(root), *BASE, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    stop = whole["text"][1:3]
+    assert main([str(root), *BASE, "--json", "--stop", stop, "--stop", "never"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["finish_reason"]) == (whole["text"][: whole["text"].index(stop)], "stop")
+    assert record["token_ids"] == whole["token_ids"][: len(record["token_ids"])]
+    assert main([str(root), *BASE, "--stop", stop]) == 0
+    assert "tokens (stop)" in capsys.readouterr().err
+
+
 def test_overlay_is_named_in_the_figures(
     root: Path, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +177,16 @@ def test_summary_of_several_images_and_megabytes(generator: Generator, photo: st
     assert lines[-1].endswith(" MiB")
 
 
+def test_summary_names_what_was_reused(generator: Generator) -> None:
+    generator.forget()
+    request = Request("what?", max_new_tokens=1)
+    fresh, again = generator.generate(request), generator.generate(request)
+    count = fresh.prompt_tokens
+    assert f"prompt          {count} tokens" in summary_lines(fresh)
+    assert (fresh.reused_tokens, again.reused_tokens) == (0, count - 1)
+    assert f"prompt          {count} tokens, {count - 1} of them from the KV cache" in summary_lines(again)
+
+
 def test_summary_of_images_with_different_counts(generator: Generator, photo: str) -> None:
     result = generator.generate(Request("?", (photo, photo), tokens=3, max_new_tokens=1))
     mixed = replace(result, visual_tokens_before=(16, 88), visual_tokens_after=(3, 44))
@@ -137,6 +209,10 @@ def test_summary_of_images_with_different_counts(generator: Generator, photo: st
         (["--image", "missing.png"], "there is no image file at missing.png: check the path"),
         (["--max-new-tokens", "900"], "but the model has 256 positions"),
         (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top-k", "-1"], "top_k is -1, expected 0 (off) or a positive integer"),
+        (["--min-p", "2"], "min_p is 2.0"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["--stop", ""], "a string of stop is empty"),
         (["--overlay", "no-such-folder/x.png"], "cannot write the overlay no-such-folder/x.png"),
     ],
 )
@@ -204,9 +280,9 @@ def test_ctrl_c_is_exit_130(root: Path, photo: str) -> None:
     code = (
         # A background job of a shell starts with the signal ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys, time, runtime.answer as a; real = a.pick\n"
+        "import sys, time; from runtime.sampling import Sampler; real = Sampler.pick\n"
         "def slow(*args): time.sleep(0.2); return real(*args)\n"
-        "a.pick = slow; import runtime.__main__ as m; sys.exit(m.main(sys.argv[1:]))"
+        "Sampler.pick = slow; import runtime.__main__ as m; sys.exit(m.main(sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -258,9 +334,7 @@ def test_chat_keeps_history_and_images(generator: Generator, photo: str) -> None
     assert chat.last.prompt_tokens == second.prompt_tokens
 
 
-def test_chat_encodes_each_image_once(
-    generator: Generator, photo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_encodes_each_image_once(root: Path, photo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     real = Generator.encode_images
 
@@ -269,7 +343,7 @@ def test_chat_encodes_each_image_once(
         return real(self, images, selection)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Generator, "encode_images", counting)
-    chat, _, _ = chat_of(generator)
+    chat, _, _ = chat_of(Generator(load_bundle(root), threads=1, reuse=NO_REUSE))
     chat.run([f"/image {photo}", "a", "b", f"/image {photo}", "c", "d"])
     assert counts == [1, 1]
     assert chat.last is not None

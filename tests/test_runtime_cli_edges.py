@@ -236,7 +236,7 @@ def test_ctrl_c_before_the_first_word_leaves_no_turn(
         raise KeyboardInterrupt
 
     chat, out, _ = chat_of(generator)
-    monkeypatch.setattr("runtime.answer.pick", interrupt)
+    monkeypatch.setattr("runtime.sampling.Sampler.pick", interrupt)
     chat.run([f"/image {photo}", "what?"])
     assert out.getvalue().endswith(" [stopped]\n")
     assert (chat.history, chat.pending, chat.last) == ((), [photo], None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import answer, contract
+from runtime import contract
 from runtime import generator as generator_module
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderRun
@@ -22,6 +22,7 @@ from runtime.errors import BackendError, ImageError, RequestError
 from runtime.generator import Generator
 from runtime.manifest import Manifest
 from runtime.request import Request, Turn
+from runtime.sampling import Sampler
 from runtime.vision import EncodedImage, Selection
 from tests.toy_bundle import BOS, IMAGE, WIDTH, ToyModel, byte_ids, toy_photo, write_toy_bundle
 
@@ -343,14 +344,14 @@ def test_only_the_iterating_thread_ends_a_stream(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, go = threading.Event(), threading.Event()
-    real = answer.pick
+    real = Sampler.pick
 
     def waiting(*args: object) -> int:
         inside.set()
         assert go.wait(20)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(answer, "pick", waiting)
+    monkeypatch.setattr(Sampler, "pick", waiting)
     stream = generator.stream(Request("what?", max_new_tokens=40, ignore_eos=True))
     reader = threading.Thread(target=lambda: list(stream))
     reader.start()
@@ -404,6 +405,7 @@ def test_cache_ends_before_the_last_token(generator: Generator, monkeypatch: pyt
         generator, "decoder_run", lambda size, positions: capacities.append(size) or real(size, positions)
     )
     for new in (1, 5):
+        generator.forget()  # the cache of the last answer would do
         result = generator.generate(Request("what?", max_new_tokens=new, ignore_eos=True))
         assert capacities.pop() == result.prompt_tokens + new - 1
         assert len(result.token_ids) == new

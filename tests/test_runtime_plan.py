@@ -128,7 +128,8 @@ def test_history_images_count() -> None:
 
 
 def test_lists_become_tuples() -> None:
-    assert Request("?", ["photo.png"]).images == IMAGE  # type: ignore[arg-type]
+    request = Request("?", ["photo.png"], stop=["x", "y"])  # type: ignore[arg-type]
+    assert (request.images, request.stop) == (IMAGE, ("x", "y"))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,18 @@ def test_lists_become_tuples() -> None:
         ({"temperature": float("nan")}, "temperature is nan, expected 0"),
         ({"top_p": 0.0}, r"top_p is 0.0, expected a number in \(0, 1\]"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_k": -1}, r"top_k is -1, expected 0 \(off\) or a positive integer"),
+        ({"top_k": 2.5}, "top_k is 2.5, expected a whole number, 0 is off"),
+        ({"min_p": 1.5}, r"min_p is 1.5, expected a number in \[0, 1\], where 0 is off"),
+        ({"min_p": -0.1}, "min_p is -0.1, expected"),
+        ({"min_p": "low"}, r"min_p is 'low', expected a number in \[0, 1\]"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a number from 0.01 to 100, where 1"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty is nan, expected"),
+        ({"repetition_penalty": None}, "repetition_penalty is None, expected a number"),
+        ({"stop": "x"}, r"stop is 'x', expected a tuple or list of strings: write \(text,\)"),
+        ({"stop": ("x", 3)}, "a string of stop is 3, expected a string"),
+        ({"stop": ("x", "")}, "a string of stop is empty, expected text: leave it out"),
+        ({"stop": ("\udcff",)}, r"the stop string '\\udcff' is not valid Unicode at character 0"),
         ({"seed": -1}, "seed is -1, expected 0 or a positive integer"),
         ({"images": "a.png"}, r"images is a str, expected a tuple or list of images: write \(image,\)"),
         ({"images": Path("a.png")}, "images is a PosixPath, expected"),

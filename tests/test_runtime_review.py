@@ -92,7 +92,9 @@ def test_short_numbers_of_numpy_count_like_others(tiles: Generator) -> None:
     short = Request("what?", PHOTOS[:1], tokens=np.int8(40), max_new_tokens=np.int8(3), ignore_eos=True)  # type: ignore[arg-type]
     assert (short.tokens, short.max_new_tokens) == (40, 3)
     assert type(short.tokens) is type(short.max_new_tokens) is int
+    tiles.forget()
     result = tiles.generate(short)
+    tiles.forget()
     assert result == replace(
         tiles.generate(replace(short, tokens=40, max_new_tokens=3)),
         timings=result.timings,

@@ -1,4 +1,4 @@
-"""Prompt template, tokenization, incremental text and sampling."""
+"""Prompt template, tokenization and incremental text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from runtime.layouts.single import SingleLayout
 from runtime.manifest import Manifest, PromptTemplate
 from runtime.prompt import Prompter, expand_images, fill_turn
 from runtime.request import Request, Turn
-from runtime.sampling import greedy, nucleus, pick, probabilities
 from tests.toy_bundle import BOS, IMAGE, byte_ids, rehash, write_toy_bundle
 
 
@@ -283,86 +282,3 @@ def test_text_that_stops_inside_a_character() -> None:
     tokenizer = byte_level()
     ids = tokenizer.encode("né").ids[:-1]
     assert pieces_of(tokenizer.decode, ids) == ["n", "", "\ufffd"]
-
-
-def test_greedy_takes_the_first_of_equals() -> None:
-    assert greedy(np.array([1.0, 3.0, 3.0], np.float32)) == 1
-
-
-def test_probabilities_sum_to_one_and_sharpen() -> None:
-    logits = np.array([1000.0, 999.0, 0.0], np.float32)
-    warm, cold = probabilities(logits, 1.0), probabilities(logits, 0.1)
-    assert warm.sum() == pytest.approx(1.0, abs=1e-15)  # one rounding per term
-    assert warm[0] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-12)  # the third term is below 1e-300
-    assert cold[0] > warm[0]
-
-
-@pytest.mark.parametrize(
-    ("top_p", "kept"), [(1.0, [2, 0, 3, 1]), (0.9, [2, 0, 3]), (0.5, [2]), (0.51, [2, 0]), (1e-9, [2])]
-)
-def test_nucleus_is_the_smallest_set(top_p: float, kept: list[int]) -> None:
-    weights = np.array([0.25, 0.0625, 0.5, 0.1875])
-    ids, chances = nucleus(weights, top_p)
-    assert ids.tolist() == kept
-    np.testing.assert_allclose(
-        chances, weights[kept] / weights[kept].sum(), rtol=0, atol=1e-15
-    )  # one division
-
-
-def test_pick_draws_with_the_probabilities() -> None:
-    logits = np.log(np.array([0.6, 0.3, 0.1], np.float32))
-    rng = np.random.default_rng(0)
-    counts = np.bincount([pick(logits, 1.0, 1.0, rng) for _ in range(4000)], minlength=3)
-    # Five standard deviations of a binomial of 4000 draws: at most 0.04.
-    np.testing.assert_allclose(counts / 4000, [0.6, 0.3, 0.1], rtol=0, atol=0.04)
-
-
-def test_pick_is_greedy_at_zero() -> None:
-    assert pick(np.array([0.0, 2.0, 1.0], np.float32), 0.0, 1.0, np.random.default_rng(0)) == 1
-
-
-@pytest.mark.parametrize("logits", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]])
-def test_logits_that_are_not_numbers(logits: list[float]) -> None:
-    with pytest.raises(BackendError, match="the decoder gave logits that are not numbers: check the bundle"):
-        pick(np.array(logits, np.float32), 0.0, 1.0, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-8])
-def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
-    logits = np.array([1.0, 30.0, 29.9999, -50.0], np.float32)
-    assert probabilities(logits, temperature).tolist() == [0.0, 1.0, 0.0, 0.0]
-    tokens = {pick(logits, temperature, top_p, np.random.default_rng(0)) for top_p in (1.0, 0.5)}
-    assert tokens == {1}
-
-
-@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 0.999999999999, 1.0])
-@pytest.mark.parametrize("form", ["flat", "peaked", "ties"])
-def test_nucleus_of_a_large_vocabulary_equals_a_whole_sort(form: str, top_p: float) -> None:
-    rng = np.random.default_rng(1)
-    logits = {
-        "flat": np.zeros(20_000),
-        "peaked": rng.normal(0, 8, 20_000),
-        "ties": rng.integers(0, 4, 20_000).astype(np.float64),
-    }[form]
-    weights = probabilities(logits.astype(np.float32), 1.0)
-    order = np.argsort(-weights, kind="stable")
-    size = int(np.searchsorted(np.cumsum(weights[order]), top_p)) + 1
-    ids, chances = nucleus(weights, top_p)
-    np.testing.assert_array_equal(ids, order[:size])
-    np.testing.assert_array_equal(chances, weights[order[:size]] / weights[order[:size]].sum())
-
-
-def test_a_small_nucleus_sorts_a_few_tokens_and_top_p_one_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    real = np.argsort
-
-    def spying(values: np.ndarray, **rest: str) -> np.ndarray:
-        sizes.append(values.size)
-        return real(values, **rest)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(np, "argsort", spying)
-    logits = np.random.default_rng(1).normal(0, 8, 100_000).astype(np.float32)
-    pick(logits, 1.0, 0.5, np.random.default_rng(0))
-    assert sizes == [256]
-    pick(logits, 1.0, 1.0, np.random.default_rng(0))
-    assert sizes == [256]
