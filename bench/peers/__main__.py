@@ -12,19 +12,16 @@ engine that is not installed, or fails, is a row that says so.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from bench.environment import Environment, describe_environment
 from bench.errors import BenchError
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.peers.models import DECODERS, ensure_decoder, language_model_of, rows_at
 from bench.peers.registry import PEERS, choose
 from bench.peers.rig import Bench, check, measure
-from bench.peers.tables import Costs, make_result
+from bench.peers.tables import Costs, make_result, peers_environment
 
 __all__ = ["main", "rows_of"]
 
@@ -87,7 +84,7 @@ def _run(options: argparse.Namespace) -> None:
     bench, costs, name = _bench(options, settings, tuple(rows))
     entries = check(bench, chosen, status)
     measured, entries = measure(bench, entries, (settings.rounds, settings.warmup), status)
-    environment = _environment(settings.threads, _packages(chosen))
+    environment = peers_environment(settings.threads, _packages(chosen))
     result = make_result(name, (entries, measured), (rows, costs), environment)
     report(result, settings)
 
@@ -124,17 +121,6 @@ def _packages(chosen: Sequence[tuple[object, object]]) -> list[str]:
     """Distributions whose versions decide the figures of these peers."""
     names = {package for peer, _ in chosen for package in getattr(peer, "packages", ())}
     return sorted(names)
-
-
-def _environment(threads: int, packages: Sequence[str]) -> Environment:
-    found = describe_environment(threads)
-    versions = dict(found.versions)
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return replace(found, versions=versions)
 
 
 if __name__ == "__main__":

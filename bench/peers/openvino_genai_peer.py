@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from bench.errors import BenchError
 from bench.peers.base import Answer, Array, Engine, Ids, Peer, Task, Variant, optional
 
-__all__ = ["OPTIMUM", "PEER"]
+__all__ = ["OPTIMUM", "PEER", "export_ir"]
 
 OPTIMUM = "FOPRU_BENCH_OPTIMUM"
 """Environment variable: the Python that has optimum-intel."""
@@ -100,23 +101,28 @@ def _properties(task: Task) -> dict[str, Any]:
     return common | {"INFERENCE_PRECISION_HINT": "bf16"}
 
 
-def _folder(task: Task) -> Any:
+def _folder(task: Task) -> Path:
     return task.folder / _WEIGHTS[task.variant.precision][0]
 
 
-def _prepare(task: Task) -> None:
-    from transformers import AutoTokenizer
+def export_ir(checkpoint: Path, folder: Path, task: str, weights: tuple[str, ...]) -> None:
+    """The IR of a checkpoint at `folder`, with its tokenizer, exported where it is not there.
 
-    folder = _folder(task)
-    if not (folder / _MODEL).is_file():
-        weights = [*_WEIGHTS[task.variant.precision]]
-        arguments = ["--model", str(task.checkpoint), "--task", "text-generation-with-past"]
+    Args:
+        checkpoint: as transformers saves it.
+        folder: of the IR; whole or not there.
+        task: of optimum-intel, such as `text-generation-with-past`.
+        weights: what follows `--weight-format`.
+
+    Raises:
+        BenchError: optimum-intel is not installed, or refuses the model.
+    """
+    if not folder.is_dir():
         python = os.environ.get(OPTIMUM, sys.executable)
-        command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino", *arguments]
         partial = folder.with_name(folder.name + ".partial")
-        done = subprocess.run(
-            [*command, "--weight-format", *weights, str(partial)], capture_output=True, text=True, check=False
-        )
+        command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        command += ["--model", str(checkpoint), "--task", task, "--weight-format", *weights, str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise BenchError(
@@ -125,10 +131,17 @@ def _prepare(task: Task) -> None:
             )
         partial.rename(folder)
     if not all((folder / name).is_file() for name in _TOKENIZERS):
-        tokenizer = AutoTokenizer.from_pretrained(task.checkpoint)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         pair = optional("openvino_tokenizers").convert_tokenizer(tokenizer, with_detokenizer=True)
         for model, name in zip(pair, _TOKENIZERS, strict=True):
             optional("openvino").save_model(model, folder / name)
+
+
+def _prepare(task: Task) -> None:
+    weights = _WEIGHTS[task.variant.precision]
+    export_ir(task.checkpoint, _folder(task), "text-generation-with-past", weights)
 
 
 def _open(task: Task) -> Engine:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from bench.environment import Environment
+from bench.environment import Environment, describe_environment
 from bench.interleave import Measurement
 from bench.peers.rig import DECODE, PREFILL, Entry
 from bench.results import Result, Table
 
-__all__ = ["Costs", "make_result"]
+__all__ = ["Costs", "make_result", "peers_environment"]
 
 Costs = Mapping[int, int]
 """Multiply-adds of a prefill by rows."""
@@ -48,6 +49,18 @@ def make_result(
     }
     samples = {str(rows): measurement.samples for rows, measurement in measured.items()}
     return Result(name, environment, figures, samples, tuple(tables), _notes(good, measured))
+
+
+def peers_environment(threads: int, packages: Sequence[str]) -> Environment:
+    """The machine at hand, with the versions of these packages too."""
+    found = describe_environment(threads)
+    versions = dict(found.versions)
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return replace(found, versions=versions)
 
 
 def _engine_figures(entry: Entry) -> dict[str, Any]:
