@@ -353,6 +353,44 @@ def test_chat_encodes_each_image_once(root: Path, photo: str, monkeypatch: pytes
     assert chat.last.visual_tokens_after == (8, 8)
 
 
+def test_a_ratio_used_before_encodes_nothing(root: Path, photo: str) -> None:
+    generator = Generator(load_bundle(root), threads=1)
+    chat, _, _ = chat_of(generator)
+    chat.run([f"/image {photo}", "a", "/ratio 0.5", "b", "/ratio 0.25"])
+    assert chat.last is not None
+    assert chat.last.reused_images == 0
+    chat.run(["c", f"/image {photo}", "d"])
+    assert (chat.last.visual_tokens_after, chat.last.reused_images) == ((4, 4), 2)
+
+
+def test_each_turn_of_a_chat_goes_on_from_the_one_before(root: Path, photo: str) -> None:
+    chat, _, _ = chat_of(Generator(load_bundle(root), threads=1))
+    lengths, reused = [], []
+    chat.run([f"/image {photo}"])
+    for line in ("what?", "more?", "and?"):
+        chat.run([line])
+        assert chat.last is not None
+        lengths.append(chat.last.prompt_tokens)
+        reused.append(chat.last.reused_tokens)
+    assert reused[0] == 0
+    assert all(rows >= before for rows, before in zip(reused[1:], lengths, strict=False))
+    chat.run(["/ratio 0.5", "less?"])
+    assert chat.last is not None
+    assert chat.last.reused_tokens == len("^Q: ")  # the rows before the picture
+
+
+def test_what_was_talked_about_stays_when_its_file_goes(
+    generator: Generator, photo: str, tmp_path: Path
+) -> None:
+    camera = tmp_path / "camera.png"
+    camera.write_bytes(Path(photo).read_bytes())
+    chat, _, _ = chat_of(generator)
+    chat.run([f"/image {camera}", "what?"])
+    camera.unlink()
+    chat.run(["more?"])
+    assert (chat.failures, len(chat.history)) == (0, 2)
+
+
 def test_chat_ends_at_quit(generator: Generator) -> None:
     chat, out, _ = chat_of(generator)
     chat.run(["", "  ", "/quit", "never"])
@@ -403,3 +441,5 @@ def test_ctrl_c_stops_the_answer_not_the_chat(generator: Generator) -> None:
     assert " [stopped]\n" in out.getvalue()
     assert [turn.prompt for turn in chat.history] == ["first", "second"]
     assert len(chat.history[0].answer) < len(chat.history[1].answer)
+    assert chat.last is not None
+    assert chat.last.reused_tokens >= len("^Q: first A:")  # goes on from the answer that was stopped
