@@ -15,7 +15,7 @@ class Reuse:
     the KV cache of the last answer.
 
     Neither changes an answer but by the order of sums: a prompt prefilled in two parts is added up in
-    another order than one prefilled whole (about 1e-6 of a logit in float32).
+    another order than one prefilled whole (below 1e-6 of the largest logit of the toys).
     """
 
     features: int = 256 << 20
