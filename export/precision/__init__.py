@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from export.precision.names import (
     BLOCKS,
+    FLOAT32,
     PARTS,
     PRECISIONS,
     SUFFIXES,
@@ -20,6 +21,7 @@ from export.precision.names import (
 
 __all__ = [
     "BLOCKS",
+    "FLOAT32",
     "PARTS",
     "PRECISIONS",
     "SUFFIXES",

@@ -91,7 +91,7 @@ class StoredLogits:
     """
 
     def __init__(self, model: Any, cases: Sequence[LossCase], folder: Path) -> None:
-        """Runs the model on every case."""
+        """Runs the model on every one of `cases`, which alone it can be asked for."""
         self._rows: list[npt.NDArray[np.float32]] = []
         with tempfile.TemporaryFile(dir=folder) as file:
             for case in cases:
@@ -99,8 +99,8 @@ class StoredLogits:
                 logits.tofile(file)
                 file.flush()
                 self._rows.append(np.memmap(file, np.float32, "r", start, logits.shape))
-        self._number = {id(case): number for number, case in enumerate(cases)}
-        self._cases = tuple(cases)
+        self.cases = tuple(cases)
+        self._number = {id(case): number for number, case in enumerate(self.cases)}
 
     def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
         return self._rows[self._number[id(case)]]

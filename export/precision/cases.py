@@ -47,7 +47,7 @@ tonnes in the north, six in the west.
 def loss_cases(
     golden: Mapping[str, npt.NDArray[Any]], image_token: int, text: Sequence[int], vocab: int
 ) -> tuple[LossCase, ...]:
-    """The golden prompt with its answer, then windows of a text, at least `MIN_POSITIONS` positions of text.
+    """The golden prompt with its answer, then windows of a text: `MIN_POSITIONS` positions of text.
 
     Args:
         golden: tensors by parity stage.
@@ -62,10 +62,11 @@ def loss_cases(
     following = positions.max(axis=1, keepdims=True).max() + 1 + np.arange(golden["tokens"].shape[1])
     places = np.concatenate([positions, np.tile(following, (len(positions), 1))], axis=1)
     cases = [LossCase(ids, visual, golden["pruned_features"], places)]
+    needed = MIN_POSITIONS - int((~visual).sum())
+    text = text[: max(0, needed)]
     windows = [np.asarray(text[start : start + _LENGTH], np.int64) for start in range(0, len(text), _LENGTH)]
     cases += [LossCase(window) for window in windows]
-    missing = MIN_POSITIONS - int((~visual).sum()) - len(text)
-    return (*cases, *random_cases(max(0, missing), vocab))
+    return (*cases, *random_cases(max(0, needed - len(text)), vocab))
 
 
 def random_cases(count: int, vocab: int, seed: int = 0) -> tuple[LossCase, ...]:

@@ -16,6 +16,7 @@ from runtime import contract
 
 __all__ = [
     "BLOCKS",
+    "FLOAT32",
     "PARTS",
     "PRECISIONS",
     "SUFFIXES",
@@ -128,9 +129,17 @@ class Precisions:
         """Whether everything is float32."""
         return all(getattr(self, part).name == "fp32" for part in PARTS)
 
+    @property
+    def exact_text(self) -> bool:
+        """Whether embedding and decoder are float32, so that their logits need no loss."""
+        return self.embed.name == self.decoder.name == "fp32"
+
     def text(self) -> str:
         """As on the command line; empty for float32."""
         return "" if self.exact else ",".join(f"{part}={getattr(self, part).text()}" for part in PARTS)
+
+
+FLOAT32 = Precisions()
 
 
 def parse_precision(text: str) -> Precisions:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from export.precision.names import Precision
 from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
+from runtime.lazy import require
 
 __all__ = ["Packed", "WeightOnly", "quantize_weights"]
 
@@ -206,8 +207,7 @@ def _quantized(
     rows: npt.NDArray[Any], precision: Precision
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """ONNX Runtime's packing of [N, K]: values, scales, zero points, shaped as in `Packed`."""
-    from onnxruntime.capi import _pybind_state as functions
-
+    functions = require("onnxruntime.capi._pybind_state", "onnxruntime")
     quantize = {4: functions.quantize_matmul_4bits, 8: functions.quantize_matmul_8bits}[precision.bits]
     outputs, inputs = rows.shape
     blocks, per_byte = inputs // precision.block, 8 // precision.bits
