@@ -33,6 +33,7 @@ from runtime import Generator, load_bundle
 from runtime.counts import kept_count
 from runtime.parity import STAGES, ParityReport, compare, measure
 from runtime.plan import Amount
+from runtime.reuse import NO_REUSE
 from runtime.vision import Selection
 
 __all__ = ["Tally", "differing_elements", "main", "measure_exactness"]
@@ -101,7 +102,7 @@ def measure_exactness(name: str, sizes: Sizes, settings: Settings) -> Result:
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.workspace.bundle(name), verify=False)
     reference_model = load_reference(settings.workspace.checkpoint(name))
-    generator = Generator(bundle, threads=settings.threads)
+    generator = Generator(bundle, threads=settings.threads, reuse=NO_REUSE)
     layout, amount = single_layout(bundle), Amount(ratio=settings.workspace.ratio)
     prompt = DEMO_PROMPT if name == DEMO else PROMPT
     pictures = mixed_images(sizes.images, layout.image_size[0], seed=0)

@@ -40,6 +40,7 @@ from runtime import FopruError, Generator, Request, load_bundle
 from runtime.bundle import Bundle
 from runtime.parity import compare, measure
 from runtime.plan import Amount, kept_placeholders, plan_pruning
+from runtime.reuse import NO_REUSE
 
 __all__ = ["Exactness", "Found", "Tokens", "equal_tokens", "main", "measure_families", "tokens_of"]
 
@@ -156,7 +157,7 @@ def _exactness(bundle: Bundle, checkpoint: Path, size: tuple[int, int], threads:
     whole = loaded.generated(image, PROMPT, NEW_TOKENS)
     del loaded
     gc.collect()  # two sets of weights would be in memory from here on
-    generator = Generator(bundle, threads=threads)
+    generator = Generator(bundle, threads=threads, reuse=NO_REUSE)
     measured, units = measure(generator, [image], PROMPT, amount, NEW_TOKENS)
     outcome = compare(reference, measured, units)
     kept, _ = measure(generator, [image], PROMPT, Amount(ratio=1.0), NEW_TOKENS)

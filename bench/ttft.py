@@ -32,6 +32,7 @@ from bench.results import Result, Table
 from bench.workspace import single_layout
 from runtime import Generator, Request, load_bundle
 from runtime.counts import kept_count
+from runtime.reuse import NO_REUSE
 
 __all__ = ["RATIOS", "TtftRun", "main", "measure_ttft"]
 
@@ -104,7 +105,7 @@ def measure_ttft(name: str, settings: Settings, *, reference: bool) -> tuple[Res
     tokens = layout.tokens
     (picture,) = noise_images(1, layout.image_size[0], seed=0)
     status("loading the bundle")
-    generator = Generator(bundle, threads=settings.threads)
+    generator = Generator(bundle, threads=settings.threads, reuse=NO_REUSE)
     probes = {ratio: generator.generate(_request(picture, ratio)) for ratio in RATIOS}
     variants = [
         Variant(_variant(ratio), partial(_run_bundle, generator, _request(picture, ratio)))

@@ -54,6 +54,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     from runtime.parity import compare, measure
     from runtime.plan import plan_pruning
     from runtime.request import Request
+    from runtime.reuse import NO_REUSE
 
     manifest = bundle.manifest
     prompt, paths = options.prompt, options.images
@@ -86,7 +87,7 @@ def compare_with_torch(bundle: Bundle, options: ParityOptions) -> ParityReport:
     reference = oracle.run(images, prompt, choice, options.new_tokens)
     # Two sets of weights would be in memory from here on.
     del oracle, model
-    generator = Generator(bundle, options.backend)
+    generator = Generator(bundle, options.backend, reuse=NO_REUSE)
     measured, units = measure(generator, list(paths), prompt, amount, options.new_tokens)
     return compare(reference, measured, units)
 

@@ -15,11 +15,13 @@ from runtime.errors import BackendError, BundleError, FopruError, ImageError, Re
 from runtime.generator import Generator
 from runtime.request import Request, Turn
 from runtime.result import Result, Timings
+from runtime.reuse import NO_REUSE, Reuse
 from runtime.stream import Stream
 from runtime.version import __version__
 from runtime.vision import EncodedImage, Selection
 
 __all__ = [
+    "NO_REUSE",
     "BackendError",
     "Bundle",
     "BundleError",
@@ -30,6 +32,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "Reuse",
     "Selection",
     "Stream",
     "Timings",

@@ -23,6 +23,7 @@ from runtime.vision import EncodedImage, Selection
 
 if TYPE_CHECKING:
     from runtime.generator import Generator as TextGenerator
+    from runtime.generator import Prompt
 
 __all__ = ["AnswerRun"]
 
@@ -41,15 +42,23 @@ class AnswerRun:
         self._request = request
         self.encoded = encoded
         self.prepared: tuple[PreparedImage, ...] = ()
-        self._watch = Stopwatch()
+        self.watch = Stopwatch()
+        self._plans: list[ImagePlan] = []
         self._loop: TokenLoop | None = None  # unless cancelled before
-        self._kv_allocated = 0
+        self.kv_allocated = 0
         self._prompt_tokens = 0
         self._reused_tokens = 0
         self._reused_images = len(encoded)
 
     def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
         """Yield pieces of text, return the result; `cancelled` is asked before each stage and each token."""
+        self.begin(cancelled)
+        if len(self.encoded) == len(self._plans) and not cancelled():
+            yield from self._decode(cancelled)
+        return self.result()
+
+    def begin(self, cancelled: Callable[[], bool]) -> None:
+        """All that comes before the decoder: plan, prompt, visual tokens."""
         given, images = len(self.encoded), len(self._request.all_images)
         if given > images:
             raise RequestError(
@@ -59,21 +68,32 @@ class AnswerRun:
         if given < images:
             self._prepare(given)
         plans = [image.plan for image in self.encoded] + [image.plan for image in self.prepared]
-        pruning = self._plan(plans, given)
-        with self._watch.stage("embed"):
-            plain = self._generator.tokenize(self._request, plans)
-        self._prompt_tokens = self._check_length(plain.size, plans, pruning)
+        self._plans, self._pruning = plans, self._plan(plans, given)
+        with self.watch.stage("embed"):
+            self._plain = self._generator.tokenize(self._request, plans)
+        self._prompt_tokens = self._check_length(self._plain.size, plans, self._pruning)
         if self.prepared and not cancelled():
-            self._encode(pruning, given)
-        if len(self.encoded) == images and not cancelled():
-            yield from self._decode(plain, cancelled)
-        return self._result(pruning, plans)
+            self._encode(self._pruning, given)
+
+    def prompt(self) -> tuple[Prompt, npt.NDArray[np.float32], TokenLoop]:
+        """After `begin`: the pruned prompt, its embeddings [1, L, D], and the loop that takes the logits."""
+        with self.watch.stage("embed"):
+            made = self._generator.prompt(self._plain, self.encoded)
+            embeds = self._generator.embed(made.ids, self.encoded)
+        self._prompt_tokens = made.ids.shape[1]
+        self._loop = TokenLoop(self._request, self._vocabulary(), made.ids[0])
+        return made, embeds, self._loop
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the KV cache: the last token of an answer is never fed back."""
+        return self._prompt_tokens + self._request.max_new_tokens - 1
 
     def _prepare(self, done: int) -> None:
         """Open and cut the images after the first `done`."""
-        with self._watch.stage("load"):
+        with self.watch.stage("load"):
             load_pillow()
-        with self._watch.stage("preprocess"):
+        with self.watch.stage("preprocess"):
             self.prepared = self._generator.preprocess(self._request.all_images[done:])
 
     def _plan(self, plans: list[ImagePlan], given: int) -> PruningPlan:
@@ -136,7 +156,7 @@ class AnswerRun:
             for counts, image in zip(selection.counts, self.prepared, strict=True)
         )
         chosen = selection if pruned else None
-        with self._watch.stage("preprocess"):
+        with self.watch.stage("preprocess"):
             keys = generator.features.keys(self.prepared, chosen)
         new, found = generator.features.encode(self.prepared, chosen, keys, self._run_encoder)
         self._reused_images += found
@@ -148,29 +168,23 @@ class AnswerRun:
         """Encode images of which no visual tokens are kept; None: unpruned."""
         generator = self._generator
         graph = contract.VISION_ENCODER if selection is None else generator.vision_graph(selection)
-        with self._watch.stage("load"):
+        with self.watch.stage("load"):
             generator.session(graph)
-        with self._watch.stage("vision"):
+        with self.watch.stage("vision"):
             if selection is None:
                 return generator.encode_unpruned(images)
             return generator.encode_images(images, selection)
 
-    def _decode(
-        self, plain: npt.NDArray[np.int64], cancelled: Callable[[], bool]
-    ) -> Generator[str, None, None]:
-        generator, request, watch = self._generator, self._request, self._watch
+    def _decode(self, cancelled: Callable[[], bool]) -> Generator[str, None, None]:
+        generator, watch = self._generator, self.watch
         with watch.stage("load"):
             generator.session(contract.EMBED_TOKENS)
             generator.session(generator.decoder_graph)
-        with watch.stage("embed"):
-            prompt = generator.prompt(plain, self.encoded)
-            embeds = generator.embed(prompt.ids, self.encoded)
-        self._prompt_tokens = prompt.ids.shape[1]
-        loop = self._loop = TokenLoop(request, self._vocabulary(), prompt.ids[0])
+        prompt, embeds, loop = self.prompt()
         with watch.stage("prefill"):
-            start = generator.start_run(self._positions(), prompt, self.encoded)
+            start = generator.start_run(self.capacity, prompt, self.encoded)
             self._reused_tokens = start.reused
-            self._kv_allocated = start.run.cache.allocated_bytes
+            self.kv_allocated = start.run.cache.allocated_bytes
             piece = loop.push(start.run.prefill(embeds[:, start.reused :]))
         while True:
             if piece:
@@ -188,12 +202,9 @@ class AnswerRun:
         manifest = self._manifest
         return Vocabulary(manifest.decoder.vocab_size, manifest.tokens.eos, self._generator.decode_text)
 
-    def _positions(self) -> int:
-        """Rows of the cache: the last token of an answer is never fed back."""
-        return self._prompt_tokens + self._request.max_new_tokens - 1
-
-    def _result(self, pruning: PruningPlan, plans: list[ImagePlan]) -> Result:
-        layout, rows = self._manifest.layout, self._positions()
+    def result(self) -> Result:
+        """What has come of it so far, after `begin`."""
+        pruning, plans, layout, rows = self._pruning, self._plans, self._manifest.layout, self.capacity
         prefix = [layout.prefix_tokens * len(plan.units) for plan in plans]
         before = [plan.placeholders - rest for plan, rest in zip(plans, prefix, strict=True)]
         after = [
@@ -213,10 +224,10 @@ class AnswerRun:
             kept_indices=tuple(tuple(image.kept_indices.tolist()) for image in self.encoded),
             pruned=pruning.pruned,
             reason=pruning.reason,
-            timings=self._watch.timings(),
+            timings=self.watch.timings(),
             kv_bytes=cache_bytes(self._manifest.decoder, rows),
             kv_bytes_unpruned=cache_bytes(self._manifest.decoder, rows + sum(before) - sum(after)),
-            kv_bytes_allocated=self._kv_allocated,
+            kv_bytes_allocated=self.kv_allocated,
             peak_rss_bytes=peak_rss_bytes(),
             reused_tokens=self._reused_tokens,
             reused_images=self._reused_images,

@@ -18,6 +18,7 @@ from runtime.golden import load_golden, load_record
 from runtime.output import output_failed
 from runtime.parity import ParityReport, compare, format_report, measure
 from runtime.plan import Amount
+from runtime.reuse import NO_REUSE
 
 __all__ = ["check_bundle", "main"]
 
@@ -30,7 +31,7 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
         FopruError: a stage cannot run at all.
     """
     golden, reference = load_golden(bundle)
-    generator = Generator(bundle, backend, threads)
+    generator = Generator(bundle, backend, threads, NO_REUSE)
     images = [bundle.file(name) for name in golden.images]
     amount = Amount(golden.ratio, golden.tokens)
     measured, units = measure(generator, images, golden.prompt, amount, golden.new_tokens)

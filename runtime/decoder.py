@@ -11,7 +11,7 @@ import numpy.typing as npt
 from runtime import contract
 from runtime.backend import Array, Backend, Session, View
 from runtime.errors import RequestError
-from runtime.kv_cache import make_cache
+from runtime.kv_cache import KVCache, make_cache
 from runtime.manifest import DecoderInfo
 from runtime.positions import Positions
 
@@ -46,10 +46,17 @@ class DecoderRun:
     only what changes. The sessions must outlive it. Not to be used from two threads at once.
     """
 
-    def __init__(self, backend: Backend, graph: DecoderGraph, info: DecoderInfo, room: Room) -> None:
-        """Allocate everything."""
+    def __init__(
+        self,
+        backend: Backend,
+        graph: DecoderGraph,
+        info: DecoderInfo,
+        room: Room,
+        cache: KVCache | None = None,
+    ) -> None:
+        """Allocate everything; `cache` is an empty one of at least that capacity, None a new one."""
         self._backend, self._info = backend, info
-        self.cache = make_cache(backend, info, graph.cache, room.capacity)
+        self.cache = make_cache(backend, info, graph.cache, room.capacity) if cache is None else cache
         self._token: Any = np.zeros(1, np.int64)
         token = View(backend.upload(self._token).buffer, (1, 1))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))

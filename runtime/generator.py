@@ -12,6 +12,7 @@ import numpy.typing as npt
 from runtime import contract
 from runtime.answer import AnswerRun
 from runtime.backend import BackendOptions, Session, create_backend
+from runtime.batch import BatchRun, answer_together
 from runtime.bundle import Bundle
 from runtime.decoder import DecoderGraph, DecoderRun, Room
 from runtime.errors import BackendError, RequestError
@@ -98,6 +99,35 @@ class Generator:
             the bundle.
         """
         return Stream(AnswerRun(self, request, tuple(encoded)))
+
+    def generate_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Answer several requests together, token for token as `generate` would one by one.
+
+        Prompts and images may be of any length and number; the answers are decoded side by side, which reads
+        the weights once for all of them. With a decoder that cannot do that (`batches`), one after the other.
+        What is kept of earlier prompts is not used, and nothing is kept.
+
+        Raises:
+            FopruError: something is wrong with a request, an image or the bundle; no request is answered
+            then.
+        """
+        if len(requests) < 2 or not self.batches:
+            return [self.generate(request) for request in requests]
+        runs = [AnswerRun(self, request, ()) for request in requests]
+        for run in runs:
+            run.begin(lambda: False)
+        return answer_together(self, runs)
+
+    @property
+    def batches(self) -> bool:
+        """Whether the decoder takes several sequences at once."""
+        return self.manifest.decoder.caches[self.decoder_graph] == contract.SHARED
+
+    def batch_run(self, rooms: Sequence[Room]) -> BatchRun:
+        """A fresh run of the decoder for one prompt per room; see `batches`."""
+        info, name = self.manifest.decoder, self.decoder_graph
+        parts = DecoderGraph(self.session(contract.EMBED_TOKENS), self.session(name), info.caches[name])
+        return BatchRun(self.backend, parts, info, rooms)
 
     def preprocess(self, images: Sequence[ImageSource]) -> tuple[PreparedImage, ...]:
         """Open, plan, cut and normalise images."""

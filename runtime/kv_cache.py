@@ -17,7 +17,7 @@ from runtime.backend import Backend, View
 from runtime.errors import RequestError
 from runtime.manifest import DecoderInfo
 
-__all__ = ["KVCache", "cache_bytes", "make_cache"]
+__all__ = ["BatchCache", "KVCache", "cache_bytes", "make_cache"]
 
 
 def cache_bytes(info: DecoderInfo, positions: int) -> int:
@@ -99,16 +99,21 @@ class KVCache(ABC):
         """Make room for `capacity` positions; the valid ones are copied, once."""
         if capacity <= self.capacity:
             return
-        old = [self._rows(buffer).copy() for buffer in self._buffers]
-        self.capacity = capacity
-        self._buffers = self._allocate()
-        for buffer, rows in zip(self._buffers, old, strict=True):
-            self._rows(buffer)[...] = rows
+        before = self.capacity
+        for place, buffer in enumerate(
+            self._buffers
+        ):  # one at a time: a cache is much of the memory there is
+            self.capacity = before
+            rows = self._rows(buffer)
+            self.capacity = capacity
+            self._buffers[place] = self._new_buffer()
+            self._rows(self._buffers[place])[...] = rows
 
     def _allocate(self) -> list[Any]:
-        return [
-            self._backend.allocate(self._row * self.capacity, self._info.cache_dtype) for _ in self._names
-        ]
+        return [self._new_buffer() for _ in self._names]
+
+    def _new_buffer(self) -> Any:
+        return self._backend.allocate(self._row * self.capacity, self._info.cache_dtype)
 
     def _targets(self) -> list[Any]:
         """The buffers that the present is written to."""
@@ -130,8 +135,12 @@ class _SharedCache(KVCache):
 
     fixed = True
 
+    offset = 0
+    """Elements before this sequence in its buffers, where it is one of a batch."""
+
     def _past_view(self, buffer: Any) -> View:
-        return View(buffer, (1, self._info.kv_heads, self.capacity, self._info.head_dim))
+        shape = (1, self._info.kv_heads, self.capacity, self._info.head_dim)
+        return View(buffer, shape, offset=self.offset)
 
     def _present_view(self, buffer: Any, new: int) -> View:  # noqa: ARG002 - the graph knows the length
         return self._past_view(buffer)
@@ -177,8 +186,9 @@ class _ConcatCache(KVCache):
             self._rows(buffer)[...] = rows
 
     def grow(self, capacity: int) -> None:
-        super().grow(capacity)
-        self._spare = self._allocate()
+        if capacity > self.capacity:
+            super().grow(capacity)
+            self._spare = self._allocate()
 
     def _targets(self) -> list[Any]:
         return self._spare
@@ -194,3 +204,39 @@ class _ConcatCache(KVCache):
 
     def _rows(self, buffer: Any) -> Any:
         return self._backend.download(self._past_view(buffer))
+
+
+class _BatchRow(_SharedCache):
+    """One sequence of a batch: a part of buffers that the batch owns."""
+
+    def __init__(self, batch: BatchCache, row: int) -> None:
+        self._own = batch.buffers
+        super().__init__(batch.backend, batch.info, batch.capacity)
+        self.offset = row * self._row * self.capacity
+
+    def _allocate(self) -> list[Any]:
+        return self._own
+
+
+class BatchCache:
+    """Keys and values of several sequences side by side, [batch, kv_heads, capacity, head_dim], of kind
+    `shared`.
+
+    Each sequence is prefilled by itself into its `row`; then all are decoded together.
+    """
+
+    def __init__(self, backend: Backend, info: DecoderInfo, batch: int, capacity: int) -> None:
+        """Allocate the buffers of every tensor."""
+        self.backend, self.info, self.capacity = backend, info, capacity
+        self._names = [(layer, part) for layer in range(info.layers) for part in ("key", "value")]
+        elements = batch * info.kv_heads * info.head_dim * capacity
+        self.buffers = [backend.allocate(elements, info.cache_dtype) for _ in self._names]
+        self.rows = [_BatchRow(self, row) for row in range(batch)]
+
+    def views(self) -> tuple[dict[str, View], dict[str, View]]:
+        """Decoder inputs and outputs by name, for the whole batch: the same memory."""
+        shape = (len(self.rows), self.info.kv_heads, self.capacity, self.info.head_dim)
+        both = [View(buffer, shape) for buffer in self.buffers]
+        past = {contract.past_name(*name): view for name, view in zip(self._names, both, strict=True)}
+        present = {contract.present_name(*name): view for name, view in zip(self._names, both, strict=True)}
+        return past, present

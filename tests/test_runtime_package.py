@@ -14,6 +14,7 @@ from runtime.lazy import require
 PUBLIC = {
     *("Bundle", "load_bundle", "Generator", "Request", "Turn", "Result", "Timings", "Stream"),
     *("EncodedImage", "Selection", "kept_count", "kept_rows", "__version__"),
+    *("Reuse", "NO_REUSE"),
     *("FopruError", "BundleError", "ImageError", "RequestError", "BackendError"),
 }
 
