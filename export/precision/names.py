@@ -47,9 +47,10 @@ class Precision:
         block: weights of one row that share a scale; int8 and int4 only.
         symmetric: the zero point is the middle of the range; False stores one per block.
         accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits, in blocks
-            with a scale each, and adds integers. 4 is the default: of 24 layers with Qwen2-0.5B widths, a
-            token took 54 ms against 623 (int8) and 41 against 73 (int4) on two AVX-512 cores, and the logits
-            moved a tenth of what int4 itself moves them.
+            with a scale each, and adds integers. 4 is the default. Measured on 24 layers with Qwen2-0.5B
+            widths and random weights, two cores with AVX-512 VNNI, ONNX Runtime 1.31.1, machine not idle: a
+            token takes 54 ms instead of 623 (int8), 41 instead of 73 (int4). The mean cosine of the logits
+            stays 0.871 with int4; with int8 (2 layers) it goes from 0.99983 to 0.99965.
     """
 
     name: str = "fp32"
