@@ -42,6 +42,7 @@ MEASUREMENTS = (
     Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1"), threads=False),
     Step("encoder", "bench.encoder", (), TINY),
     Step("ttft", "bench.ttft", (), TINY),
+    Step("decoder", "bench.decoder", (), TINY),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
     Step(
         "exporters",
