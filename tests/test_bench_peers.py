@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from bench.checkpoints import Recipe, write_checkpoint
 from bench.environment import Environment
 from bench.errors import BenchError
+from bench.family_models import Cut
 from bench.interleave import Measurement
-from bench.peers import rig
+from bench.peers import openvino_pruning, rig
 from bench.peers.__main__ import main, rows_of
 from bench.peers.base import PRECISIONS, Engine, Peer, SteppingEngine, Task, Variant, require_bundle
 from bench.peers.gguf_file import _interleaved
 from bench.peers.models import ensure_decoder, language_model_of, prompt_ids, rows_at
 from bench.peers.onnxruntime_genai_peer import with_embedding
+from bench.peers.openvino_genai_peer import OPTIMUM, export_ir
+from bench.peers.openvino_pruning import wide_model
 from bench.peers.registry import PEERS, choose, find_peer
 from bench.peers.rig import Bench, Entry, Worker, agreement, check, measure
 from bench.peers.tables import make_result
@@ -529,6 +533,52 @@ def test_the_command_measures_and_lists_what_is_not_here(
         "needs the ONNX files of a bundle",
     )
     assert "8 prompt rows" in capsys.readouterr().out
+
+
+# OpenVINO GenAI's own pruning
+
+
+def test_the_wide_model_is_the_published_tower_with_a_decoder_of_half_a_billion() -> None:
+    config, _ = wide_model(12).build(Cut(depth=8))
+    text, tower = config.text_config, config.vision_config
+    assert (tower.depth, tower.hidden_size, tower.out_hidden_size) == (8, 1280, 896)
+    assert (text.num_hidden_layers, text.hidden_size, len(text.layer_types)) == (12, 896, 12)
+    heads = text.hidden_size // text.num_attention_heads
+    assert sum(text.rope_parameters["mrope_section"]) == heads // 2  # half a head turns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--side", "100"], "--side is 100: give a multiple of 28"),
+        (["--decoder-layers", "0"], "--decoder-layers is 0: give at least 1"),
+    ],
+)
+def test_the_pruning_command_refuses(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert openvino_pruning.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_pruning_command_names_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = peer_of(Table(noise(0)), modules=("no_such_engine",))
+    monkeypatch.setattr(openvino_pruning, "PEER", lacking)
+    assert openvino_pruning.main([]) == 2
+    assert "no_such_engine cannot be imported: pip install fake" in capsys.readouterr().err
+
+
+def test_an_ir_that_cannot_be_exported_says_where_optimum_is_looked_for(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPTIMUM, sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # whatever is installed, this one is found first
+    (tmp_path / "optimum.py").write_text("")
+    with pytest.raises(BenchError, match=r"cannot export with .*name its Python in FOPRU_BENCH"):
+        export_ir(checkpoint, tmp_path / "ir", "text-generation-with-past", ("fp32",))
+    assert not (tmp_path / "ir").exists()
 
 
 # engines that are optional
