@@ -31,6 +31,7 @@ from export.options import (
     STRATEGIES,
     BuildOptions,
 )
+from export.precision import parse_precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,6 +160,7 @@ def _run(args: argparse.Namespace, received: Sequence[int]) -> int:
         row_scope=args.row_scope,
         newline=args.newline,
         opset=args.opset,
+        precision=parse_precision(args.precision),
         images=tuple(args.image),
         prompt=args.prompt,
     )
@@ -255,6 +257,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=OPSETS,
         default=20,
         help="20 runs anywhere, 23 has attention as one op (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="SPEC",
+        help="fp32, fp16, int8 or int4 (weights alone), for all graphs or per part, as in "
+        "vision=fp16,decoder=int4; int8 and int4 take :block=32|128, symmetric|asymmetric, accuracy=0|4 "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--image",

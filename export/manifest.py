@@ -14,6 +14,9 @@ import numpy as np
 from export.onnx_from_torch import GraphStats
 from export.options import BuildOptions
 from export.plan import Plan
+from export.precision import Precision, graph_file_of
+from export.precision.bundle import StoredLogits
+from export.precision.loss import PrecisionLoss
 from export.writer import file_infos
 from fopru_graph import PruneReport
 from runtime import contract
@@ -50,6 +53,9 @@ class Exported:
     prune: PruneReport
     constants: dict[str, ConstantInfo]
     weight_bytes: int
+    logits: StoredLogits | None = None
+    loss: PrecisionLoss | None = None
+    notes: tuple[str, ...] = ()
 
 
 def special_tokens(plan: Plan, model: Any) -> SpecialTokens:
@@ -124,12 +130,16 @@ def manifest_of(plan: Plan, exported: Exported, root: Path) -> Manifest:
         ),
         decoder=decoder,
         graphs={
-            name: GraphInfo(contract.graph_file(name), found.inputs, found.outputs)
+            name: _graph_info(options.precision.of_graph(name), name, found)
             for name, found in contracts.items()
         },
         files=file_infos(root),
         constants=exported.constants,
     )
+
+
+def _graph_info(precision: Precision, name: str, found: contract.GraphContract) -> GraphInfo:
+    return GraphInfo(graph_file_of(name, precision), found.inputs, found.outputs, precision.name)
 
 
 def _command(options: BuildOptions) -> str:
@@ -145,6 +155,8 @@ def _command(options: BuildOptions) -> str:
         ("--newline", options.newline),
     ):
         words += [] if value is None else [name, value]
+    if not options.precision.exact:
+        words += ["--precision", options.precision.text()]
     for image in options.images:
         words += ["--image", image]
     if options.prompt is not None:

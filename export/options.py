@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import OptionError
+from export.precision import FLOAT32, Precisions
 
 if TYPE_CHECKING:
     from export.families import EncoderInfo
@@ -55,6 +56,7 @@ class BuildOptions:
         row_scope: `row` compares the rows of a `tile`, or those of the `stitched` picture.
         newline: which newline vectors stay: `keep_all`, `keep_nonempty` or `drop`; None: `keep_all`.
         opset: 20 (portable) or 23 (attention as one op).
+        precision: of the vision, embedding and decoder graphs.
         images: pictures of the golden tensors; empty: the packaged sample.
         prompt: question of the golden tensors; None: the packaged one.
     """
@@ -70,6 +72,7 @@ class BuildOptions:
     row_scope: str = "tile"
     newline: str | None = None
     opset: int = 20
+    precision: Precisions = FLOAT32
     images: tuple[Path, ...] = ()
     prompt: str | None = None
 

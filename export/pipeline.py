@@ -15,6 +15,7 @@ from export.onnx_from_torch import GraphStats, write_lowered, write_onnx_from_to
 from export.options import BuildOptions
 from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
+from export.precision.exported import convert_exported, stored_logits
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
 from export.targets import verdicts_of
@@ -23,7 +24,10 @@ from fopru_graph import PruneOptions, prune_file
 from runtime import contract
 from runtime.bundle import MANIFEST_FILE, load_bundle
 from runtime.check import check_bundle
+from runtime.costs import costs_of
 from runtime.golden import Golden
+from runtime.manifest import Manifest
+from runtime.parity import ParityReport
 from runtime.result import peak_rss_bytes
 
 __all__ = ["run_build", "write_subgraph"]
@@ -42,20 +46,24 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         writer = BundleWriter(options.output or Path("bundles") / checkpoint.name)
         plan = plan_build(options, checkpoint)
     with writer:
-        exported = _export(plan, writer.path, steps)
+        exported = convert_exported(_export(plan, writer.path, steps), options.precision, writer.path, steps)
         with steps.step("write the manifest"):
             copy_files(plan, writer.path)
             manifest = manifest_of(plan, exported, writer.path)
             (writer.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         with steps.step("compare the bundle with PyTorch"):
             # The files were written a moment ago: their hashes need no second look.
-            parity = check_bundle(load_bundle(writer.path, verify=False)).to_dict()
+            report = check_bundle(load_bundle(writer.path, verify=False))
+            parity = {**report.to_dict(), **_costs(exported, manifest, report)}
             (writer.path / MANIFEST_FILE).write_text(
                 replace(manifest, parity=parity).to_json(), encoding="utf-8"
             )
         with steps.step("ask the lint of every target"):
-            targets = verdicts_of(writer.path / contract.graph_file(contract.VISION_ENCODER_FOPRU))
-        rows = tuple(_graph_row(writer.path, name, exported.graphs[name]) for name in manifest.graphs)
+            targets = verdicts_of(writer.path / manifest.graphs[contract.VISION_ENCODER_FOPRU].file)
+        rows = tuple(
+            _graph_row(writer.path, name, info.file, exported.graphs[name])
+            for name, info in manifest.graphs.items()
+        )
         writer.commit()
     return BuildReport(
         bundle=writer.target,
@@ -74,7 +82,12 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         peak_rss_bytes=peak_rss_bytes(),
         weight_bytes=exported.weight_bytes,
         targets=targets,
-        notes=(*([plan.prompt.note] if plan.prompt.note else []), *plan.notes, *exported.prune.notes),
+        notes=(
+            *([plan.prompt.note] if plan.prompt.note else []),
+            *plan.notes,
+            *exported.prune.notes,
+            *exported.notes,
+        ),
         images=options.images or (SAMPLE_IMAGE,),
         prompt=plan.question,
     )
@@ -103,6 +116,10 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
         graphs[contract.VISION_ENCODER_FOPRU] = replace(plain, nodes=plain.nodes + added, weight_bytes=0)
     with steps.step("make golden tensors with PyTorch"):
         _make_golden(plan, model, report.layer, root)
+    logits = None
+    if not options.precision.exact_text:
+        with steps.step("run PyTorch on the text of the loss"):
+            logits = stored_logits(model, plan.processor.tokenizer, root)
     return Exported(
         decoder=decoder,
         tokens=special_tokens(plan, model),
@@ -110,6 +127,7 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
         prune=report,
         constants=write_constants(plan, model, root),
         weight_bytes=_weight_bytes(model),
+        logits=logits,
     )
 
 
@@ -172,10 +190,17 @@ def _make_golden(plan: Plan, model: Any, layer: int, root: Path) -> None:
     write_golden(root, plan.images, record, tensors)
 
 
+def _costs(exported: Exported, manifest: Manifest, report: ParityReport) -> dict[str, Any]:
+    """What precisions cost, beside the stages; nothing for float32."""
+    precisions = {name: info.precision for name, info in manifest.graphs.items()}
+    costs = costs_of(report, precisions)
+    loss = {} if exported.loss is None else {"loss": exported.loss.to_dict()}
+    return {**loss, **({"costs": costs} if costs else {})}
+
+
 def _weight_bytes(model: Any) -> int:
     return sum(value.numel() * value.element_size() for value in model.parameters())
 
 
-def _graph_row(root: Path, name: str, stats: GraphStats) -> GraphRow:
-    file = contract.graph_file(name)
+def _graph_row(root: Path, name: str, file: str, stats: GraphStats) -> GraphRow:
     return GraphRow(name, file, stats.nodes, stats.opset, (root / file).stat().st_size, stats.weight_bytes)

@@ -153,6 +153,8 @@ def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
     for stage in parity["stages"]:
         difference = "-" if stage["max_abs_diff"] is None else f"{stage['max_abs_diff']:.1e}"
         verdict = "skipped" if stage["skipped"] else "[green]ok[/]" if stage["ok"] else "[red]DIFFERS[/]"
+        if stage["ok"] and stage["name"] in parity.get("costs", {}):
+            verdict = "[yellow]costs[/]"  # of a precision: neither equal nor a fault
         verdict += f" {escape(stage['detail'])}" if stage["detail"] else ""
         why = [stage["reason"]] if reasons else []
         table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, *why)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from runtime.backend import available_backends
 from runtime.bundle import Bundle, load_bundle
+from runtime.costs import judged
 from runtime.errors import FopruError
 from runtime.generator import Generator
 from runtime.golden import load_golden, load_record
@@ -35,7 +36,9 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
     images = [bundle.file(name) for name in golden.images]
     amount = Amount(golden.ratio, golden.tokens)
     measured, units = measure(generator, images, golden.prompt, amount, golden.new_tokens)
-    return compare(reference, measured, units)
+    manifest = bundle.manifest
+    precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
+    return judged(compare(reference, measured, units), precisions, manifest.parity)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "IMAGE_NEWLINE",
     "NEWLINE_POLICIES",
     "POSITION_POLICIES",
+    "PRECISIONS",
     "ROW_SCOPES",
     "SCORE_PATHS",
     "STRATEGIES",
@@ -55,6 +56,7 @@ GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED
 """Graphs of every bundle; `DecoderInfo.caches` names the decoders."""
 DECODERS = (contract.DECODER, contract.DECODER_PORTABLE)
 CACHE_DTYPES = ("float32", "float16")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 IMAGE_NEWLINE = "image_newline"
 """Name of the newline vector [D] among the constants."""
@@ -242,11 +244,18 @@ class DecoderInfo:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One graph file with the tensors that cross its border, in order."""
+    """One graph file with the tensors that cross its border, in order.
+
+    `precision` is that of its weights: int8 and int4 leave activations in float32.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _one_of("graphs.precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,9 @@ def format_report(report: ParityReport) -> str:
         if stage.detail:
             lines.append(f"{'':16}{stage.detail}")
     if report.ok:
-        lines.append("every stage agrees with the reference")
+        priced = any(" costs " in stage.detail for stage in report.stages)  # see runtime.costs
+        rest = ", or costs what the build measured" if priced else ""
+        lines.append(f"every stage agrees with the reference{rest}")
     else:
         lines.append(f"first stage that diverges: {report.first_divergence}")
     return "\n".join(lines)

@@ -42,7 +42,9 @@ from tests.toy_bundle import (
 )
 
 ROOT = Path(__file__).resolve().parent
-FROZEN = {name: ROOT / "data" / name for name in ("bundle_v1", "bundle_v2", "bundle_v2_tiles")}
+FROZEN = {
+    name: ROOT / "data" / name for name in sorted(path.name for path in (ROOT / "data").glob("bundle_v*"))
+}
 SCHEMA = ROOT.parent / "docs" / "bundle.schema.json"
 
 
@@ -415,7 +417,7 @@ def test_graph_tables_must_keep_the_contract(tmp_path: Path) -> None:
 def test_schema_accepts_the_toys(text: str) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     validator.check_schema(validator.schema)
-    frozen = [(FROZEN[name] / "bundle.json").read_text() for name in ("bundle_v2", "bundle_v2_tiles")]
+    frozen = [(FROZEN[name] / "bundle.json").read_text() for name in ("bundle_v3", "bundle_v3_q4")]
     for manifest in (text, *frozen):
         assert [error.message for error in validator.iter_errors(json.loads(manifest))] == []
 
@@ -436,7 +438,8 @@ def test_schema_has_every_optional_key() -> None:
     for key, record in (("prompt", PromptTemplate), ("pruning", PruningInfo), ("decoder", DecoderInfo)):
         own = fields(record)
         assert set(properties[key]["properties"]) == {field.name for field in own}
-        assert set(properties[key]["required"]) == {field.name for field in own if field.default is MISSING}
+        needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
+        assert set(properties[key]["required"]) == needed
 
 
 @pytest.mark.parametrize(
@@ -488,7 +491,7 @@ def test_frozen_bundles_still_answer(name: str) -> None:
     bundle = load_bundle(frozen)
     written = json.loads((frozen / "bundle.json").read_text())["format_version"]
     assert (written, bundle.manifest.format_version) == (int(name[len("bundle_v")]), FORMAT_VERSION)
-    assert sum(file.stat().st_size for file in frozen.rglob("*") if file.is_file()) < 100_000
+    assert sum(file.stat().st_size for file in frozen.rglob("*") if file.is_file()) < 500_000
     report = check_bundle(bundle, threads=1)
     assert report.ok
     assert not any(stage.skipped for stage in report.stages)

@@ -66,7 +66,14 @@ def test_what_format_1_meant_is_the_default_now(old: dict[str, Any]) -> None:
 
 def test_the_newest_format_is_left_alone(old: dict[str, Any]) -> None:
     new = upgraded(old, 1)
-    assert upgraded(new, 2) is new
+    assert upgraded(new, FORMAT_VERSION) is new
+
+
+def test_format_2_differs_by_its_number_alone(old: dict[str, Any]) -> None:
+    second = {**upgraded(old, 1), "format_version": 2}
+    assert upgraded(second, 2) == {**second, "format_version": FORMAT_VERSION}
+    decoder = Manifest.from_json(second).decoder
+    assert (decoder.caches, decoder.cache_dtype) == ({"decoder_model_merged": "concat"}, "float32")
 
 
 def test_every_geometry_of_format_1(old: dict[str, Any]) -> None:
