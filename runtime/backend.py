@@ -33,7 +33,11 @@ Array: TypeAlias = npt.NDArray[Any]
 # Far more threads than cores only wait for each other; an engine asked for 10^5 of them never returns.
 _MAX_THREADS = 1024
 
-_MODULES = {"onnxruntime": "runtime.backends.onnxruntime"}
+_MODULES = {
+    "onnxruntime": "runtime.backends.onnxruntime",
+    "openvino": "runtime.backends.openvino",
+    "openvino-bf16": "runtime.backends.openvino_bf16",
+}
 
 
 @dataclass(frozen=True)
