@@ -172,6 +172,7 @@ def test_peers_and_variants_are_chosen_by_name_in_the_order_of_tables() -> None:
     assert [(peer.name, variant.name) for peer, variant in chosen] == [
         ("transformers", "bf16 sdpa"),
         ("openvino", "fp32"),
+        ("openvino", "bf16"),
         ("llama.cpp", "q4_0"),
     ]
 

@@ -11,6 +11,8 @@ from runtime.positions import Positions
 
 __all__ = ["PEER", "RuntimeEngine"]
 
+_BACKENDS = {"fp32": "openvino", "bf16": "openvino-bf16"}
+
 
 class RuntimeEngine(SteppingEngine):
     """Our runtime with one of its backends; each prompt has a KV cache of its own, as each request has."""
@@ -35,7 +37,7 @@ class RuntimeEngine(SteppingEngine):
 
 
 def _open(task: Task) -> Engine:
-    return RuntimeEngine(task, "openvino")
+    return RuntimeEngine(task, _BACKENDS[task.variant.precision])
 
 
 PEER = Peer(
@@ -43,8 +45,9 @@ PEER = Peer(
     packages=("openvino",),
     modules=("openvino",),
     install="pip install openvino",
-    variants=(Variant("fp32", "fp32"),),
+    variants=tuple(Variant(name, name) for name in _BACKENDS),
     open=_open,
     needs_bundle=True,
-    about="OpenVINO: the decoder of the bundle, by our runtime with backend `openvino`.",
+    about="OpenVINO: the decoder of the bundle, by our runtime with backend "
+    "`openvino`, in bf16 `openvino-bf16`.",
 )
