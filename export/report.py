@@ -121,6 +121,7 @@ def print_report(report: BuildReport, console: Console) -> None:
         *(("tokens per image", line) for line in report.token_lines),
         ("scored by", f"layer {report.layer}, {report.aggregation}, strategy {report.strategy}"),
         ("gather", f"{report.prune['gather']} ({report.prune['gather_reason']})"),
+        *(("precision costs", line) for line in _loss_lines(report.parity.get("loss"))),
         ("lint", ", ".join(map(str, report.targets))),
         *(("", sentence) for sentence in _sentences(report.targets)),
         ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),
@@ -131,6 +132,15 @@ def print_report(report: BuildReport, console: Console) -> None:
     console.print(facts)
     # Not wrapped, so that it can be copied.
     console.print(f"ask it:\n  {report.next_command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _loss_lines(loss: dict[str, Any] | None) -> list[str]:
+    if loss is None:
+        return []
+    return [
+        f"{loss['top1_agreement']:.1%} of {loss['positions']} tokens stay the likeliest, cosine of the "
+        f"logits {loss['mean_cosine']:.5f} (least {loss['min_cosine']:.5f}), against float32 PyTorch"
+    ]
 
 
 def _sentences(targets: tuple[TargetVerdict, ...]) -> list[str]:
@@ -154,8 +164,10 @@ def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
         difference = "-" if stage["max_abs_diff"] is None else f"{stage['max_abs_diff']:.1e}"
         verdict = "skipped" if stage["skipped"] else "[green]ok[/]" if stage["ok"] else "[red]DIFFERS[/]"
         if stage["ok"] and stage["name"] in parity.get("costs", {}):
-            verdict = "[yellow]costs[/]"  # of a precision: neither equal nor a fault
-        verdict += f" {escape(stage['detail'])}" if stage["detail"] else ""
+            # Of a precision: neither equal nor a fault.
+            verdict = f"[yellow]{escape(stage['detail'])}[/]"
+        elif stage["detail"]:
+            verdict += f" {escape(stage['detail'])}"
         why = [stage["reason"]] if reasons else []
         table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, *why)
     if parity["first_divergence"] is not None:

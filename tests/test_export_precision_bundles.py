@@ -10,10 +10,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from export.build import main
+from export.build import BuildOptions, build, main
 from export.precision import parse_precision
 from export.precision.bundle import convert_bundle
+from export.report import print_report
 from runtime import Generator, contract
 from runtime.bundle import Bundle, load_bundle
 from runtime.check import check_bundle
@@ -26,7 +28,7 @@ def built(
 ) -> Callable[[str], Bundle]:
     made: dict[str, Bundle] = {}
 
-    def build(precision: str) -> Bundle:
+    def make(precision: str) -> Bundle:
         if precision not in made:
             target = tmp_path_factory.mktemp("precision") / "bundle"
             command = ["--model", str(toy_checkpoint("clip-llama")), "--output", str(target)]
@@ -36,7 +38,7 @@ def built(
             made[precision] = load_bundle(target)
         return made[precision]
 
-    return build
+    return make
 
 
 BUILDS = ["vision=fp16,decoder=int4", "vision=fp32,decoder=fp16"]
@@ -90,3 +92,19 @@ def test_weight_files_that_nobody_reads_are_gone(toy_bundle_dir: Path, tmp_path:
         "vision_encoder_fopru.onnx",
     }
     assert all("_int8.onnx" in name for name in names if "vision" not in name)
+
+
+def test_the_report_says_what_a_precision_costs(
+    toy_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = BuildOptions(
+        str(toy_checkpoint("clip-llama")), tmp_path / "q8", precision=parse_precision("decoder=int8")
+    )
+    report = build(options)
+    out = StringIO()
+    print_report(report, Console(file=out, width=200))
+    loss = report.parity["loss"]
+    assert (
+        f"precision costs   {loss['top1_agreement']:.1%} of {loss['positions']} tokens stay" in out.getvalue()
+    )
+    assert f"int8 costs {report.parity['costs']['logits']:.1e}" in out.getvalue()
