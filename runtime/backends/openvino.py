@@ -163,7 +163,6 @@ class OvBinding:
         for name, (tensor, shape) in self._bound.items():
             got = tuple(tensor.shape)
             if got != shape:  # a smaller result is written all the same
-                self._bound = {}
                 raise BackendError(
                     f"openvino failed in {self._name}: {name} came out as {list(got)}, but a view of "
                     f"{list(shape)} is bound"
