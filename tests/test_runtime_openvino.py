@@ -126,23 +126,29 @@ def test_the_cache_grows_in_place(toy_bundle_dir: Path, monkeypatch: pytest.Monk
 
 
 @needs_openvino
-def test_the_shared_cache_is_not_taken_for_one_in_place(backend: Backend, toy_bundle_dir: Path) -> None:
+def test_the_shared_cache_is_refused(backend: Backend, toy_bundle_dir: Path) -> None:
     info = load_bundle(toy_bundle_dir).manifest.decoder
     graph = next(name for name, kind in info.caches.items() if kind == contract.SHARED)
-    decoder = backend.open(toy_bundle_dir / contract.graph_file(graph))
-    cache = View(
-        np.zeros(info.kv_heads * 9 * info.head_dim, np.float32), (1, info.kv_heads, 9, info.head_dim)
+    shape = (1, info.kv_heads, 9, info.head_dim)
+    cache = View(np.zeros(np.prod(shape), np.float32), shape)
+    inputs = {
+        contract.INPUTS_EMBEDS: View(np.ones(2 * info.hidden_size, np.float32), (1, 2, info.hidden_size)),
+        contract.ATTENTION_MASK: View(np.ones(2, np.int64), (1, 2)),
+        contract.POSITION_IDS: View(np.arange(2), (1, 2)),
+        contract.NUM_LOGITS_TO_KEEP: View(np.ones(1, np.int64), ()),
+    }
+    # 2026.4 returns the rows that are there, not the buffer; 2025.1 does not know the operator.
+    message = (
+        r"came out as \[1, \d+, 2, \d+\], but a view of \[1, \d+, 9, \d+\]|com.microsoft.GroupQueryAttention"
     )
-    inputs = {name: cache for name in decoder.inputs if name.startswith("past_key_values")}
-    inputs[contract.INPUTS_EMBEDS] = View(np.ones(2 * info.hidden_size, np.float32), (1, 2, info.hidden_size))
-    inputs[contract.ATTENTION_MASK] = View(np.ones(2, np.int64), (1, 2))
-    inputs[contract.POSITION_IDS] = View(np.arange(2), (1, 2))
-    inputs[contract.NUM_LOGITS_TO_KEEP] = View(np.ones(1, np.int64), ())
-    outputs = {name: cache for name in decoder.outputs if name.startswith("present")}
-    with pytest.raises(
-        BackendError, match=r"came out as \[1, \d+, 2, \d+\], but a view of \[1, \d+, 9, \d+\]"
-    ):
-        decoder.bind(inputs, outputs).run()
+
+    def run() -> None:
+        decoder = backend.open(toy_bundle_dir / contract.graph_file(graph))
+        inputs.update({name: cache for name in decoder.inputs if name.startswith("past_key_values")})
+        decoder.bind(inputs, {name: cache for name in decoder.outputs if name.startswith("present")}).run()
+
+    with pytest.raises(BackendError, match=message):
+        run()
 
 
 @needs_openvino
@@ -287,7 +293,7 @@ def test_graphs_that_cannot_be_loaded(
     backend: Backend, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BackendError, match=r"openvino cannot load .*broken.onnx: .*can't be parsed"):
+    with pytest.raises(BackendError, match=r"openvino cannot load .*broken.onnx: "):
         backend.open(tmp_path / "broken.onnx")
     odd = helper.make_node("Nonsense", ["x"], ["y"], domain="com.microsoft")
     path = write_graph(tmp_path / "odd.onnx", [odd], [floats("x", "n")], [floats("y", "n")])
