@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,18 @@ def test_both_decoders_share_one_weight_file(exported: tuple[Any, Path]) -> None
         *("embed_tokens.onnx", "embed_tokens.onnx_data", "decoder_model_merged.onnx"),
         *("decoder_model_merged.onnx_data", "decoder_model_portable.onnx"),
     }
+
+
+def test_what_is_fused_around_attention_brings_no_weights_of_its_own(exported: tuple[Any, Path]) -> None:
+    model, folder = exported
+    layers = LLAVA.decoder_info(model).layers
+    graph = onnx.load(folder / contract.graph_file(contract.DECODER), load_external_data=False).graph
+    kinds = Counter((node.domain, node.op_type) for node in graph.node)
+    assert kinds["com.microsoft", "GroupQueryAttention"] == layers
+    assert kinds["com.microsoft", "RotaryEmbedding"] == 2 * layers  # of query and key
+    assert kinds["", "Pow"] == kinds["", "ReduceMean"] == 0  # no norm is left written out
+    inline = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    assert inline < 4096  # constants of shapes
 
 
 @pytest.mark.parametrize("opset", [20, 23])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from export.decoder.fuse import fuse_around_attention
 from export.decoder.lowering import Attention, Builder, attentions, finish, put_in_place
 from runtime import contract
 
@@ -31,6 +32,7 @@ def lower_shared(model: ir.Model, table: contract.GraphContract) -> None:
     for attention in attentions(model):
         _lower(graph, attention, last, total)
     model.opset_imports[_DOMAIN] = 1
+    fuse_around_attention(model)
     finish(model, table)
 
 

@@ -41,6 +41,11 @@ _PRODUCTS = (
     *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
 )
+_NORMS = (
+    *("LayerNormalization", "SimplifiedLayerNormalization"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+)
+_STATISTICS = (1, 2)  # outputs of a norm that are float32 in any precision: mean, and 1 / deviation
 _FOLLOW = (
     *("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Min", "Max", "Where", "Identity", "Pad", "Tile"),
     *(
@@ -125,6 +130,9 @@ class _Walk:
         self._read_in(node, dtype)
         self._half, self._full = self._half + (dtype == _HALF), self._full + (dtype == _FULL)
         for value in made:
+            if node.op_type in _NORMS and value.index() in _STATISTICS:
+                self._leans[value] = _FULL
+                continue
             value.type = ir.TensorType(dtype)
             in_range = node.op_type in _IN_UNIT_RANGE and not _is_careful(node)
             self._leans[value] = _HALF if in_range else dtype
