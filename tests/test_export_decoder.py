@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,19 @@ def test_what_is_fused_around_attention_brings_no_weights_of_its_own(exported: t
     assert kinds["", "Pow"] == kinds["", "ReduceMean"] == 0  # no norm is left written out
     inline = sum(len(tensor.raw_data) for tensor in graph.initializer)
     assert inline < 4096  # constants of shapes
+
+
+def test_without_fusions_of_transformers(
+    torch_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.exporters.onnxruntime_fusions", None)
+    model = toy_model(SPECS["llama"])
+    folder = write_text(model, tmp_path / "text")
+    graph = onnx.load(folder / contract.graph_file(contract.DECODER), load_external_data=False).graph
+    assert "RotaryEmbedding" not in {node.op_type for node in graph.node}
+    ids = tokens(1, 6)
+    run = new_run(model, folder, contract.SHARED, Room(6, counted(6)))
+    assert_close(run.prefill(embeds_of(model, ids)), reference_logits(model, ids)[0, 5])
 
 
 @pytest.mark.parametrize("opset", [20, 23])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("export", "fopru_graph", "calib", "runtime", "demo", "bench")
 # package -> what it may import besides the standard library and itself, at any depth of the module
 ALLOWED = {
-    "runtime": {"numpy", "onnxruntime", "tokenizers", "PIL"},
+    "runtime": {"numpy", "onnxruntime", "openvino", "tokenizers", "PIL"},
     "fopru_graph": {"numpy", "onnx_ir", "onnx", "onnx_shape_inference", "rich", "tensorrt_rtx"},
     "calib": {"numpy", "runtime"},
     "export": {
@@ -35,11 +35,11 @@ ALLOWED = {
 }
 # lazily only: never at module level, so that a device needs what it runs and nothing else
 LAZY: dict[str, set[str]] = {
-    "runtime": {"onnxruntime", "tokenizers", "PIL"},
+    "runtime": {"onnxruntime", "openvino", "tokenizers", "PIL"},
     "calib": {"runtime"},
     "fopru_graph": {"rich", "tensorrt_rtx"},
 }
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "PIL", "tensorrt")
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tokenizers", "PIL", "tensorrt")
 
 
 def imported(tree: ast.AST, *, top_level_only: bool) -> Iterator[str]:
