@@ -43,6 +43,8 @@ MEASUREMENTS = (
     Step("encoder", "bench.encoder", (), TINY),
     Step("ttft", "bench.ttft", (), TINY),
     Step("decoder", "bench.decoder", (), TINY),
+    Step("peers", "bench.peers", (), ("--model", "tiny", "--rows", "20", "--rounds", "1")),
+    Step("openvino-pruning", "bench.peers.openvino_pruning", (), None),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
     Step(
         "exporters",

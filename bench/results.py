@@ -130,5 +130,7 @@ def _rich_table(table: Table) -> Any:
 
 
 def _add_rows(drawn: Any, rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.markup import escape
+
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(escape, row))  # a cell may hold brackets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.errors import BenchError
 from bench.peers import (
+    fopru_peer,
     llama_cpp_peer,
     onnxruntime_genai_peer,
     openvino_genai_peer,
@@ -14,7 +15,14 @@ from bench.peers.base import Peer, Variant
 
 __all__ = ["PEERS", "choose", "find_peer"]
 
-_MODULES = (transformers_peer, openvino_peer, openvino_genai_peer, llama_cpp_peer, onnxruntime_genai_peer)
+_MODULES = (
+    transformers_peer,
+    fopru_peer,
+    openvino_peer,
+    openvino_genai_peer,
+    llama_cpp_peer,
+    onnxruntime_genai_peer,
+)
 
 PEERS: dict[str, Peer] = {module.PEER.name: module.PEER for module in _MODULES}
 """In the order of tables; the first variant of the first one is the reference."""
