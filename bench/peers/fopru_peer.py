@@ -14,7 +14,7 @@ __all__ = ["PEER"]
 def _bundle_of(task: Task) -> Path:
     """The bundle of a variant: the given one, or one of the same checkpoint in the variant's precision."""
     given = require_bundle(task)
-    return given if task.variant.precision == "fp32" else task.folder / "bundle"
+    return given if task.variant.precision == "fp32" else task.folder / f"bundle-{task.variant.precision}"
 
 
 def _prepare(task: Task) -> None:
