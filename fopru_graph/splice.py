@@ -357,17 +357,19 @@ class _Seam:
         return builder.cast(builder.op("Expand", [row, shape], made), value.dtype or _INT64)
 
     def _empty_cache(self, value: ir.Value) -> ir.Value:
-        """[batch, heads, 0, width]."""
+        """[batch, heads, 0, width], or [batch, 0, heads, width] where time comes first."""
         sizes = dims(value) or ()
-        if len(sizes) != 4 or not isinstance(sizes[1], int) or not isinstance(sizes[3], int):
+        fixed = [isinstance(size, int) for size in sizes]
+        if len(sizes) != 4 or fixed[1] == fixed[2] or not fixed[3]:
             raise UnsupportedGraphError(
-                f"'{value.name}' has dims {sizes}, but a cache is [batch, heads, past, width] with heads "
-                "and width fixed: export the decoder so"
+                f"'{value.name}' has dims {sizes}, but a cache is [batch, heads, past, width] or [batch, "
+                "past, heads, width] with heads and width fixed: export the decoder so"
             )
+        known = [size if isinstance(size, int) else 0 for size in sizes[1:]]
         builder = self._builder
-        rest = builder.ints("cache_dims", [sizes[1], 0, sizes[3]])
+        rest = builder.ints("cache_dims", known)
         shape = builder.op("Concat", [self._batch, rest], Made("cache_shape", _INT64, (4,)), {"axis": 0})
-        made = Made("empty_cache", ir.DataType.FLOAT, ("batch", sizes[1], 0, sizes[3]))
+        made = Made("empty_cache", ir.DataType.FLOAT, ("batch", *known))
         return builder.cast(builder.op("ConstantOfShape", [shape], made), value.dtype or ir.DataType.FLOAT)
 
 

@@ -195,11 +195,12 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 
 
 def test_plan_runs_each_measurement_in_turn() -> None:
-    first = ["export", "encoder", "ttft", "exactness", "exporters", "rewrite", "score-clip"]
+    first = ["export", "encoder", "ttft", "decoder", "peers"]
+    middle = ["exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
     last = ["families", "tiles"]
-    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, "rtx", *last]
-    everything_named = [*first, *large, "rtx", "exactness-clip-l", *last]
+    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, *middle, "rtx", *last]
+    everything_named = [*first, "openvino-pruning", *middle, *large, "rtx", "exactness-clip-l", *last]
     assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named
     assert everything.plan(["ttft", "export"], quick=True, threads=3) == [
         ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),

@@ -87,6 +87,7 @@ def test_json_is_all_there_is_on_stdout(toy_build: ToyBuild) -> None:
         "vision_encoder_fopru",
         "embed_tokens",
         "decoder_model_merged",
+        "decoder_model_portable",
     ]
     assert report["seconds"] == pytest.approx(sum(step["seconds"] for step in report["steps"]), abs=0.01)
     assert report["peak_rss_bytes"] > report["weight_bytes"] > 100_000

@@ -20,7 +20,7 @@ from fopru_graph.splice import SpliceOptions, SpliceReport, splice, splice_files
 from runtime import contract
 
 Arrays = dict[str, np.ndarray]
-DECODER_FILE = f"{contract.DECODER}.onnx"
+DECODER_FILE = f"{contract.DECODER_PORTABLE}.onnx"
 VISION_FILE = f"{contract.VISION_ENCODER_FOPRU}.onnx"
 
 
@@ -83,8 +83,8 @@ def decoded(decoder: ort.InferenceSession, embeds: np.ndarray, past: Arrays, log
     batch, rows, _ = embeds.shape
     caches = {value.name: value.shape for value in decoder.get_inputs() if value.name.startswith("past")}
     if not past:
-        past = {name: np.zeros((batch, dims[1], 0, dims[3]), np.float32) for name, dims in caches.items()}
-    start = next(iter(past.values())).shape[2]
+        past = {name: np.zeros((batch, 0, dims[2], dims[3]), np.float32) for name, dims in caches.items()}
+    start = next(iter(past.values())).shape[1]
     positions = np.tile(np.arange(start, start + rows), (batch, 1))
     feeds = {
         contract.INPUTS_EMBEDS: embeds,
@@ -125,7 +125,7 @@ def test_equals_both_graphs_run_apart(
     feeds = feeds_of(sessions["spliced"], batch, lengths)
     made = run(sessions["spliced"], feeds | {contract.NUM_KEEP: np.array([keep], np.int64)})
     assert made[contract.LOGITS].shape[:2] == (batch, 1)
-    assert made[contract.present_name(0, "key")].shape[2] == keep + sum(lengths)
+    assert made[contract.present_name(0, "key")].shape[1] == keep + sum(lengths)
     assert_same(made, apart(sessions, feeds, keep))
 
 
@@ -257,7 +257,7 @@ def test_another_dtype_is_cast() -> None:
     (VISION, DECODER.replace(": 20]", ": 21]"), UnsupportedGraphError, r"opset 20 of 'ai.onnx' and the decoder 21: export both"),
     (VISION.replace("pixel_values", "prefix_embeds"), DECODER, UnsupportedGraphError, r"'prefix_embeds' would be twice"),
     (VISION.replace("pixel_values", "logits"), DECODER, UnsupportedGraphError, r"'logits' would be twice .*rename it in the encoder"),
-    (VISION, DECODER.replace("position_ids)", "position_ids, float[images, h, past, 4] \"past_key_values.0.key\")"), UnsupportedGraphError, r"a cache is \[batch, heads, past, width\]"),
+    (VISION, DECODER.replace("position_ids)", "position_ids, float[images, h, past, 4] \"past_key_values.0.key\")"), UnsupportedGraphError, r"a cache is \[batch, heads, past, width\] or"),
 ])  # fmt: skip
 def test_refused(vision: str, decoder: str, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
@@ -281,7 +281,7 @@ def test_files_in_two_folders_are_refused(folder: Path, tmp_path: Path) -> None:
         splice_files(folder / VISION_FILE, folder / DECODER_FILE, tmp_path / "out.onnx")
     with pytest.raises(GraphFileError, match="is one of the sources: name another file"):
         splice_files(folder / VISION_FILE, folder / DECODER_FILE, folder / DECODER_FILE)
-    for path in folder.glob(f"{contract.DECODER}*"):
+    for path in folder.glob("decoder_model_*"):
         shutil.copy(path, tmp_path)
     with pytest.raises(
         GraphFileError, match=r"lie in two folders, with weight files .* under two names, in one"
