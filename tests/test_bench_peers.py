@@ -178,7 +178,7 @@ def test_peers_and_variants_are_chosen_by_name_in_the_order_of_tables() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(BenchError, match="no peer is called 'vllm': choose one of transformers, fopru, openvino"):
+    with pytest.raises(BenchError, match="no peer is called 'vllm': choose one of transformers, fopru"):
         choose(["vllm"])
     with pytest.raises(BenchError, match=r"llama\.cpp has no variant 'q9': choose one of fp32, bf16"):
         choose(["llama.cpp:q9"])
