@@ -79,7 +79,7 @@ class BatchRun:
         for row, token in enumerate(tokens):
             cache = self.cache.rows[row]
             if token is None:
-                continue  # what it had is run again, into the same place
+                continue  # its last row is run over: nobody reads it any more
             if cache.length == self.cache.capacity:
                 raise RequestError(
                     f"the KV cache holds {cache.capacity} positions, but {cache.length + 1} are needed: "
@@ -102,6 +102,9 @@ class BatchRun:
 
 def answer_together(generator: Generator, runs: Sequence[AnswerRun]) -> list[Result]:
     """The results of answers that have begun, in order; their time of decoding is that of the whole batch."""
+    with runs[0].watch.stage("load"):
+        generator.session(contract.EMBED_TOKENS)
+        generator.session(generator.decoder_graph)
     made = [run.prompt() for run in runs]
     rooms = [Room(run.capacity, prompt.positions) for run, (prompt, _, _) in zip(runs, made, strict=True)]
     loops = [loop for _, _, loop in made]

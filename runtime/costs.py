@@ -85,7 +85,9 @@ def _precision_before(stage: str, precisions: Mapping[str, str]) -> str:
     name = _base(stage)
     graphs: list[str] = []
     if name in ("logits", "tokens"):
-        graphs.append(stage.partition(" of ")[2] or contract.DECODER)
+        # Without a name it is the first decoder of the bundle, which may have the portable one alone.
+        first = contract.DECODER if contract.DECODER in precisions else contract.DECODER_PORTABLE
+        graphs.append(stage.partition(" of ")[2] or first)
     if name in _TEXT:
         graphs.append(contract.EMBED_TOKENS)
     if name in (*_VISION, *_TEXT):

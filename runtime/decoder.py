@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import contract
-from runtime.backend import Array, Backend, Session, View
+from runtime.backend import Array, Backend, Binding, Session, View
 from runtime.errors import RequestError
 from runtime.kv_cache import KVCache, make_cache
 from runtime.manifest import DecoderInfo
@@ -55,17 +55,15 @@ class DecoderRun:
         cache: KVCache | None = None,
     ) -> None:
         """Allocate everything; `cache` is an empty one of at least that capacity, None a new one."""
-        self._backend, self._info = backend, info
+        self._backend, self._graph, self._info = backend, graph.decoder, info
         self.cache = make_cache(backend, info, graph.cache, room.capacity) if cache is None else cache
         self._token: Any = np.zeros(1, np.int64)
         token = View(backend.upload(self._token).buffer, (1, 1))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
         self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
-        count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
+        self._count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
         self._embed = graph.embed.bind({contract.INPUT_IDS: token}, {contract.INPUTS_EMBEDS: self._embedding})
-        self._decoder = graph.decoder.bind(
-            {contract.NUM_LOGITS_TO_KEEP: count}, {contract.LOGITS: self._logits}
-        )
+        self._decoder = self._bind()
         self._make_room(room)
 
     def rewind(self, length: int, room: Room) -> None:
@@ -82,6 +80,8 @@ class DecoderRun:
                 f"{room.positions.ids.shape[1]}: keep at most all cached rows, and fewer than the prompt has"
             )
         self.cache.cut(length)
+        if room.capacity > self.cache.capacity:
+            self._decoder = self._bind()  # the old one keeps the buffers alive that make way
         self.cache.grow(room.capacity)
         self._make_room(room)
 
@@ -106,6 +106,8 @@ class DecoderRun:
                 View(whole.buffer, (1, new, width), offset=whole.offset + start * width),
                 View(self._backend.upload(positions).buffer, self._position_shape(new)),
             )
+        # The binding would keep the embeddings of the whole prompt.
+        self._decoder.update({contract.INPUTS_EMBEDS: self._embedding}, {})
         return self._result()
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
@@ -122,6 +124,10 @@ class DecoderRun:
             View(self._later, self._position_shape(1), offset=generated * len(self._prompt)),
         )
         return self._result()
+
+    def _bind(self) -> Binding:
+        """The decoder with what never changes."""
+        return self._graph.bind({contract.NUM_LOGITS_TO_KEEP: self._count}, {contract.LOGITS: self._logits})
 
     def _make_room(self, room: Room) -> None:
         """Positions, mask and cache of a prompt."""

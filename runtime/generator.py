@@ -101,11 +101,11 @@ class Generator:
         return Stream(AnswerRun(self, request, tuple(encoded)))
 
     def generate_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Answer several requests together, token for token as `generate` would one by one.
+        """Answer several requests together, as `generate` would one by one but for the order of sums.
 
         Prompts and images may be of any length and number; the answers are decoded side by side, which reads
         the weights once for all of them. With a decoder that cannot do that (`batches`), one after the other.
-        What is kept of earlier prompts is not used, and nothing is kept.
+        What is kept of earlier prompts is not used, and nothing is added to it; `forget` makes room.
 
         Raises:
             FopruError: something is wrong with a request, an image or the bundle; no request is answered

@@ -207,7 +207,7 @@ class _ConcatCache(KVCache):
 
 
 class _BatchRow(_SharedCache):
-    """One sequence of a batch: a part of buffers that the batch owns."""
+    """One sequence of a batch: a part of buffers that the batch owns, so it cannot grow."""
 
     def __init__(self, batch: BatchCache, row: int) -> None:
         self._own = batch.buffers
@@ -216,6 +216,12 @@ class _BatchRow(_SharedCache):
 
     def _allocate(self) -> list[Any]:
         return self._own
+
+    def grow(self, capacity: int) -> None:
+        if capacity > self.capacity:
+            raise RequestError(
+                f"a sequence of a batch has {self.capacity} rows, but {capacity} are needed: make a new batch"
+            )
 
 
 class BatchCache:

@@ -85,6 +85,7 @@ class Start:
     run: DecoderRun
     reused: int = 0
     rows: PromptRows | None = None
+    epoch: int = 0
 
 
 class PrefixCache:
@@ -98,25 +99,27 @@ class PrefixCache:
         """Start empty, and stay so where reuse is off."""
         self.on = on
         self._kept: tuple[DecoderRun, PromptRows] | None = None
+        self._epoch = 0  # how often all was forgotten: an answer begun before leaves nothing
 
     def start(self, rows: PromptRows, room: Room, fresh: Callable[[], DecoderRun]) -> Start:
         """A run for a prompt: the kept one, rewound to the rows that the prompt shares with it, or a fresh
         one. What is kept and cannot serve is let go before the fresh one is made."""
         taken = self._take(rows, room.capacity)
         if taken is None:
-            return Start(fresh(), 0, rows)
+            return Start(fresh(), 0, rows, self._epoch)
         run, reused = taken
         run.rewind(reused, room)
-        return Start(run, reused, rows)
+        return Start(run, reused, rows, self._epoch)
 
     def keep(self, start: Start, tokens: Sequence[int]) -> None:
         """Keep a run after its answer, in place of what was kept; `tokens` are those fed to it since."""
-        if self.on and start.rows is not None:
+        if self.on and start.rows is not None and start.epoch == self._epoch:
             self._kept = start.run, start.rows.followed_by(tokens)
 
     def forget(self) -> None:
-        """Let the kept run go."""
+        """Let the kept run go, and do not keep those that are in use."""
         self._kept = None
+        self._epoch += 1
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from runtime import Generator, Request, contract, load_bundle
+from runtime.decoder import Room
 from runtime.errors import ImageError, RequestError
+from runtime.positions import Positions
 from runtime.result import Result
 from runtime.reuse import NO_REUSE
 from tests.toy_bundle import ToyModel, write_toy_bundle
@@ -81,9 +83,6 @@ def test_caches_that_cannot_batch_answer_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_full_row(generator: Generator) -> None:
-    from runtime.decoder import Room
-    from runtime.positions import Positions
-
     axes, width = generator.manifest.decoder.position_axes, generator.manifest.decoder.hidden_size
     ids = np.tile(np.arange(4, dtype=np.int64), (axes, 1))
     batch = generator.batch_run([Room(5, Positions(ids, 4))] * 2)
@@ -118,3 +117,12 @@ def test_no_buffer_is_allocated_while_decoding(generator: Generator, monkeypatch
 
 def _refuse(*_: object) -> None:
     raise AssertionError("allocated")
+
+
+def test_a_sequence_of_a_batch_cannot_grow(generator: Generator) -> None:
+    axes = generator.manifest.decoder.position_axes
+    ids = np.tile(np.arange(4, dtype=np.int64), (axes, 1))
+    row = generator.batch_run([Room(5, Positions(ids, 4))] * 2).cache.rows[1]
+    row.grow(5)
+    with pytest.raises(RequestError, match="a sequence of a batch has 5 rows, but 6 are needed: make a new"):
+        row.grow(6)

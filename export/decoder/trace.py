@@ -26,7 +26,12 @@ DOMAIN, ATTENTION = "fopru", "CachedAttention"
 _IMPLEMENTATION = "fopru_cached"
 
 # Arguments of attention functions that change what comes out, and that the graphs have no form for.
-_UNKNOWN = {"s_aux": "attention sinks", "head_mask": "a head mask", "position_bias": "a position bias"}
+_UNKNOWN = {
+    "attention_mask": "a mask of its own",
+    "s_aux": "attention sinks",
+    "head_mask": "a head mask",
+    "position_bias": "a position bias",
+}
 
 
 def traced_contract(info: DecoderInfo) -> contract.GraphContract:
@@ -44,6 +49,7 @@ class _NewRows(DynamicCache):
         super().__init__()
         self.past, self.mask = past, mask
         self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self.windows: dict[int, int] = {}  # of the layers whose attention is open; 0 looks back without end
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -60,12 +66,13 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    _: Tensor | None,
+    attention_mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """One layer's attention as a node: query [batch, heads, seq, head_dim], result with axes 1, 2 swapped."""
+    # The model itself is asked for no mask: one that comes all the same is more than causal.
     for name, meaning in _UNKNOWN.items():
-        if options.get(name) is not None:
+        if {**options, "attention_mask": attention_mask}.get(name) is not None:
             raise TraceError(
                 f"{type(module).__name__} has {meaning} ({name}), for which there is no decoder graph: use a "
                 "checkpoint whose language model attends without"
@@ -73,12 +80,13 @@ def _attend(
     cache: _NewRows = _CACHE.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     batch, heads, seq, head_dim = query.shape
+    cache.windows[layer] = int(options.get("sliding_window") or 0)
     attributes: dict[str, Any] = {
         "layer": layer,
         "num_heads": heads,
         "kv_num_heads": key.shape[1],
         "scale": float(options.get("scaling") or head_dim**-0.5),
-        "window": int(options.get("sliding_window") or 0),
+        "window": cache.windows[layer],
         "softcap": float(options.get("softcap") or 0.0),
     }
     out = torch.onnx.ops.symbolic(
@@ -135,7 +143,27 @@ class Decoder(nn.Module):
                 f"{type(self.language_model).__name__} keeps keys and values of layers {sorted(cache.rows)} "
                 f"of {len(past) // 2}: its layers share a cache, for which there is no decoder graph"
             )
+        if set(cache.windows) != set(cache.rows):
+            raise TraceError(
+                f"{type(self.language_model).__name__} has an attention of its own, which does not follow "
+                "transformers' AttentionInterface, so that its cache cannot be opened: use a checkpoint with "
+                "another language model (Llama, Qwen2, Mistral, Gemma, Phi …)"
+            )
+        _check_windows(self.language_model, cache.windows)
         return (logits, *(part for layer in sorted(cache.rows) for part in cache.rows[layer]))
+
+
+def _check_windows(language_model: Any, windows: dict[int, int]) -> None:
+    """Some models have their window in the mask alone, which the open attention does not get."""
+    config = language_model.config
+    every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [every] * len(windows)
+    for layer, kind in enumerate(kinds):
+        if kind != "full_attention" and not (kind == "sliding_attention" and windows[layer]):
+            raise TraceError(
+                f"layer {layer} of {type(language_model).__name__} is of kind {kind}, but says nothing of it "
+                "to its attention: use a checkpoint with another language model"
+            )
 
 
 def _last_rows(hidden: Tensor, count: Tensor) -> Tensor:
