@@ -137,7 +137,8 @@ def _video_processor_class(checkpoint: Checkpoint) -> Any:
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """The model in float32, in eval mode, on the CPU.
+    """The model in float32, in eval mode, on the CPU; matrices that are stored in 16 bits stay so until they
+    are used (`export.stored_weights`).
 
     Raises:
         CheckpointError: weights are missing, of the wrong shape, or unreadable.
@@ -145,11 +146,16 @@ def load_model(checkpoint: Checkpoint) -> Any:
     import torch
     import transformers
 
+    from export.stored_weights import load_stored, stored_dtype
+
     architecture = getattr(transformers, checkpoint.family.architecture)
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    dtype = stored_dtype(_weight_files(checkpoint.path))
     try:
-        model, info = architecture.from_pretrained(
-            checkpoint.path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        if dtype is None:
+            model, info = architecture.from_pretrained(checkpoint.path, dtype=torch.float32, **options)
+        else:
+            model, info = load_stored(architecture, checkpoint.path, dtype, **options)
     except Exception as error:
         raise CheckpointError(
             f"the weights of {checkpoint.path} cannot be loaded ({_one_line(error)}): copy or download the "
@@ -224,6 +230,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
+    for file in _weight_files(path):
+        _check_safetensors(file)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The weight files of a checkpoint; all are there.
+
+    Raises:
+        CheckpointError: there is none, or the index names one that is missing.
+    """
     if (path / _INDEX).exists():
         weight_map = _read_json(path / _INDEX).get("weight_map")
         files = weight_map.values() if isinstance(weight_map, dict) else ()
@@ -249,8 +265,7 @@ def _check_weights(path: Path) -> None:
             f"{path} has no {_SINGLE}{found}: give a checkpoint saved with "
             "save_pretrained(safe_serialization=True)"
         )
-    for shard in shards:
-        _check_safetensors(path / shard)
+    return [path / shard for shard in shards]
 
 
 def _check_safetensors(path: Path) -> None:

@@ -2,8 +2,8 @@
 beside it.
 
 Peak memory is a feature here. Three things keep it near one copy of the weights: initializers are the torch
-tensors themselves, transposed weights are computed one at a time while they are written, and weights go
-straight to disk.
+tensors themselves, transposed and widened weights are computed one at a time while they are written, and
+weights go straight to disk.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from export.decoder.tied import read_from_other_graph
 from export.errors import TraceError
 from export.families.base import Subgraph
 from export.onnx_names import name_graph
+from export.precision.widened import Widened, fold_casts, write_as_casts
 from runtime.contract import GraphContract
 
 __all__ = ["GraphStats", "quiet_exporter", "write_lowered", "write_onnx_from_torch"]
@@ -49,7 +50,7 @@ class GraphStats:
     weight_bytes: int
 
 
-def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int) -> GraphStats:
+def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int, *, narrow: bool = False) -> GraphStats:
     """Trace a module and write `target` (`x.onnx`) with its weights in `x.onnx_data`.
 
     Args:
@@ -58,6 +59,8 @@ def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int) -> GraphSta
             constant. String dims of the contract become dynamic axes of that name.
         target: file to write; the folder exists, with the files of the graphs that `graph.stored` names.
         opset: ONNX opset to target.
+        narrow: write matrices that the model keeps in 16 bits as they are, with a Cast, for a graph that
+            `export.precision` will convert; else all weights are float32.
 
     Raises:
         TraceError: torch cannot trace the module, or what comes out is not the contract.
@@ -81,6 +84,7 @@ def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int) -> GraphSta
             assert program is not None  # it is None with dynamo=False only
             for weight in graph.stored:
                 read_from_other_graph(program.model, weight, target.parent)
+            fold_casts(program.model)
             transpose_weights_lazily(program.model)
             program.optimize()
     except (MemoryError, TraceError):
@@ -93,6 +97,8 @@ def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int) -> GraphSta
     model = program.model
     name_graph(model, contract)
     _strip_metadata(model, target.stem)
+    if narrow:
+        write_as_casts(model)
     data = target.with_name(target.name + "_data")
     _store_weights(model, data)
     ir.save(model, target)
@@ -173,6 +179,9 @@ def transpose_weights_lazily(model: ir.Model) -> int:
 
 
 def _transposed(weight: ir.TensorProtocol, order: list[int]) -> ir.LazyTensor:
+    if isinstance(weight, Widened):
+        return Widened(_transposed(weight.source, order))
+
     def evaluate() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(order)))
 

@@ -18,6 +18,7 @@ from export.plan import Plan, plan_build
 from export.precision.exported import convert_exported, stored_logits
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
+from export.stored_weights import weight_count
 from export.targets import verdicts_of
 from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
@@ -103,7 +104,8 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
     graphs: dict[str, GraphStats] = {}
     for graph in family.subgraphs(model, plan.layout, decoder):
         with steps.step(f"export {graph.name}"):
-            graphs |= write_subgraph(graph, root, options.opset)
+            narrow = graph.name == contract.DECODER and options.precision.decoder.name != "fp32"
+            graphs |= write_subgraph(graph, root, options.opset, narrow=narrow)
             gc.collect()  # traced programs are full of cycles and hold the weights
     with steps.step(f"prune {contract.VISION_ENCODER}"):
         report = prune_file(
@@ -126,15 +128,16 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
         graphs=graphs,
         prune=report,
         constants=write_constants(plan, model, root),
-        weight_bytes=_weight_bytes(model),
+        weight_bytes=4 * weight_count(model),
         logits=logits,
     )
 
 
-def write_subgraph(graph: Subgraph, root: Path, opset: int) -> dict[str, GraphStats]:
-    """Trace one subgraph and write every graph that is made of it into the bundle directory `root`."""
+def write_subgraph(graph: Subgraph, root: Path, opset: int, *, narrow: bool = False) -> dict[str, GraphStats]:
+    """Trace one subgraph and write every graph that is made of it into the bundle directory `root`; see
+    `write_onnx_from_torch`."""
     target = root / contract.graph_file(graph.name)
-    traced = write_onnx_from_torch(graph, target, opset)
+    traced = write_onnx_from_torch(graph, target, opset, narrow=narrow)
     if not graph.lowered:
         return {graph.name: traced}
     source = target.rename(target.with_suffix(".traced"))
@@ -196,10 +199,6 @@ def _costs(exported: Exported, manifest: Manifest, report: ParityReport) -> dict
     costs = costs_of(report, precisions)
     loss = {} if exported.loss is None else {"loss": exported.loss.to_dict()}
     return {**loss, **({"costs": costs} if costs else {})}
-
-
-def _weight_bytes(model: Any) -> int:
-    return sum(value.numel() * value.element_size() for value in model.parameters())
 
 
 def _graph_row(root: Path, name: str, file: str, stats: GraphStats) -> GraphRow:

@@ -15,6 +15,7 @@ from export.precision.half import halve
 from export.precision.names import Precision
 from export.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from export.precision.weight_only import quantize_weights
+from export.precision.widened import Widened, fold_casts, numbers_of
 from fopru_graph.files import write_model
 
 __all__ = ["Converted", "convert_graph", "convert_model"]
@@ -44,6 +45,7 @@ def convert_graph(source: Path, target: Path, precision: Precision, file: Weight
         GraphFileError: the target cannot be written.
     """
     model = ir.load(source)
+    fold_casts(model)
     converted = convert_model(model, precision, file)
     write_model(model, target)
     return converted
@@ -77,20 +79,28 @@ def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:
     """Bring weights that stay as they are, so that the file they lie in is not needed."""
     for value in graph.initializers.values():
         tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.path).resolve() in file.paths:
+        if tensor is None or not _is_elsewhere(tensor, file):
             continue
         if tensor.nbytes <= INLINE_BYTES:  # shapes and axes, which ONNX Runtime wants to see in the graph
             value.const_value = ir.tensor(np.array(tensor.numpy()), name=value.name)
             file.keep(tensor)
             continue
-        key = (source_of(tensor), "copy")
+        key = (source_of(tensor), "copy", tensor.dtype)
         if key not in file.known:
-            file.known[key] = file.write(str(value.name), tensor.dtype, tensor.shape.numpy(), _parts(tensor))
+            file.known[key] = file.write(
+                str(value.name), tensor.dtype, tuple(tensor.shape.numpy()), _parts(tensor)
+            )
             file.keep(tensor)
         value.const_value = file.known[key]
 
 
+def _is_elsewhere(tensor: ir.TensorProtocol, file: WeightFile) -> bool:
+    if isinstance(tensor, Widened):
+        return True
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() not in file.paths
+
+
 def _parts(tensor: ir.TensorProtocol) -> Iterator[npt.NDArray[Any]]:
-    flat = tensor.numpy().reshape(-1)
-    for part in row_chunks(flat.size, flat.itemsize):
-        yield flat[part]
+    flat = numbers_of(tensor).reshape(-1)
+    for part in row_chunks(flat.size, tensor.dtype.bitwidth // 8):
+        yield flat[part].astype(tensor.dtype.numpy(), copy=False)

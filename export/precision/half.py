@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from export.errors import OptionError
 from export.precision.weight_file import INLINE_BYTES, WeightFile, initializer_of, row_chunks, source_of
+from export.precision.widened import numbers_of
 from fopru_graph.builder import STAMP
 
 __all__ = ["HalfReport", "halve"]
@@ -201,7 +202,9 @@ class _Walk:
         key = (source_of(tensor), "fp16")
         if key not in self._file.known:
             shape = tuple(int(dim) for dim in tensor.shape.numpy())
-            self._file.known[key] = self._file.write(name, _HALF, shape, _half_chunks(tensor.numpy(), name))
+            self._file.known[key] = self._file.write(
+                name, _HALF, shape, _half_chunks(numbers_of(tensor), name)
+            )
             self._file.keep(tensor)
         return initializer_of(self._graph, self._file.known[key], name)
 
@@ -209,7 +212,7 @@ class _Walk:
 def _half_chunks(array: npt.NDArray[Any], name: str) -> Iterator[npt.NDArray[np.float16]]:
     rows = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
     for part in row_chunks(len(rows), rows.shape[1] * 4):
-        yield _rounded(rows[part], name)
+        yield _rounded(rows[part].astype(np.float32, copy=False), name)
 
 
 def _rounded(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from export.precision.widened import Widened
+
 __all__ = ["INLINE_BYTES", "WeightFile", "initializer_of", "row_chunks", "source_of"]
 
 INLINE_BYTES = 256
@@ -71,7 +73,9 @@ class WeightFile:
 
         What is no place in a file is known by its object, which must not be freed while its key is in use.
         """
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, Widened):
+            self.keep(tensor.source)
+        elif isinstance(tensor, ir.ExternalTensor):
             tensor.release()
         else:
             self.known["kept", id(tensor)] = tensor
@@ -79,6 +83,8 @@ class WeightFile:
 
 def source_of(tensor: ir.TensorProtocol) -> Hashable:
     """What two tensors have in common if they are the same bytes: the place in a file, else the object."""
+    if isinstance(tensor, Widened):
+        return source_of(tensor.source)
     if isinstance(tensor, ir.ExternalTensor):
         return (str(Path(tensor.path).resolve()), tensor.offset, tensor.length)
     return id(tensor)

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from export.precision.names import Precision
 from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
+from export.precision.widened import numbers_of
 from runtime.lazy import require
 
 __all__ = ["Packed", "WeightOnly", "quantize_weights"]
@@ -171,7 +172,10 @@ def _packed(weight: ir.Value, precision: Precision, file: WeightFile, rows_are_o
     if key not in file.known:
         # No name for the array: what it maps could not be given back below.
         file.known[key] = _write(
-            tensor.numpy() if rows_are_outputs else tensor.numpy().T, str(weight.name), precision, file
+            numbers_of(tensor) if rows_are_outputs else numbers_of(tensor).T,
+            str(weight.name),
+            precision,
+            file,
         )
         file.keep(tensor)
     found: Packed = file.known[key]
