@@ -37,11 +37,11 @@ class Step:
 
 PATCHES = ("--encoder", "patches-4096", "--score-memory", "64MiB", "--rounds", "3")
 TINY = ("--model", "tiny", "--rounds", "2")
-# Building comes first: it makes the bundle that `ttft` then measures.
+# Building comes first: it makes the bundle that `vlm` then measures.
 MEASUREMENTS = (
     Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1"), threads=False),
     Step("encoder", "bench.encoder", (), TINY),
-    Step("ttft", "bench.ttft", (), TINY),
+    Step("vlm", "bench.vlm", (), ("--model", "tiny", "--rounds", "1")),
     Step("decoder", "bench.decoder", (), TINY),
     Step("peers", "bench.peers", (), ("--model", "tiny", "--rows", "20", "--rounds", "1")),
     Step("openvino-pruning", "bench.peers.openvino_pruning", (), None),

@@ -24,6 +24,14 @@ CLIP_L_336 = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+TINY_TOWER = CLIP_L_336 | {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 112,
+    "projection_dim": 64,
+}
 # 26 of the 27 layers of SigLIP so400m: LLaVA-OneVision drops the last one and feeds the output of layer 26
 # on.
 SIGLIP_SO400M_384 = {
@@ -60,6 +68,20 @@ QWEN2_0_5B = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
     "tie_word_embeddings": True,
+}
+# HuggingFaceTB/SmolVLM-256M-Instruct
+SMOLVLM_256M = {
+    "model_type": "llama",
+    "vocab_size": 49280,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e5,
+    "tie_word_embeddings": False,
 }
 # The smallest decoder that still has everything: for measurements of the vision tower alone, and for tests.
 TINY_DECODER = {
@@ -113,16 +135,18 @@ CONFIGURATIONS: dict[str, Configuration] = {
             "clip-l-336", CLIP_L_336, TINY_DECODER, -2, "default", "the tower of LLaVA-1.5, tiny decoder"
         ),
         Configuration(
-            "tiny",
-            CLIP_L_336 | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
-            | {"num_attention_heads": 4, "image_size": 112, "projection_dim": 64},
-            TINY_DECODER,
+            "smolvlm-256m-decoder",
+            TINY_TOWER,
+            SMOLVLM_256M,
             -2,
             "default",
-            "LLaVA-1.5 in small, 64 visual tokens, for tests",
+            "the decoder of SmolVLM-256M behind a tiny tower: for measurements of the decoder alone",
+        ),
+        Configuration(
+            "tiny", TINY_TOWER, TINY_DECODER, -2, "default", "LLaVA-1.5 in small, 64 visual tokens, for tests"
         ),
     )
-}  # fmt: skip
+}
 
 
 def configuration(name: str, decoder_layers: int | None = None) -> Configuration:

@@ -33,13 +33,15 @@ class BuildCost:
     steps: dict[str, float]
 
 
-def measure_build(checkpoint: Path, bundle: Path, ratio: float) -> BuildCost:
-    """Build a bundle in a child process.
+def measure_build(checkpoint: Path, bundle: Path, ratio: float, precision: str = "fp32") -> BuildCost:
+    """Build a bundle in a child process; `precision` as `python -m export.build` takes it.
 
     Raises:
         BenchError: the build failed; its own message is on stderr.
     """
     arguments = ["--model", str(checkpoint), "--output", str(bundle), "--ratio", str(ratio), "--json"]
+    if precision != "fp32":
+        arguments += ["--precision", precision]
     usage = run_measured([sys.executable, "-m", "export.build", *arguments])
     command = " ".join(["python", "-m", "export.build", *arguments]).replace(f"{ROOT}/", "")
     if usage.returncode != 0:
@@ -66,23 +68,23 @@ class Workspace:
         """The bundle of that checkpoint, built again when the checkpoint or what exports it has changed."""
         return self.bundle_of(self.checkpoint(name), name)
 
-    def bundle_of(self, checkpoint: Path, name: str) -> Path:
-        """The bundle called `name` of a checkpoint, built again when either has changed."""
+    def bundle_of(self, checkpoint: Path, name: str, precision: str = "fp32") -> Path:
+        """The bundle called `name` of a checkpoint, built again when that or what exports it has changed."""
         bundle, stamp = self._bundle_paths(name)
         if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(checkpoint):
             return bundle
-        self._build(checkpoint, name)
+        self._build(checkpoint, name, precision)
         return bundle
 
     def rebuild(self, name: str) -> BuildCost:
         """Build the bundle whether or not it is there."""
         return self._build(self.checkpoint(name), name)
 
-    def _build(self, checkpoint: Path, name: str) -> BuildCost:
+    def _build(self, checkpoint: Path, name: str, precision: str = "fp32") -> BuildCost:
         bundle, stamp = self._bundle_paths(name)
         stamp.unlink(missing_ok=True)
         digest = source_digest(checkpoint)  # before the build: an edit during it makes the bundle stale
-        cost = measure_build(checkpoint, bundle, self.ratio)
+        cost = measure_build(checkpoint, bundle, self.ratio, precision)
         stamp.write_text(digest)
         return cost
 

@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 
 from bench import __main__ as everything
-from bench import encoder, exactness, export_cost, ttft
-from bench.configurations import CONFIGURATIONS, configuration, hf_config
-from bench.costs import model_shape
+from bench import encoder, exactness, export_cost
+from bench.configurations import CONFIGURATIONS, configuration
 from bench.errors import BenchError
 from bench.exactness import Tally, differing_elements
-from bench.interleave import Measurement
 from bench.memory import ChildUsage
 from bench.options import run_script
-from bench.plot import draw_ttft
-from bench.processors import special_token_ids
 from bench.results import read_result
-from bench.ttft import TtftRun
 from bench.workspace import Workspace, measure_build, single_layout, source_digest
 from runtime.errors import BundleError
 from runtime.layouts.anyres import AnyresLayout
@@ -75,20 +70,6 @@ def test_encoder_measures_both_graphs(work: Path) -> None:
     assert 0 < found["score_and_select_share_of_pruned"] < 1
 
 
-def test_first_token_is_measured_beside_transformers(work: Path) -> None:
-    assert ttft.main([*common(work), "--rounds", "1"]) == 0
-    found = figures(work, "ttft-tiny")
-    assert [row["visual_tokens"] for row in found["by_ratio"].values()] == [64, 32, 19, 6]
-    assert found["by_ratio"]["1"]["prompt_tokens"] == found["text_tokens"] + 64
-    assert found["by_ratio"]["0.3"]["speedup_predicted"] > 1
-    for row in found["by_ratio"].values():
-        assert row["achieved"] == row["speedup"] / row["speedup_predicted"]
-        assert row["kv_bytes_allocated"] >= row["kv_bytes"]
-    assert found["by_ratio"]["0.3"]["kv_bytes"] < found["by_ratio"]["1"]["kv_bytes"]
-    assert found["transformers"]["ttft_seconds"] > 0
-    assert (work / "results" / "ttft-tiny.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_exactness_finds_the_bundle_equal_to_pytorch(work: Path) -> None:
     assert exactness.main([*common(work), "--images", "4", "--answers", "1"]) == 0
     found = figures(work, "exactness-tiny")
@@ -109,7 +90,7 @@ def test_a_bundle_of_another_layout_is_refused() -> None:
 
 def test_a_bundle_is_built_again_only_after_a_change(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    monkeypatch.setattr(Workspace, "_build", lambda *given: built.append(given[-1]))
+    monkeypatch.setattr(Workspace, "_build", lambda *given: built.append(given[2]))
     workspace = Workspace(work)
     workspace.bundle("tiny")
     assert built == []
@@ -195,16 +176,16 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 
 
 def test_plan_runs_each_measurement_in_turn() -> None:
-    first = ["export", "encoder", "ttft", "decoder", "peers"]
+    first = ["export", "encoder", "vlm", "decoder", "peers"]
     middle = ["exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
     last = ["families", "tiles"]
     assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, *middle, "rtx", *last]
     everything_named = [*first, "openvino-pruning", *middle, *large, "rtx", "exactness-clip-l", *last]
     assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named
-    assert everything.plan(["ttft", "export"], quick=True, threads=3) == [
+    assert everything.plan(["vlm", "export"], quick=True, threads=3) == [
         ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),
-        ("ttft", ["bench.ttft", "--model", "tiny", "--rounds", "2", "--threads", "3"]),
+        ("vlm", ["bench.vlm", "--model", "tiny", "--rounds", "1", "--threads", "3"]),
     ]
 
 
@@ -213,8 +194,8 @@ def test_failures_are_collected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         returncode = 1
 
     monkeypatch.setattr("bench.__main__.subprocess.run", lambda *_, **__: Done())
-    assert everything.main(["--only", "ttft", "--only", "encoder"]) == 1
-    assert capsys.readouterr().err == "error: encoder, ttft failed: see the messages above\n"
+    assert everything.main(["--only", "vlm", "--only", "encoder"]) == 1
+    assert capsys.readouterr().err == "error: encoder, vlm failed: see the messages above\n"
 
 
 def test_bits_are_compared_not_values() -> None:
@@ -243,33 +224,3 @@ def test_tally_tells_near_ties_from_equal_and_different() -> None:
     assert tally.diverged == {"kept_indices": 1, "tokens": 1}
     assert (tally.largest["logits"], tally.tightest["logits"]) == (0.25, 0.5)
     assert tally.remarks == ["kept_indices: near-tie"]
-
-
-def first_token_run() -> TtftRun:
-    shape = model_shape(hf_config(configuration("llava-onevision-0.5b"), special_token_ids()))
-    samples = {
-        "ratio 1": {"ttft": [6.0, 6.0], "vision": [3.0, 4.0], "embed": [0.5, 0.5], "prefill": [2.5, 1.5]},
-        "ratio 0.3": {"ttft": [4.0, 3.0], "vision": [3.0, 2.0]},
-        "transformers": {"ttft": [9.0, 9.0], "vision": [5.0, 5.0]},
-    }
-    measured = Measurement(samples, "ratio 1", 2, 0)
-    return TtftRun(shape, {1.0: 729, 0.3: 219}, 20, {1.0: 9, 0.3: 3}, {1.0: 18, 0.3: 6}, measured)
-
-
-def test_each_stage_is_predicted_from_its_own_multiply_adds() -> None:
-    run = first_token_run()
-    vision = run.shape.vision_stage(219) / run.shape.vision_stage()
-    prefill = run.shape.prefill_stage(20, 219) / run.shape.prefill_stage(20)
-    rounds = [3.0 * vision + 0.5 + 2.5 * prefill, 4.0 * vision + 0.5 + 1.5 * prefill]
-    assert run.predicted_seconds(0.3) == sum(rounds) / 2
-    assert run.predicted_speedup(0.3) == (6.0 / rounds[0] + 6.0 / rounds[1]) / 2
-    assert run.predicted_seconds(1.0) == 6.0
-    assert run.predicted_speedup(1.0) == 1.0
-    assert run.speedup(0.3) == 1.75  # median of 1.5 and 2
-    assert run.speedup_quartiles(0.3) == (1.625, 1.875)
-    assert run.achieved(0.3) == 1.75 / run.predicted_speedup(0.3)
-
-
-def test_plot_is_written(tmp_path: Path) -> None:
-    drawn = draw_ttft(first_token_run(), tmp_path / "results" / "x.png")
-    assert drawn.read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import tracemalloc
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from bench.environment import ROOT
 from export.decoder import trace
 from export.errors import TraceError
 from runtime import Generator, Request, contract, load_bundle
@@ -138,14 +136,6 @@ def test_opening_the_decoder_for_a_batch_is_loading(
     monkeypatch.setattr(generator.backend, "open", slow)
     first, _ = generator.generate_batch([Request("a", max_new_tokens=2), Request("b", max_new_tokens=2)])
     assert first.timings.load >= 0.4  # embedding and decoder
-
-
-def test_precisions_of_one_engine_are_different_models() -> None:
-    """Two precisions of an engine never have the same cosine to the last digit: one file was run twice."""
-    for file in sorted((ROOT / "bench" / "results").glob("peers-*.json")):
-        engines = json.loads(file.read_text())["figures"]["engines"]
-        seen = [(own["peer"], own["cosine"]) for own in engines if own["cosine"] is not None]
-        assert len(set(seen)) == len(seen), file.name
 
 
 def test_a_window_in_the_mask_alone_is_refused(

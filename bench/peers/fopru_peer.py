@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.peers.base import Engine, Peer, Task, Variant, require_bundle
 from bench.peers.openvino_peer import RuntimeEngine
+from bench.workspace import Workspace
 
 __all__ = ["PEER"]
 
@@ -18,17 +19,15 @@ def _bundle_of(task: Task) -> Path:
 
 
 def _prepare(task: Task) -> None:
-    """Build the bundle of a variant where it is not there; float32 is the given one."""
-    from export.build import BuildOptions, build
-    from export.precision import parse_precision
+    """Build the bundle of a variant where it is missing or out of date; float32 is the given one."""
     from runtime import load_bundle
 
     target = _bundle_of(task)
-    if target.exists():
+    if target == task.bundle:
         return
-    source = load_bundle(require_bundle(task), verify=False).manifest.model.source
-    precision = parse_precision(f"vision=fp32,decoder={task.variant.precision}")
-    build(BuildOptions(model=source, output=target, precision=precision))
+    source = Path(load_bundle(require_bundle(task), verify=False).manifest.model.source)
+    precision = f"decoder={task.variant.precision}"
+    Workspace(task.folder).bundle_of(source, target.name, precision)
 
 
 def _open(task: Task) -> Engine:

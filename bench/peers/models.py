@@ -30,20 +30,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 DECODERS: dict[str, dict[str, Any]] = {
     "qwen2-0.5b": CONFIGURATIONS["llava-onevision-0.5b"].text,
     "vicuna-7b": CONFIGURATIONS["llava-1.5-7b"].text,
-    # The decoder of SmolVLM-256M, HuggingFaceTB/SmolVLM-256M-Instruct.
-    "smolvlm-256m": {
-        "model_type": "llama",
-        "vocab_size": 49280,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e5,
-        "tie_word_embeddings": False,
-    },
+    "smolvlm-256m": CONFIGURATIONS["smolvlm-256m-decoder"].text,
     "tiny": CONFIGURATIONS["tiny"].text,
 }
 """Published decoders by name."""

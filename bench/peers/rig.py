@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bench import interleave
-from bench.environment import ROOT
+from bench.child import Child
 from bench.errors import BenchError
 from bench.peers.base import PRECISIONS, Peer, Task, Variant
 from bench.peers.models import prompt_ids
@@ -90,12 +87,8 @@ class Entry:
         return f"{self.peer.name} {self.variant.name}"
 
 
-class Worker:
-    """An engine in a child process; a context manager that ends it.
-
-    Raises:
-        BenchError: on entry and on every order, what the engine says is wrong.
-    """
+class Worker(Child):
+    """A peer's engine in a child process."""
 
     def __init__(self, peer: Peer, task: Task, *, prepare: bool = False) -> None:
         """Start the process; it is ready when entered."""
@@ -107,71 +100,26 @@ class Worker:
         }
         if task.bundle is not None:
             options["--bundle"] = task.bundle
-        command = [sys.executable, "-m", "bench.peers.worker", peer.name, task.variant.name]
+        command = ["bench.peers.worker", peer.name, task.variant.name]
         command += [str(part) for option in options.items() for part in option]
-        task.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._log = task.folder.parent / f"{peer.name} {task.variant.name}.log".replace(" ", "-")
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                command + ["--prepare"] * prepare,
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        log = task.folder.parent / f"{peer.name} {task.variant.name}.log".replace(" ", "-")
+        super().__init__(command + ["--prepare"] * prepare, log)
 
     def __enter__(self) -> Worker:
-        try:
-            self._read()
-        except BaseException:
-            self._end()
-            raise
+        super().__enter__()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
 
     def generate(self, ids: Array, new: int) -> dict[str, Any]:
         """Seconds, tokens and memory of an answer."""
-        return self._order({"order": "generate", "ids": ids.tolist(), "new": new})
+        return self.order({"order": "generate", "ids": ids.tolist(), "new": new})
 
     def logits(self, ids: Array, more: Sequence[int]) -> Array:
         """float32 [1 + len(more), V]; see `Engine.logits`."""
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "logits.npy"
-            self._order({"order": "logits", "ids": ids.tolist(), "more": list(more), "to": str(path)})
+            self.order({"order": "logits", "ids": ids.tolist(), "more": list(more), "to": str(path)})
             found: Array = np.load(path)
         return found
-
-    def _order(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: reading says so
-            print(json.dumps(content), file=self._process.stdin, flush=True)
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise BenchError(f"it ended with status {self._process.wait()}: see {self._log}")
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise BenchError(found["error"])
-        return found
-
-    def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        for stream in (self._process.stdin, self._process.stdout):
-            stream.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def check(

@@ -12,19 +12,20 @@ one line:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from bench.child import memory_counters, serve
 from bench.peers.base import Engine, Task
 from bench.peers.registry import find_peer
 
-__all__ = ["main", "memory_counters"]
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,29 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--capacity", type=int, required=True)
     parser.add_argument("--prepare", action="store_true")
     options = parser.parse_args(arguments)
-    answers = _own_stdout()
-    try:
-        peer = find_peer(options.peer)
-        variant = peer.variant(options.variant)
-        paths = options.checkpoint, options.folder
-        task = Task(*paths, variant, options.threads, options.capacity, options.bundle)
-        if options.prepare:
-            task.folder.mkdir(parents=True, exist_ok=True)
-            if peer.prepare is not None:
-                peer.prepare(task)
-            _tell(answers, {})
-            return 0
-        engine = peer.open(task)
-        _tell(answers, {})
-    except Exception as error:  # whatever an engine throws is its row in the table
-        _tell(answers, {"error": _one_line(error)})
-        return 1
-    for line in sys.stdin:
-        try:
-            _tell(answers, _obey(engine, json.loads(line)))
-        except Exception as error:
-            _tell(answers, {"error": _one_line(error)})
-    return 0
+    return serve(partial(_open, options))
+
+
+def _open(options: argparse.Namespace) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    peer = find_peer(options.peer)
+    paths = options.checkpoint, options.folder
+    task = Task(*paths, peer.variant(options.variant), options.threads, options.capacity, options.bundle)
+    if not options.prepare:
+        return partial(_obey, peer.open(task))
+    task.folder.mkdir(parents=True, exist_ok=True)
+    if peer.prepare is not None:
+        peer.prepare(task)
+    return None
 
 
 def _obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
@@ -70,32 +61,6 @@ def _obey(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
         return asdict(engine.generate(ids, order["new"])) | memory_counters()
     np.save(order["to"], engine.logits(ids, np.array(order["more"], np.int64)))
     return {}
-
-
-def memory_counters() -> dict[str, int]:
-    """Bytes of this process: the most it had resident, and what of it is anonymous now; {} but on Linux."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return {}
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    counters = {"peak_rss": "VmHWM", "anonymous": "RssAnon"}
-    return {name: int(lines[key].split()[0]) * 1024 for name, key in counters.items()}
-
-
-def _own_stdout() -> TextIO:
-    """A stream for answers alone: what libraries print to standard output goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
-def _tell(answers: TextIO, content: dict[str, Any]) -> None:
-    print(json.dumps(content), file=answers, flush=True)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:600]
 
 
 if __name__ == "__main__":
