@@ -18,7 +18,15 @@ from runtime.backend import Array, Backend, BackendOptions, Session, View
 from runtime.errors import BackendError
 from runtime.lazy import require
 
-__all__ = ["OrtBackend", "OrtBinding", "OrtSession", "create", "session_options"]
+__all__ = [
+    "OrtBackend",
+    "OrtBinding",
+    "OrtSession",
+    "create",
+    "message_of",
+    "session_options",
+    "shapes_of",
+]
 
 _LOG_FATAL = 4
 _MAX_LINES = 6
@@ -58,7 +66,7 @@ class OrtBackend:
             session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime has a dozen exception classes with no common base of its own.
         except Exception as error:
-            raise BackendError(f"onnxruntime cannot load {graph}: {_message(error)}") from error
+            raise BackendError(f"onnxruntime cannot load {graph}: {message_of(error)}") from error
         return OrtSession(session, graph.stem)
 
     def allocate(self, elements: int, dtype: str) -> Array:
@@ -83,15 +91,15 @@ class OrtSession:
         """Wrap an InferenceSession; `name` is for messages."""
         self._session = session
         self._name = name
-        self.inputs = _shapes(session.get_inputs())
-        self.outputs = _shapes(session.get_outputs())
+        self.inputs = shapes_of(session.get_inputs())
+        self.outputs = shapes_of(session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run with host arrays."""
         try:
             values = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
+            raise BackendError(f"onnxruntime failed in {self._name}: {message_of(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def bind(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> OrtBinding:
@@ -120,7 +128,7 @@ class OrtBinding:
         except BackendError:
             raise
         except Exception as error:
-            raise BackendError(f"onnxruntime cannot bind {self._name}: {_message(error)}") from error
+            raise BackendError(f"onnxruntime cannot bind {self._name}: {message_of(error)}") from error
         self._held.update(inputs)
         self._held.update(outputs)
 
@@ -129,7 +137,7 @@ class OrtBinding:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in {self._name}: {_message(error)}") from error
+            raise BackendError(f"onnxruntime failed in {self._name}: {message_of(error)}") from error
 
 
 def _span(view: View) -> Array:
@@ -147,7 +155,7 @@ def _address(view: View) -> int:
     return int(view.buffer.ctypes.data) + view.offset * int(view.buffer.itemsize)
 
 
-def _shapes(tensors: Any) -> dict[str, tuple[int | None, ...]]:
+def shapes_of(tensors: Any) -> dict[str, tuple[int | None, ...]]:
     """Names and shapes of a session's inputs or outputs; None for a dimension with a name or none at all."""
     return {
         tensor.name: tuple(dim if isinstance(dim, int) else None for dim in tensor.shape)
@@ -155,7 +163,7 @@ def _shapes(tensors: Any) -> dict[str, tuple[int | None, ...]]:
     }
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """The engine's message in one line: where it counts dimensions, the numbers stand in the later ones."""
     lines = [line.strip() for line in str(error).splitlines()]
     useful = [line for line in lines if line and not line.startswith("Please fix")]
