@@ -76,6 +76,12 @@ class FakeCudart:
             self.unfinished = True
             return self.fails
 
+        def memset(address: int, value: int, nbytes: int) -> int:
+            assert heap.holds(address, nbytes), "not an address of the device"
+            ctypes.memset(address, value, nbytes)
+            self.unfinished = True
+            return self.fails
+
         def synchronize(stream: int | None) -> int:
             assert stream is None
             self.unfinished = False
@@ -88,7 +94,7 @@ class FakeCudart:
         def message(code: int) -> bytes:
             return b"no CUDA-capable device is detected" if code == 100 else b"unknown error"
 
-        self.cudaMemcpy, self.cudaStreamSynchronize = memcpy, synchronize
+        self.cudaMemcpy, self.cudaMemset, self.cudaStreamSynchronize = memcpy, memset, synchronize
         self.cudaMemGetInfo, self.cudaGetErrorString = memory, message
 
 

@@ -87,8 +87,16 @@ def test_a_bound_run_reads_and_writes_device_buffers(ort: FakeOrt, toy: Path) ->
     assert ort.heap.copied == before  # nothing moved between host and device
     np.testing.assert_array_equal(backend.download(after)[0], MODEL.weights["embed"][[9, 77]])
     assert ort.heap.copied["dh"] == 2 * WIDTH * 4  # only what was asked for
-    untouched = backend.download(View(out, (3 * WIDTH,))).view(np.uint8)
-    assert (untouched == 0xCD).all()
+    assert (backend.download(View(out, (3 * WIDTH,))) == 0).all()  # new buffers hold zeros, and this was kept
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_new_buffers_hold_zeros(ort: FakeOrt, real: bool) -> None:
+    backend = on_cpu() if real else create_backend("ort-cuda", BackendOptions())
+    for _ in range(8):  # the allocator gives used memory again
+        view = View(backend.allocate(64, "float16"), (64,))
+        assert (backend.download(view) == 0).all()
+        backend.write(view, np.full(64, np.nan, np.float16))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -213,6 +221,16 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         r"ort-cuda needs CUDAExecutionProvider, which cannot start \(.*cannot open shared object file.*\): "
         r"install onnxruntime-gpu and the CUDA it was built for with `pip install 'fopru-edge\[gpu\]'"
     )
+    with pytest.raises(BackendError, match=message):
+        create_backend("ort-cuda", BackendOptions())
+
+
+def test_the_driver_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.setattr(
+        ort_cuda, "missing_library", lambda *_: "libcuda.so.1: cannot open shared object file"
+    )
+    message = r"ort-cuda needs an NVIDIA GPU with its driver \(libcuda.so.1: .*\): use another backend"
     with pytest.raises(BackendError, match=message):
         create_backend("ort-cuda", BackendOptions())
 

@@ -25,6 +25,8 @@ class DeviceCopies(Protocol):
 
     def copy(self, target: int, source: int, nbytes: int) -> None: ...
 
+    def clear(self, address: int, nbytes: int) -> None: ...
+
 
 class HostCopies:
     """Copies where the device is the CPU: for tests of the code above it."""
@@ -32,6 +34,10 @@ class HostCopies:
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copy; the two may overlap."""
         ctypes.memmove(target, source, nbytes)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Fill with zeros."""
+        ctypes.memset(address, 0, nbytes)
 
 
 def load_cudart(load: Callable[[str], Any] = ctypes.CDLL) -> Any:
@@ -58,6 +64,7 @@ class CudaCopies:
         """Take the library; its functions get their argument types here."""
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         cudart.cudaMemcpy.argtypes = [pointer, pointer, size, ctypes.c_int]
+        cudart.cudaMemset.argtypes = [pointer, ctypes.c_int, size]
         cudart.cudaStreamSynchronize.argtypes = [pointer]
         cudart.cudaMemGetInfo.argtypes = [ctypes.POINTER(size), ctypes.POINTER(size)]
         cudart.cudaGetErrorString.argtypes = [ctypes.c_int]
@@ -73,6 +80,15 @@ class CudaCopies:
         self._check("cudaMemcpy", self._cudart.cudaMemcpy(target, source, nbytes, _ANY_DIRECTION))
         # From pageable memory, and on the device, it returns before the copy is done; ONNX Runtime computes
         # on a stream of its own, which does not wait for it.
+        self._check("cudaStreamSynchronize", self._cudart.cudaStreamSynchronize(_DEFAULT_STREAM))
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Fill with zeros, and wait.
+
+        Raises:
+            BackendError: as `copy`.
+        """
+        self._check("cudaMemset", self._cudart.cudaMemset(address, 0, nbytes))
         self._check("cudaStreamSynchronize", self._cudart.cudaStreamSynchronize(_DEFAULT_STREAM))
 
     def memory(self) -> tuple[int, int]:

@@ -62,6 +62,8 @@ def gpu_package(backend: str, provider: str) -> tuple[Any, CudaCopies]:
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
     missing = missing_library(ort, provider)
+    if missing is not None and "libcuda.so" in missing:  # comes with the driver, not with CUDA
+        raise BackendError(f"{backend} needs an NVIDIA GPU with its driver ({missing}): use another backend")
     if missing is not None:
         raise BackendError(f"{backend} needs {provider}, which cannot start ({missing}): {INSTALL}")
     copies = CudaCopies(load_cudart())

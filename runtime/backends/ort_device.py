@@ -135,7 +135,10 @@ class OrtDeviceBackend:
         return opened
 
     def allocate(self, elements: int, dtype: str) -> DeviceBuffer:
-        """A flat buffer on the device, uninitialised."""
+        """A flat buffer of zeros on the device.
+
+        Rows behind the valid ones of a cache may be read under a mask, and 0 x NaN is NaN.
+        """
         kind = np.dtype(dtype)
         try:
             # A buffer of no values has no address, which binding wants.
@@ -147,6 +150,7 @@ class OrtDeviceBackend:
                 f"{self.name} cannot allocate {elements * kind.itemsize} bytes on the device "
                 f"({message_of(error)}): free memory there, or lower the ratio or max_new_tokens"
             ) from error
+        self._copies.clear(int(value.data_ptr()), max(1, elements) * kind.itemsize)
         return DeviceBuffer(value, kind, elements)
 
     def upload(self, array: Array) -> View:

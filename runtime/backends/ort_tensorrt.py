@@ -134,7 +134,7 @@ def joined_profile(profiles: Iterable[Mapping[str, InputProfile]]) -> dict[str, 
     """One profile that takes all that several do, tuned for the last: for a decoder, its single steps.
 
     What ONNX Runtime before September 2026 passes to TensorRT 10.11 and later as the optimum of a shape
-    tensor's values is the maximum, and the other way round (microsoft/onnxruntime#32415): so the two are equal.
+    tensor's values is the maximum, and the other way round (microsoft/onnxruntime#32415): so both are equal.
     """
     every = list(profiles)
     joined = {}
