@@ -4,14 +4,15 @@
     ├── BundleError    the bundle directory is missing, damaged, too new, or not a bundle
     ├── ImageError     an image cannot be read or has an unusable shape
     ├── RequestError   a request asks for something outside its range (ratio, tokens, prompt, sampling)
-    └── BackendError   a backend is unknown, not installed, or failed while running a graph
+    ├── BackendError   a backend is unknown, not installed, or failed while running a graph
+    └── EngineError    a TensorRT engine is missing, of another device or graph, too large, or cannot be built
 
 Every message is one sentence with the value got, the values allowed, and the way out.
 """
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "BundleError", "FopruError", "ImageError", "RequestError"]
+__all__ = ["BackendError", "BundleError", "EngineError", "FopruError", "ImageError", "RequestError"]
 
 
 class FopruError(Exception):
@@ -32,3 +33,7 @@ class RequestError(FopruError):
 
 class BackendError(FopruError):
     """A backend is unknown, not installed, or failed to run a graph."""
+
+
+class EngineError(FopruError):
+    """A TensorRT engine is missing, belongs to another device or graph, does not fit, or cannot be built."""

@@ -1,0 +1,144 @@
+"""Build one engine with TensorRT's Python package, or with `tensorrt_rtx`, which has the same names.
+
+Networks are strongly typed: precisions stand in the ONNX file, and no builder flag changes one. Weights are
+read from their file by the parser, so that a graph may have more than 2 GB of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EngineError
+from runtime.tensorrt.plan import EnginePlan, GraphPlan, InputProfile
+
+__all__ = ["EngineBuilder", "write_whole"]
+
+_ONE_LINE = 400
+
+
+@dataclass
+class EngineBuilder:
+    """Builds the engines of a plan, one after the other, with a timing cache that they share.
+
+    Attributes:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        plan: what to build.
+        timings: content of the timing cache, b"" for a new one; grows with every build.
+        configure: called with each builder configuration last, for what only one device has.
+    """
+
+    trt: Any
+    plan: EnginePlan
+    timings: bytes = b""
+    configure: Callable[[Any], None] | None = None
+
+    def build(self, onnx: Path, graph: GraphPlan) -> bytes:
+        """The serialised engine of a graph.
+
+        Raises:
+            EngineError: the parser refuses the graph, an input has no profile, or no engine can be built.
+        """
+        errors: list[str] = []
+        log = _logger(self.trt, errors)
+        builder = self.trt.Builder(log)
+        network = builder.create_network(self._network_flags())
+        self._parse(network, log, onnx)
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.plan.workspace)
+        config.builder_optimization_level = self.plan.level
+        cache = config.create_timing_cache(self.timings)
+        if cache is not None:
+            # A cache of another device or version would only be ignored: its folder is this device's own.
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        for number, sizes in enumerate(graph.profiles):
+            config.add_optimization_profile(self._profile(builder, network, graph, number, sizes))
+        if self.configure is not None:
+            self.configure(config)
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            why = _one_line(errors[0]) if errors else "no reason given"
+            raise EngineError(
+                f"TensorRT built no engine of {graph.graph} ({why}): free memory and try again, or give "
+                "smaller limits"
+            )
+        grown = config.get_timing_cache()
+        if grown is not None:
+            self.timings = bytes(grown.serialize())
+        return bytes(engine)
+
+    def _network_flags(self) -> int:
+        """Strongly typed, which is a flag in TensorRT 10 and the only way in 11 and in TensorRT for RTX."""
+        version = str(self.trt.__version__)
+        if self.trt.__name__ != "tensorrt" or int(version.split(".")[0]) >= 11:
+            return 0
+        return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def _parse(self, network: Any, log: Any, onnx: Path) -> None:
+        parser = self.trt.OnnxParser(network, log)
+        if parser.parse_from_file(str(onnx)):
+            return
+        error = parser.get_error(0)
+        node = error.node_name() or "without a name"
+        raise EngineError(
+            f"TensorRT does not take {onnx.name}: node {node} ({error.node_operator() or 'no operator'}): "
+            f"{_one_line(error.desc())}: build the bundle for this target with `python -m export.build`"
+        )
+
+    def _profile(
+        self, builder: Any, network: Any, graph: GraphPlan, number: int, sizes: dict[str, InputProfile]
+    ) -> Any:
+        profile = builder.create_optimization_profile()
+        for at in range(network.num_inputs):
+            tensor = network.get_input(at)
+            shaped = tensor.is_shape_tensor
+            if not shaped and -1 not in tuple(tensor.shape):
+                continue
+            given = sizes.get(tensor.name)
+            if given is None or given.values != shaped:
+                kind = "a shape tensor" if shaped else f"dims {list(tensor.shape)}"
+                raise EngineError(
+                    f"input {tensor.name} of {graph.graph} has {kind}, for which the plan has no profile: "
+                    "rebuild the bundle with `python -m export.build`"
+                )
+            (profile.set_shape_input if shaped else profile.set_shape)(tensor.name, *given.points)
+        if not profile:
+            raise EngineError(
+                f"TensorRT does not take profile {graph.profile_names[number]} of {graph.graph}: give "
+                "other limits"
+            )
+        return profile
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that a build that dies leaves no half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        partial = Path(stream.name)
+        try:
+            stream.write(content)
+            stream.flush()
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())[:_ONE_LINE]
+
+
+def _logger(trt: Any, errors: list[str]) -> Any:
+    """A logger that keeps errors; its base class is known only here, hence no class statement."""
+
+    def log(_self: Any, severity: Any, message: str) -> None:
+        # Without a GPU it complains about the missing driver, and goes on.
+        if str(severity).endswith("ERROR") and "CUDA driver" not in message:
+            errors.append(message)
+
+    def init(self: Any) -> None:
+        trt.ILogger.__init__(self)
+
+    return type("EngineLog", (trt.ILogger,), {"__init__": init, "log": log})()

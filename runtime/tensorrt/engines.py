@@ -1,0 +1,219 @@
+"""Where engines lie: `BUNDLE/engines/<tag>/<graph>.engine`, with `engines.json` that says what they are of.
+
+    engines/orin-sm87-trt10.3.0-jp6.2/
+        engines.json       identity, plan, and of each engine its size and the hash of its ONNX files
+        timing.cache       makes the next build shorter
+        vision_encoder_fopru.engine  embed_tokens.engine  decoder_model_portable.engine
+
+Nothing of it is listed in `bundle.json`: engines belong to one device, the bundle to all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Bundle
+from runtime.decode import decode
+from runtime.errors import BundleError, EngineError
+from runtime.manifest import Manifest
+from runtime.tensorrt.builder import EngineBuilder, write_whole
+from runtime.tensorrt.identity import EngineIdentity
+from runtime.tensorrt.memory import weight_files
+from runtime.tensorrt.plan import EnginePlan, GraphPlan
+from runtime.version import __version__
+
+__all__ = [
+    "ENGINES",
+    "RECORD",
+    "TIMING_CACHE",
+    "EngineFile",
+    "EngineSet",
+    "build_engines",
+    "engine_folder",
+    "find_engines",
+    "graph_hash",
+]
+
+ENGINES = "engines"
+RECORD = "engines.json"
+TIMING_CACHE = "timing.cache"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One engine: file name, size, and `graph_hash` of what it was built from."""
+
+    file: str
+    bytes: int
+    onnx: str
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """Engines of one bundle on one device, found and checked."""
+
+    folder: Path
+    identity: EngineIdentity
+    plan: EnginePlan
+    files: dict[str, EngineFile]
+
+    def path(self, graph: str) -> Path:
+        """The engine of a graph.
+
+        Raises:
+            EngineError: it was not built.
+        """
+        if graph not in self.files:
+            extra = " --unpruned" if graph == "vision_encoder" else ""
+            raise EngineError(
+                f"{self.folder} has no engine of {graph}, only of {', '.join(self.files)}: run "
+                f"`python -m runtime.engine {self.folder.parent.parent}{extra}`"
+            )
+        return self.folder / self.files[graph].file
+
+
+def engine_folder(bundle: Bundle, identity: EngineIdentity) -> Path:
+    """Where the engines of a bundle for a device are."""
+    return bundle.path / ENGINES / identity.tag
+
+
+def graph_hash(manifest: Manifest, graph: str) -> str:
+    """SHA-256 over the names and hashes of a graph's files: other weights make it another graph."""
+    digest = hashlib.sha256()
+    for name in weight_files(manifest, graph):
+        digest.update(f"{name} {manifest.files[name].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def find_engines(bundle: Bundle, identity: EngineIdentity) -> EngineSet:
+    """The engines of a bundle for this device.
+
+    Raises:
+        EngineError: none, those of another device, or of other graphs than the bundle now has.
+    """
+    folder = engine_folder(bundle, identity)
+    run = f"run `python -m runtime.engine {bundle.path}`"
+    if not (folder / RECORD).is_file():
+        raise EngineError(f"{bundle.path} has no engines for {identity}{_others(bundle, identity)}: {run}")
+    record = _record(folder / RECORD, run)
+    if record.identity != identity:
+        raise EngineError(
+            f"{folder} holds engines for {record.identity}, but this is {identity}, and an engine runs where "
+            f"it was built only: {run}"
+        )
+    for graph, file in record.engines.items():
+        if graph not in bundle.manifest.graphs or file.onnx != graph_hash(bundle.manifest, graph):
+            raise EngineError(
+                f"the bundle's {graph} has changed since {folder / file.file} was built from it: {run}"
+            )
+        path = folder / file.file
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise EngineError(f"{path} is absent or has another size than {RECORD} says: {run}")
+    return EngineSet(folder, identity, record.plan, record.engines)
+
+
+def build_engines(
+    bundle: Bundle,
+    identity: EngineIdentity,
+    builder: EngineBuilder,
+    timing_cache: Path | None = None,
+    progress: Callable[[GraphPlan], None] | None = None,
+) -> EngineSet:
+    """Build all engines of a plan into the folder of the device, whole or not at all.
+
+    A timing cache is read from `timing_cache`, else from the folder's own of an earlier build; it is written
+    to both.
+
+    Raises:
+        EngineError: a graph cannot be built, or the folder cannot be written.
+    """
+    folder = engine_folder(bundle, identity)
+    known = timing_cache if timing_cache is not None and timing_cache.is_file() else folder / TIMING_CACHE
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        if known.is_file():
+            builder.timings = known.read_bytes()
+        partial = Path(tempfile.mkdtemp(prefix=f".{identity.tag}.", dir=folder.parent))
+        files = {}
+        for graph in builder.plan.graphs:
+            if progress is not None:
+                progress(graph)
+            engine = builder.build(bundle.graph(graph.graph), graph)
+            name = f"{graph.graph}.engine"
+            (partial / name).write_bytes(engine)
+            files[graph.graph] = EngineFile(name, len(engine), graph_hash(bundle.manifest, graph.graph))
+            if timing_cache is not None:
+                write_whole(timing_cache, builder.timings)
+        (partial / TIMING_CACHE).write_bytes(builder.timings)
+        (partial / RECORD).write_text(_record_text(identity, builder.plan, files))
+        partial.chmod(0o755)  # a temporary folder is private
+        _replace(partial, folder)
+    except OSError as error:
+        raise EngineError(
+            f"the engines cannot be written to {folder} ({error}): free some space, or copy the bundle to a "
+            "disk that can be written"
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return EngineSet(folder, identity, builder.plan, files)
+
+
+@dataclass(frozen=True)
+class _Record:
+    identity: EngineIdentity
+    plan: EnginePlan
+    engines: dict[str, EngineFile]
+
+
+def _record_text(identity: EngineIdentity, plan: EnginePlan, files: dict[str, EngineFile]) -> str:
+    record = {
+        "format": _FORMAT,
+        "created_by": __version__,
+        "identity": asdict(identity),
+        "plan": plan.to_dict(),
+        "engines": {name: asdict(file) for name, file in files.items()},
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _record(path: Path, run: str) -> _Record:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+        if data.get("format") != _FORMAT:
+            raise EngineError(f"{path} has format {data.get('format')}, expected {_FORMAT}: {run}")
+        engines = decode(dict[str, EngineFile], data.get("engines"), "engines")
+        identity = decode(EngineIdentity, data.get("identity"), "identity")
+        return _Record(identity, EnginePlan.from_dict(data.get("plan"), "plan"), engines)
+    except (OSError, ValueError, AttributeError, BundleError) as error:
+        raise EngineError(f"{path} cannot be read ({error}): {run}") from error
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """The new folder in the place of the old one, which is moved aside first: a folder cannot be replaced."""
+    aside = partial.with_name(f"{partial.name}.old")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _others(bundle: Bundle, identity: EngineIdentity) -> str:
+    root = bundle.path / ENGINES
+    found = sorted(path.parent.name for path in root.glob(f"*/{RECORD}")) if root.is_dir() else []
+    found = [name for name in found if name != identity.tag and not name.startswith(".")]
+    return f" (it has some for {', '.join(found)})" if found else ""
