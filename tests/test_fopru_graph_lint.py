@@ -48,6 +48,9 @@ _GOES_ON, _STOPS = "co = Identity(ci)", "m = ReduceMax<keepdims=0>(s) co = Less(
 _BRANCH = "m = ReduceMax<keepdims=0>(x) c = Greater(m, h) y = If(c) <then_branch = t () => (float[b,n,64] p) {{ p = Relu(x) }}, else_branch = e () => (float[b,n,64] {other}) {{ {other} = Neg(x) }}>"
 _ONE, _K8 = "int64[1] one = {1}", "int64[1] k = {8}"
 _K_OF_DATA = "m = ReduceMax<keepdims=0>(x) mi = Cast<to=7>(m) k = Reshape(mi, one) "
+_INT8 = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
+_FP8 = "z = Cast<to=17>(zero) " + _INT8
+_INT8_ZERO, _FP8_ZERO = "float s = {0.1}, int8 z = {0}", "float s = {0.1}, float zero = {0}"
 _TOPK, _V = "y, i = TopK<axis=1>(x, k)", "float[b,k,64] y"
 
 
@@ -142,6 +145,12 @@ CASES = [
     Case("slice-axes", (E, E, E, None), graph("y = Slice(x, one, two)", init=f"{_ONE}, int64[1] two = {{2}}"), graph("y = Slice(x, one, two, one)", init=f"{_ONE}, int64[1] two = {{2}}"), "no axes and 1 starts for 3 dims"),
     Case("slice-axes", (E, E, E, None), graph("y = Slice(x, one, two)", init=f"{_ONE}, int64[1] two = {{2}}"), graph("y = Slice(x, zero, two)", init="int64[3] zero = {0, 0, 0}, int64[3] two = {1, 1, 2}"), "name the axes"),
     Case("gather-range", (E, E, E, E), graph("y = Gather<axis=2>(x, k)", init="int64[1] k = {64}"), graph("y = Gather<axis=2>(x, k)", init="int64[2] k = {63, -64}"), "index 64 is beyond the axis of 64"),
+    Case("custom-domain", (E, E, E, None), graph("y = SimplifiedLayerNormalization(x, w)", f"{X}, float[64] w"), graph("y = LayerNormalization(x, w)", f"{X}, float[64] w"), "an operator of ONNX Runtime"),
+    Case("chip-precision", (E, N, N, None), graph(_FP8, init=_FP8_ZERO), graph(_INT8, init=_INT8_ZERO), r"fp8 is (computed from SM89 on, not by SM87; build for SM89|not computed by)"),
+    Case("chip-precision", (None, N, N, None), graph("y = Relu(x)", "bfloat16[n] x", "bfloat16[n] y"), graph("y = Relu(x)", "float16[n] x", "float16[n] y"), "bf16 is not computed by SM75, other chips do"),
+    Case("quantize-linear", (E, E, None, None), graph("q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)", init="float s = {0.1}, uint8 z = {0}"), graph(_INT8, init=_INT8_ZERO), "quantises to uint8"),
+    Case("quantize-linear", (E, E, None, None), graph("y = DequantizeLinear(q, s)", "int4[4,7] q, float s", "float[4,7] y", opset=21), graph("y = DequantizeLinear(q, s)", "int4[4,8] q, float s", "float[4,8] y", opset=21), "last axis has 7 elements"),
+    Case("quantize-linear", (E, E, E, None), graph("q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)", init="float s = {0.1}, int8 z = {3}"), graph(_INT8, init=_INT8_ZERO), "zero point is not 0"),
     Case("gathernd-capture", (None, None, None, N), graph("y = GatherND(x, i)", X + ", int64[m,1] i"), graph("y = Gather(x, i)", X + ", int64[m] i")),
 ]  # fmt: skip
 
@@ -315,6 +324,17 @@ def test_targets() -> None:
     assert all(name == target.name for name, target in TARGETS.items())
     with pytest.raises(TypeError):
         TARGETS["xavier"] = TARGETS["ort"]  # type: ignore[index]
+
+
+def test_which_chips_compute_what() -> None:
+    orin, both, rtx, ort = (TARGETS[name] for name in ("jetpack6", "jetpack7", "tensorrt-rtx", "ort"))
+    assert orin.precisions == ("fp32", "fp16", "int8", "bf16", "int4")
+    assert both.precisions == (*orin.precisions, "fp8") == rtx.precisions
+    assert (orin.lacking("fp8"), both.lacking("fp8"), both.lacking("bf16")) == ((87,), (87,), ())
+    assert rtx.lacking("bf16") == (75,)
+    assert (orin.precision, ort.precision, ort.workspace) == ("fp16", "fp32", 0)
+    # Of an 8 GB board no more than an eighth.
+    assert 0 < orin.workspace <= 1 << 30
 
 
 def test_jetpack_7_is_lenient_about_an_opset_nobody_documents() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fopru_graph.lint.dependence import SELECTING_OPS
 from fopru_graph.lint.graph import GraphView
 from fopru_graph.lint.registry import Hit, rule
-from fopru_graph.lint.targets import OP_RELEASES, UNSUPPORTED_OPS, Target
+from fopru_graph.lint.targets import OP_RELEASES, ORT_OPS, UNSUPPORTED_OPS, Target
 
 __all__: list[str] = []
 
@@ -101,6 +101,10 @@ def op_unsupported(view: GraphView, target: Target) -> Iterator[Hit]:
 def custom_domain(view: GraphView, target: Target) -> Iterator[Hit]:
     for site in view.sites:
         node = site.node
+        if site.standard and node.op_type in ORT_OPS and target.family != "ort":
+            message = "it is an operator of ONNX Runtime, which ONNX and the parser do not have"
+            yield Hit(message, "prune and save before a runtime fuses the graph", site)
+            continue
         known = site.standard or node.domain in target.domains or view.is_local(node)
         if known or (target.family != "ort" and _is_tensorrt_op(node)):
             continue

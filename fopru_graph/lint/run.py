@@ -11,7 +11,7 @@ from fopru_graph.api import load_graph
 from fopru_graph.errors import OptionError
 
 # imported for what they enter into the table; the order is the order of the report
-from fopru_graph.lint import rules_attention, rules_model, rules_nodes, rules_topk
+from fopru_graph.lint import rules_attention, rules_model, rules_nodes, rules_topk, rules_types
 from fopru_graph.lint.graph import GraphView, view_of
 from fopru_graph.lint.registry import RULES, Hit, Rule, subject
 from fopru_graph.lint.report import SEVERITIES, Finding, LintReport
@@ -19,7 +19,7 @@ from fopru_graph.lint.targets import TARGETS, Target
 
 __all__ = ["lint", "lint_file", "lint_view", "target_named"]
 
-_MODULES = (rules_model, rules_attention, rules_topk, rules_nodes)
+_MODULES = (rules_model, rules_attention, rules_topk, rules_nodes, rules_types)
 
 
 def lint(model: ir.Model, target: str) -> LintReport:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from fopru_graph.lint.targets import ORT_OPS
+
 __all__ = ["schema_violation"]
 
 
@@ -13,8 +15,8 @@ def schema_violation(node: ir.Node, opset: int) -> str:
 
     Shapes and types of tensors are not looked at.
     """
-    if node.op_type.startswith("TRT_"):
-        return ""  # TensorRT's parser has schemas of its own for these
+    if node.op_type.startswith("TRT_") or node.op_type in ORT_OPS:
+        return ""  # TensorRT's parser, or ONNX Runtime, has schemas of its own for these
     try:
         schema = onnx.defs.get_schema(node.op_type, max(opset, 1), "")
     except onnx.defs.SchemaError:

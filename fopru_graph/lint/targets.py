@@ -19,6 +19,8 @@ __all__ = [
     "INTEGER_MATH_REFUSED",
     "ONE_OUTPUT_ONLY",
     "OP_RELEASES",
+    "ORT_OPS",
+    "PRECISION_CHIPS",
     "TARGETS",
     "UNSUPPORTED_OPS",
     "Family",
@@ -28,6 +30,13 @@ __all__ = [
 
 Family = Literal["tensorrt", "tensorrt-rtx", "ort"]
 Release = tuple[int, int]
+
+PRECISION_CHIPS: Mapping[str, int] = MappingProxyType(
+    {"fp32": 0, "fp16": 0, "int8": 0, "bf16": 80, "int4": 80, "fp8": 89}
+)
+"""First chip (SM) that computes in a precision [doc]: the tables "hardware and precision" of the support
+matrices of TensorRT 10.1 and of TensorRT for RTX 1.7. fp8 was also run: TensorRT for RTX builds it for SM89
+and SM120, not for SM86."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,10 @@ class Target:
         max_ir: greatest IR version, None where nothing checks it.
         topk_limit: greatest K of a TopK, None for no limit.
         domains: operator domains besides the default one.
+        sms: the chips it runs on, empty where there is no chip to speak of.
+        precision: of graphs that are built for it, unless the user says otherwise.
+        workspace: bytes of scratch memory that a tactic may take, 0 where that is no notion. A bound, not a
+            reservation; half a Jetson's free memory would leave no room for the weights.
     """
 
     name: str
@@ -59,6 +72,18 @@ class Target:
     max_ir: int | None = None
     topk_limit: int | None = None
     domains: frozenset[str] = frozenset()
+    sms: tuple[int, ...] = ()
+    precision: str = "fp16"
+    workspace: int = 0
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Names in `PRECISION_CHIPS` that at least one of its chips computes in."""
+        return tuple(name for name in PRECISION_CHIPS if not self.sms or self.lacking(name) != self.sms)
+
+    def lacking(self, precision: str) -> tuple[int, ...]:
+        """Its chips that do not compute in a precision."""
+        return tuple(sm for sm in self.sms if sm < PRECISION_CHIPS[precision])
 
     def before(self, major: int, minor: int) -> bool:
         """Whether the parser of this target is older than a release."""
@@ -80,6 +105,8 @@ _TARGETS = (
         max_opset=20,
         opset_source=_EARLY_10,
         topk_limit=_PARSER_LIMIT,
+        sms=(87,),
+        workspace=1 << 30,
     ),
     Target(
         "jetpack7",
@@ -93,6 +120,8 @@ _TARGETS = (
         opset_source="the parser is built with ONNX 1.18 since 10.11; no range is documented for 10.13",
         opset_certain=False,
         topk_limit=_PARSER_LIMIT,
+        sms=(87, 110),
+        workspace=2 << 30,
     ),
     Target(
         "tensorrt10",
@@ -103,6 +132,8 @@ _TARGETS = (
         max_opset=20,
         opset_source=_EARLY_10,
         topk_limit=_PARSER_LIMIT,
+        sms=(75, 80, 86, 87, 89, 90, 100, 110, 120),
+        workspace=4 << 30,
     ),
     Target(
         "tensorrt11",
@@ -113,6 +144,8 @@ _TARGETS = (
         max_opset=24,
         opset_source="documented for the parser of 10.15 and 11.1",
         topk_limit=_PARSER_LIMIT,
+        sms=(75, 80, 86, 87, 89, 90, 100, 110, 120),
+        workspace=4 << 30,
     ),
     Target(
         "tensorrt-rtx",
@@ -124,6 +157,8 @@ _TARGETS = (
         opset_source="the newest opset that was tried; its parser checks none",
         opset_certain=False,
         topk_limit=_RTX_LIMIT,
+        sms=(75, 80, 86, 89, 120, 121),
+        workspace=4 << 30,
     ),
     Target(
         "ort",
@@ -135,6 +170,7 @@ _TARGETS = (
         opset_source="the newest opset that 1.31.1 loads",
         max_ir=13,
         domains=frozenset({"com.microsoft", "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"}),
+        precision="fp32",
     ),
 )
 
@@ -170,6 +206,9 @@ SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat 
 StringSplit TfIdfVectorizer
 """
 UNSUPPORTED_OPS = frozenset(_UNSUPPORTED.split())
+
+ORT_OPS = frozenset({"SimplifiedLayerNormalization"})
+"""Operators that ONNX Runtime keeps in the default domain although ONNX has none of that name [run]."""
 
 ONE_OUTPUT_ONLY = frozenset({"LayerNormalization", "MaxPool"})
 """Operators of which the parser takes the first output only [doc]."""
