@@ -32,6 +32,7 @@ from runtime.tensorrt.engines import (
 from runtime.tensorrt.identity import (
     TARGETS,
     EngineIdentity,
+    EngineTarget,
     Probe,
     find_identity,
     find_trtexec,
@@ -115,6 +116,8 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
 def _planned(args: argparse.Namespace, probe: Probe) -> _Job:
     bundle = load_bundle(args.bundle, verify=not args.plan_only)
     target = None if args.target is None else target_named(args.target)
+    if target is None and args.plan_only:
+        target = _elsewhere(probe)
     identity = find_identity(probe) if target is None else target.identity
     if target is not None and not args.plan_only:
         own = find_identity(probe)
@@ -147,6 +150,17 @@ def _planned(args: argparse.Namespace, probe: Probe) -> _Job:
     commands = [f"mkdir -p {shlex.quote(str(folder))}"]
     commands += [shell_text(trtexec_command(plan, graph, paths)) for graph in plan.graphs]
     return _Job(bundle, identity, plan, checked, sizes.guessed, tuple(commands))
+
+
+def _elsewhere(probe: Probe) -> EngineTarget | None:
+    """What to plan for where no engine can be built; None on a device that can."""
+    try:
+        find_identity(probe)
+    except EngineError:
+        target = TARGETS["jetpack6"]
+        print(f"nothing to build engines with here: planned for {target.title}", file=sys.stderr)
+        return target
+    return None
 
 
 def _built(args: argparse.Namespace, job: _Job, probe: Probe) -> EngineSet:
@@ -226,6 +240,7 @@ def _report(job: _Job) -> list[str]:
     rows = [(f"weights {name}", size) for name, size in need.weights.items()]
     rows += [("KV cache", need.kv), ("inputs and outputs", need.io)]
     rows += [(f"scratch {name}", size) for name, size in need.activations.items() if size]
+    rows += [("scratch, the largest for all", need.scratch)] if len(need.activations) > 1 else []
     rows += [("CUDA and libraries", need.overhead), ("running, all of it", need.run)]
     rows += [
         ("building, at the peak", need.build_peak),

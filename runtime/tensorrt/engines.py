@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, load_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError, EngineError
 from runtime.manifest import Manifest
@@ -37,6 +37,7 @@ __all__ = [
     "EngineSet",
     "build_engines",
     "engine_folder",
+    "find_engine",
     "find_engines",
     "graph_hash",
 ]
@@ -118,6 +119,23 @@ def find_engines(bundle: Bundle, identity: EngineIdentity) -> EngineSet:
         if not path.is_file() or path.stat().st_size != file.bytes:
             raise EngineError(f"{path} is absent or has another size than {RECORD} says: {run}")
     return EngineSet(folder, identity, record.plan, record.engines)
+
+
+def find_engine(graph: Path, identity: EngineIdentity) -> Path:
+    """The engine of an ONNX file of a bundle, by that file's path; its sizes and hashes are not read again.
+
+    Raises:
+        BundleError: the file is not in a bundle.
+        EngineError: as `find_engines`, or the bundle does not list the file.
+    """
+    bundle = load_bundle(graph.parent.parent, verify=False)
+    for name, info in bundle.manifest.graphs.items():
+        if (bundle.path / info.file) == graph:
+            return find_engines(bundle, identity).path(name)
+    raise EngineError(
+        f"{graph} is no graph of the bundle {bundle.path}: give one of "
+        f"{', '.join(info.file for info in bundle.manifest.graphs.values())}"
+    )
 
 
 def build_engines(

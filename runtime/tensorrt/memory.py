@@ -6,6 +6,7 @@
     activations  of a block: (5 w + 2 m) rows, or the attention where that is more: logits and probabilities,
                  float32, heads x rows x columns each, unfused as in the layer that is scored
     overhead     CUDA context and libraries
+    run          all of it; graphs run one after the other in one scratch memory, so the largest counts
     build        2 x weights of one graph (the parser's copy and the serialised engine) + its activations +
                  workspace. A lower bound: field reports of language models have 3 to 4 times the weights
                  (NVIDIA/TensorRT-Edge-LLM issue 30), which is warned about, not refused.
@@ -51,6 +52,7 @@ OVERHEAD = 512 * MIB
 BUILD_FACTOR, FIELD_FACTOR = 2, 4
 _SMALL_BOARD = 12 * GIB  # where a missing contiguous piece ended a build
 _FLOAT = 4
+_WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5}  # else 2
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,14 @@ class MemoryNeed:
     largest: tuple[str, int]
 
     @property
+    def scratch(self) -> int:
+        """Of the graph that needs most: engines take turns in one block."""
+        return max(self.activations.values())
+
+    @property
     def run(self) -> int:
         """While requests are answered: all engines at once."""
-        return sum(self.weights.values()) + self.kv + self.io + sum(self.activations.values()) + self.overhead
+        return sum(self.weights.values()) + self.kv + self.io + self.scratch + self.overhead
 
     @property
     def build_peak(self) -> int:
@@ -198,11 +205,10 @@ def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> Memory
     build = {name: BUILD_FACTOR * weights[name] + activations[name] + plan.workspace for name in weights}
     decoder = manifest.decoder
     kv = cache_bytes(decoder, plan.capacity)
-    item = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
     head = manifest.graphs[_portable(decoder)].precision
     candidates = {
         f"scratch memory of {max(activations, key=activations.__getitem__)}": max(activations.values()),
-        "the LM head": round(decoder.vocab_size * decoder.hidden_size * item[head]),
+        "the LM head": round(decoder.vocab_size * decoder.hidden_size * _WEIGHT_BYTES.get(head, 2.0)),
         "one tensor of the KV cache": kv // (2 * decoder.layers),
     }
     largest = max(candidates, key=candidates.__getitem__)
@@ -337,7 +343,7 @@ def _rows_per_token(vision: Mapping[str, Any], manifest: Manifest) -> tuple[int,
 
 def _item(manifest: Manifest, graph: str) -> int:
     """Bytes of an activation: integers are about weights alone."""
-    return 2 if manifest.graphs[graph].precision == "fp16" else _FLOAT
+    return 2 if manifest.graphs[graph].precision in ("fp16", "bf16") else _FLOAT
 
 
 def _portable(decoder: DecoderInfo) -> str:

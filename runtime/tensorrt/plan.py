@@ -25,8 +25,8 @@ from runtime.plan import Amount
 from runtime.tensorrt.visual import Visual, usual_amount, visual_of
 
 __all__ = [
+    "BUILDER_LEVEL",
     "MOST_KEPT",
-    "TARGETED_LEVEL",
     "UNITS_PER_CALL",
     "EnginePlan",
     "GraphPlan",
@@ -42,7 +42,7 @@ when an engine is built."""
 UNITS_PER_CALL = 8
 """Units that `runtime.vision` hands to the encoder at once: more make activations larger, not work faster."""
 
-TARGETED_LEVEL = 3
+BUILDER_LEVEL = 3
 """Optimisation level of the builder; 3 is TensorRT's own default, higher ones time more tactics."""
 
 _MIN_RATIO = 0.05  # a request may ask for less, down to one token, which the profile also takes
@@ -219,7 +219,7 @@ def plan_engines(manifest: Manifest, limits: Limits, workspace: int) -> EnginePl
     names += [contract.VISION_ENCODER] if limits.unpruned else []
     names += [contract.EMBED_TOKENS, _portable(manifest)]
     graphs = tuple(planner.graph(name) for name in names)
-    return EnginePlan(limits, visual, capacity, workspace, TARGETED_LEVEL, graphs)
+    return EnginePlan(limits, visual, capacity, workspace, BUILDER_LEVEL, graphs)
 
 
 def _portable(manifest: Manifest) -> str:
@@ -270,7 +270,8 @@ class _Planner:
         10.3. `total` is past + new at each of the three points, as the builder checks it there."""
         rows = min(PREFILL_ROWS, self._longest_prompt)
         usual = min(rows, self._usual_prompt)
-        past = self.capacity - 1
+        # One row more than a chunk can have behind it: a padded past has the whole buffer.
+        past = self.capacity
         return {
             "batch": (1, 1, 1),
             "seq": (1, usual, rows),
@@ -279,8 +280,8 @@ class _Planner:
         }
 
     def _decode(self) -> dict[str, tuple[int, int, int]]:
-        last = self.capacity - 1
-        usual = min(last, self._usual_prompt + self.limits.max_new_tokens // 2)
+        last = self.capacity
+        usual = min(last - 1, self._usual_prompt + self.limits.max_new_tokens // 2)
         return {
             "batch": (1, 1, 1),
             "seq": (1, 1, 1),
