@@ -28,6 +28,7 @@ from runtime.tensorrt.engines import (
     build_engines,
     engine_folder,
     find_engines,
+    record_engines,
 )
 from runtime.tensorrt.identity import (
     TARGETS,
@@ -98,9 +99,11 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
     built = None
     if args.plan_only:
         if not args.json:
-            print("\nthe same with trtexec:\n\n" + "\n\n".join(job.commands), flush=True)
-            print(f"\nnext, on the device: python -m runtime.engine {job.bundle.path}", flush=True)
-    elif not verdict.ok and not args.force:
+            print("\nthe same with trtexec, where there is no Python package:\n")
+            print("\n\n".join(job.commands))
+            print(f"\nnext, on the device: python -m runtime.engine {job.bundle.path}")
+            print("(after trtexec: the same with the options of this plan and --record)", flush=True)
+    elif not verdict.ok and not args.force and not args.record:
         code = 1
         print(f"refused: {' '.join(verdict.problems)} (--force builds all the same)", file=sys.stderr)
     else:
@@ -164,6 +167,8 @@ def _elsewhere(probe: Probe) -> EngineTarget | None:
 
 
 def _built(args: argparse.Namespace, job: _Job, probe: Probe) -> EngineSet:
+    if args.record:
+        return record_engines(job.bundle, job.identity, job.plan)
     if not args.force:
         with contextlib.suppress(EngineError):  # none yet, or of another plan
             found = find_engines(job.bundle, job.identity)
@@ -175,8 +180,8 @@ def _built(args: argparse.Namespace, job: _Job, probe: Probe) -> EngineSet:
         commands = "\n\n".join(job.commands)
         print(commands, file=sys.stderr if args.json else sys.stdout, flush=True)
         raise EngineError(
-            "the Python package tensorrt is not installed here, only trtexec: run the commands above, or "
-            "install it (Jetson: sudo apt install python3-libnvinfer)"
+            "the Python package tensorrt is not installed here, only trtexec: run the commands above and "
+            "then this one with --record, or install it (Jetson: sudo apt install python3-libnvinfer)"
         )
     start = time.perf_counter()
 
@@ -197,7 +202,7 @@ def _free(identity: EngineIdentity, probe: Probe) -> FreeMemory:
     if found is None:
         return system
     total, available = (int(each) << 20 for each in found.groups())
-    return FreeMemory(total, available, None, False, system.available)
+    return FreeMemory(total, available, None, False, system.available, system.swap)
 
 
 def _workspace(free: FreeMemory | None, most: int) -> int:
@@ -339,6 +344,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--target", metavar="NAME", help=f"another device: {', '.join(TARGETS)} (default: this one)")
     add("--board", choices=tuple(BOARDS), help="compare with the memory of a board (default: this one's)")
     add("--plan-only", action="store_true", help="print plan and trtexec commands; needs no TensorRT")
+    add("--record", action="store_true", help="build nothing: take up the engines that trtexec built")
     add("--force", action="store_true", help="build although it would not fit, or is there already")
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser

@@ -40,6 +40,7 @@ __all__ = [
     "find_engine",
     "find_engines",
     "graph_hash",
+    "record_engines",
 ]
 
 ENGINES = "engines"
@@ -184,6 +185,27 @@ def build_engines(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return EngineSet(folder, identity, builder.plan, files)
+
+
+def record_engines(bundle: Bundle, identity: EngineIdentity, plan: EnginePlan) -> EngineSet:
+    """Take up engines that `trtexec` built from the commands of a plan: writes `engines.json` beside them.
+
+    Raises:
+        EngineError: one is missing.
+    """
+    folder = engine_folder(bundle, identity)
+    files = {}
+    for graph in plan.graphs:
+        path = folder / f"{graph.graph}.engine"
+        if not path.is_file() or not path.stat().st_size:
+            raise EngineError(
+                f"there is no engine {path}: run its trtexec command first, which `python -m runtime.engine "
+                f"{bundle.path} --plan-only` prints"
+            )
+        onnx = graph_hash(bundle.manifest, graph.graph)
+        files[graph.graph] = EngineFile(path.name, path.stat().st_size, onnx)
+    write_whole(folder / RECORD, _record_text(identity, plan, files).encode())
+    return EngineSet(folder, identity, plan, files)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class FreeMemory:
         total, available: of the system; the GPU's own, where it has some.
         cma_free: contiguous memory, None where the kernel names none.
         unified: CPU and GPU share the memory.
-        host: available for the process that builds; equal to `available` where memory is shared.
+        host: available for the process that builds, where memory is not shared; else None.
+        swap: free swap on a disk: what a build may leave there. Compressed memory (zram) is no more memory.
     """
 
     total: int
@@ -71,6 +72,7 @@ class FreeMemory:
     cma_free: int | None = None
     unified: bool = True
     host: int | None = None
+    swap: int = 0
 
 
 def _board(gib: float) -> FreeMemory:
@@ -133,6 +135,11 @@ class MemoryNeed:
     def build_peak(self) -> int:
         """At the graph whose build needs most, one at a time."""
         return max(self.build.values()) + self.overhead
+
+    @property
+    def build_pinned(self) -> int:
+        """Of `build_peak`, what cannot be swapped: one copy of the weights is the parser's and can be."""
+        return max(self.build[name] - self.weights[name] for name in self.build) + self.overhead
 
 
 @dataclass(frozen=True)
@@ -236,16 +243,23 @@ def preflight(need: MemoryNeed, free: FreeMemory | None) -> Preflight:
             f"{less}"
         )
     host = free.available if free.host is None else free.host
-    if need.build_peak > host:
-        name = max(need.build, key=need.build.__getitem__)
+    name = max(need.build, key=need.build.__getitem__)
+    if need.build_pinned > free.available:
         problems.append(
-            f"building {name} needs {_gib(need.build_peak)} at least, but {_gib(host)} are free: stop other "
-            "programs and the desktop, add swap, give a smaller --workspace, or an int4 bundle"
+            f"building {name} needs {_gib(need.build_pinned)} that cannot be swapped, but "
+            f"{_gib(free.available)} are free: stop other programs and the desktop, give a smaller "
+            "--workspace, or an int4 bundle"
         )
-    elif need.build_field > host:
+    elif need.build_peak > host + free.swap:
+        problems.append(
+            f"building {name} needs {_gib(need.build_peak)} at least, but {_gib(host)} and "
+            f"{_gib(free.swap)} of swap are free: add {_gib(need.build_peak - host - free.swap)} of swap, "
+            "stop other programs and the desktop, or give a smaller --workspace"
+        )
+    elif need.build_field > host + free.swap:
         warnings.append(
             f"builds of language models were seen to take 3 to 4 times the weights, here up to "
-            f"{_gib(need.build_field)}, and {_gib(host)} are free: add swap"
+            f"{_gib(need.build_field)}, and {_gib(host + free.swap)} are free, swap included: add swap"
         )
     what, size = need.largest
     if free.cma_free is not None and size > free.cma_free:
@@ -275,7 +289,17 @@ def free_memory(root: Path = Path("/")) -> FreeMemory:
             "/proc/meminfo has no MemTotal and MemAvailable: add --force to build without the check"
         )
     cma = kib.get("CmaFree") if kib.get("CmaTotal") else None
-    return FreeMemory(kib["MemTotal"], kib["MemAvailable"], cma)
+    return FreeMemory(kib["MemTotal"], kib["MemAvailable"], cma, swap=_disk_swap(root))
+
+
+def _disk_swap(root: Path) -> int:
+    """Free bytes of swap files and partitions: `/swapfile file 8388604 1024 -2` is size and used in KiB."""
+    try:
+        lines = (root / "proc/swaps").read_text().splitlines()[1:]
+    except OSError:
+        return 0
+    words = [line.split() for line in lines if not line.startswith("/dev/zram")]
+    return sum((int(each[2]) - int(each[3])) * 1024 for each in words if len(each) >= 4)
 
 
 def _activations(graph: GraphPlan, manifest: Manifest, sizes: ModelSizes) -> int:
