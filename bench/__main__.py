@@ -37,13 +37,16 @@ class Step:
 
 PATCHES = ("--encoder", "patches-4096", "--score-memory", "64MiB", "--rounds", "3")
 TINY = ("--model", "tiny", "--rounds", "2")
+SMOLVLM = ("--configuration", "smolvlm-256m-decoder")
+TINY_PEERS = ("--configuration", "tiny", "--rounds", "1")
 # Building comes first: it makes the bundle that `vlm` then measures.
 MEASUREMENTS = (
     Step("export", "bench.export_cost", (), ("--model", "tiny", "--rounds", "1"), threads=False),
     Step("encoder", "bench.encoder", (), TINY),
     Step("vlm", "bench.vlm", (), ("--model", "tiny", "--rounds", "1")),
     Step("decoder", "bench.decoder", (), TINY),
-    Step("peers", "bench.peers", (), ("--model", "tiny", "--rows", "20", "--rounds", "1")),
+    Step("large", "bench.large_model", (), ("--model", "tiny")),
+    Step("peers", "bench.peers", (*SMOLVLM, "--visual-tokens", "832"), (*TINY_PEERS, "--rows", "20")),
     Step("openvino-pruning", "bench.peers.openvino_pruning", (), None),
     Step("exactness", "bench.exactness", (), ("--model", "tiny", "--images", "6", "--answers", "2")),
     Step(

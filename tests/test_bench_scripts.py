@@ -176,7 +176,7 @@ def test_number_of_pictures_is_checked(sizes: tuple[str, str], capsys: pytest.Ca
 
 
 def test_plan_runs_each_measurement_in_turn() -> None:
-    first = ["export", "encoder", "vlm", "decoder", "peers"]
+    first = ["export", "encoder", "vlm", "decoder", "large", "peers"]
     middle = ["exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
     last = ["families", "tiles"]

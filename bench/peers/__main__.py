@@ -3,7 +3,8 @@
     python -m bench.peers --model qwen2-0.5b --rows 240,800 --new 32
     python -m bench.peers --visual-tokens 729 --text-tokens 40          rows at ratio 1, .5, .3 and .1
     python -m bench.peers --peers "llama.cpp:q4_0" transformers
-    python -m bench.peers --checkpoint DIR --bundle DIR                 with engines that run our ONNX files
+    python -m bench.peers --configuration smolvlm-256m-decoder          with our runtime: builds the bundle
+    python -m bench.peers --checkpoint DIR --bundle DIR                 the same with your own
 
 Same weights, same ids, same threads. Before times count, logits are compared with PyTorch in float32; an
 engine that is not installed, or fails, is a row that says so.
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.configurations import CONFIGURATIONS
 from bench.errors import BenchError
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.peers.models import DECODERS, ensure_decoder, language_model_of, rows_at
@@ -35,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", choices=sorted(DECODERS), default="qwen2-0.5b", help="published decoder")
+    what.add_argument(
+        "--configuration", choices=sorted(CONFIGURATIONS), help="published model, of which the bundle is built"
+    )
     what.add_argument("--checkpoint", type=Path, help="of a language model, or with one inside")
     parser.add_argument("--bundle", type=Path, help="of that checkpoint: for engines that run our ONNX files")
     parser.add_argument("--rows", default="240,800", help="prompt lengths, with commas (default 240,800)")
@@ -74,13 +79,16 @@ def _run(options: argparse.Namespace) -> None:
     settings, rows = settings_from(options), rows_of(options)
     if options.new < 2:
         raise BenchError(f"--new is {options.new}: give at least 2, so that there is a token to decode")
-    if options.bundle is not None and options.checkpoint is None:
+    if options.bundle is not None and (options.checkpoint or options.configuration) is None:
         raise BenchError("--bundle needs --checkpoint: the one that the bundle was built from")
     chosen = choose(options.peers)
     reference = choose(["transformers:fp32 sdpa"])[0]
     chosen = [reference, *(pair for pair in chosen if pair != reference)]
     if reference[0].missing():
         raise BenchError(f"logits are compared with PyTorch: {reference[0].install}")
+    if options.configuration is not None:
+        options.checkpoint = settings.workspace.checkpoint(options.configuration)
+        options.bundle = settings.workspace.bundle(options.configuration)
     bench, costs, name = _bench(options, settings, tuple(rows))
     entries = check(bench, chosen, status)
     measured, entries = measure(bench, entries, (settings.rounds, settings.warmup), status)
