@@ -8,6 +8,11 @@ PROMPT ?= Read the digits from left to right.
 # Pins what CI runs. `make setup CONSTRAINTS=` takes the newest versions, or the torch you already have.
 CONSTRAINTS ?= -c constraints.txt
 
+# A device has the runtime and no .venv of ours: `make device-report DEVICE_PYTHON=python3 BUNDLE=...`.
+DEVICE_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+REPORT_OPTIONS ?=
+GPU_BUNDLE ?=
+
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -15,10 +20,10 @@ DEMO_BUNDLE := bundles/checkpoint
 DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test lint check bench train-demo sizes clean
+.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install the project with everything its tests need
 
@@ -42,6 +47,12 @@ build: $(READY) ## build a bundle: make build MODEL=path/to/checkpoint RATIO=0.3
 
 test: $(READY) ## run every test
 	$(PY) -m pytest
+
+test-gpu: $(READY) ## run the tests that need an NVIDIA GPU; GPU_BUNDLE=path adds a bundle of yours
+	FOPRU_GPU_BUNDLE="$(GPU_BUNDLE)" $(PY) -m pytest tests/gpu
+
+device-report: ## measure BUNDLE on this device: device-report/report.json and report.md, to send back
+	$(DEVICE_PYTHON) -m runtime.device_report $(BUNDLE) $(REPORT_OPTIONS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

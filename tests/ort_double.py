@@ -102,7 +102,8 @@ class FakeCudart:
 class FakeOrt:
     """The module: `offered` providers, those that `start`, and operators `left` to the CPU.
 
-    `host_inputs` are read when they are bound, as ONNX Runtime does with what a graph wants on the host.
+    `host_inputs` are read when they are bound, as ONNX Runtime does with what a graph wants on the host. An
+    old version does not `tell` which these are, nor who runs what.
     `sessions` holds the arguments of every one that was made.
     """
 
@@ -110,8 +111,8 @@ class FakeOrt:
     offered: tuple[str, ...] = ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU)
     start: tuple[str, ...] = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     left: tuple[str, ...] = ()
-    tells_placement: bool = True
-    host_inputs: tuple[str, ...] = ("num_logits_to_keep",)
+    tells: bool = True
+    host_inputs: tuple[str, ...] = ("num_logits_to_keep", "num_keep")
     sessions: list[dict[str, Any]] = field(default_factory=list)
     __version__: str = "1.31.1"
     __file__: str = "/nowhere/onnxruntime/__init__.py"
@@ -150,8 +151,9 @@ class FakeSession:
         self.providers = [name for name in asked if name in ort.start] + [CPU]
         for name in ("get_inputs", "get_outputs", "run"):
             setattr(self, name, getattr(real, name))
-        if ort.tells_placement:
+        if ort.tells:
             self.get_provider_graph_assignment_info = self.placement
+            self.get_input_memory_infos = self.places
 
     def get_providers(self) -> list[str]:
         return self.providers
@@ -163,6 +165,10 @@ class FakeSession:
             own = [node for node in nodes if (node.op_type in self.ort.left) == left]
             parts.append(SimpleNamespace(ep_name=provider, get_nodes=lambda own=own: own))
         return [part for part in parts if part.get_nodes()]
+
+    def places(self) -> list[Any]:
+        names = [tensor.name for tensor in self.real.get_inputs()]
+        return [SimpleNamespace(name="Cpu" if name in self.ort.host_inputs else "Cuda") for name in names]
 
     def io_binding(self) -> FakeBinding:
         return FakeBinding(self)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA and TensorRT providers: options, addresses, copies, and every error in a sentence."""
+"""ONNX Runtime's CUDA provider: options, addresses, copies, and every error in a sentence."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ import pytest
 
 import runtime.backend
 from runtime import contract
-from runtime.backend import BackendOptions, View, create_backend
+from runtime.backend import BackendOptions, DeviceBackend, View, create_backend
 from runtime.backends import ort_cuda
 from runtime.backends.cudart import CudaCopies, HostCopies, load_cudart
 from runtime.backends.ort_device import OrtDevice, OrtDeviceBackend, missing_library
+from runtime.bundle import load_bundle
+from runtime.check import check_bundle
 from runtime.errors import BackendError
+from runtime.generator import Generator
+from runtime.parity import format_report
+from runtime.request import Request, Turn
+from runtime.reuse import NO_REUSE
+from tests.conftest import Maker
 from tests.ort_double import FakeCudart, FakeOrt, Heap, install
-from tests.toy_bundle import WIDTH, ToyModel, write_toy_bundle
+from tests.toy_bundle import WIDTH, ToyModel, toy_photo, write_toy_bundle
 
 CPU = "CPUExecutionProvider"
 MODEL = ToyModel()
@@ -88,6 +95,83 @@ def test_a_bound_run_reads_and_writes_device_buffers(ort: FakeOrt, toy: Path) ->
     np.testing.assert_array_equal(backend.download(after)[0], MODEL.weights["embed"][[9, 77]])
     assert ort.heap.copied["dh"] == 2 * WIDTH * 4  # only what was asked for
     assert (backend.download(View(out, (3 * WIDTH,))) == 0).all()  # new buffers hold zeros, and this was kept
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_is_read_on_the_host_is_read_anew(
+    monkeypatch: pytest.MonkeyPatch, toy: Path, tells: bool
+) -> None:
+    install(monkeypatch, host_inputs=(contract.INPUT_IDS,), tells=tells)
+    backend = create_backend("ort-cuda", BackendOptions())
+    assert isinstance(backend, DeviceBackend)
+    ids = backend.upload(np.array([[5]], np.int64))
+    out = View(backend.allocate(WIDTH, "float32"), (1, 1, WIDTH))
+    binding = backend.open(graph(toy)).bind({contract.INPUT_IDS: ids}, {contract.INPUTS_EMBEDS: out})
+    for token in (9, 77):
+        backend.write(ids, np.array([[token]], np.int64))
+        binding.run()
+        np.testing.assert_array_equal(backend.download(out)[0, 0], MODEL.weights["embed"][token])
+
+
+@pytest.mark.parametrize(
+    ("family", "ratio"), [("llava", 0.3), ("llava", 1.0), ("llava_next", 0.3), ("qwen2_5_vl", 0.3)]
+)
+@pytest.mark.parametrize("tells", [True, False])
+def test_answers_equal_those_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, family_bundle: Maker, family: str, ratio: float, tells: bool
+) -> None:
+    ort, bundle = install(monkeypatch, tells=tells), load_bundle(family_bundle(family))
+    request = Request("what is it?", (toy_photo((40, 56)),), ratio=ratio, max_new_tokens=12, ignore_eos=True)
+    expected = Generator(bundle, "onnxruntime", threads=1).generate(request)
+    generator = Generator(bundle, "ort-cuda", threads=1)
+    answer = generator.generate(request)
+    assert answer.token_ids == expected.token_ids
+    assert answer.kept_indices == expected.kept_indices
+    assert answer.kv_bytes_allocated == answer.kv_bytes  # grown in place
+    info, rows = generator.manifest.decoder, sum(answer.visual_tokens_after)
+    # Up to the image's own rows, then into the prompt, and none of them to the host.
+    assert ort.heap.copied["dd"] >= 2 * 4 * rows * info.hidden_size
+    logits = 4 * info.vocab_size * 12
+    beside = 8 * sum(map(len, answer.kept_indices)) + 4 * sum(answer.visual_tokens_before)
+    assert ort.heap.copied["dh"] <= logits + (beside if ratio < 1 else 0)
+    again = generator.generate(request)
+    assert again.token_ids == expected.token_ids
+    assert again.reused_images == 1
+
+
+def test_parity_of_every_stage(monkeypatch: pytest.MonkeyPatch, toy_bundle_dir: Path) -> None:
+    install(monkeypatch)
+    report = check_bundle(load_bundle(toy_bundle_dir), "ort-cuda", threads=1)
+    assert report.ok, format_report(report)
+
+
+def test_a_chat_and_a_longer_answer_move_the_cache(
+    monkeypatch: pytest.MonkeyPatch, toy_bundle_dir: Path
+) -> None:
+    ort, bundle = install(monkeypatch), load_bundle(toy_bundle_dir)
+    photo = toy_photo((40, 56))
+    generators = [Generator(bundle, name, threads=1) for name in ("onnxruntime", "ort-cuda")]
+    first = Request("what is it?", (photo,), max_new_tokens=6, ignore_eos=True)
+    answers = [generator.generate(first) for generator in generators]
+    assert answers[0].token_ids == answers[1].token_ids
+    turn = Turn(first.prompt, first.images, answers[0].text)
+    second = Request("and now?", history=(turn,), max_new_tokens=40, ignore_eos=True)
+    later = [generator.generate(second) for generator in generators]
+    assert later[0].token_ids == later[1].token_ids
+    assert later[0].reused_tokens == later[1].reused_tokens > 0
+    before = ort.heap.nbytes
+    generators[1].forget()
+    assert ort.heap.nbytes < before  # the cache is given back
+
+
+def test_memory_of_many_requests(monkeypatch: pytest.MonkeyPatch, toy_bundle_dir: Path) -> None:
+    ort, bundle = install(monkeypatch), load_bundle(toy_bundle_dir)
+    generator = Generator(bundle, "ort-cuda", threads=1, reuse=NO_REUSE)
+    held = []
+    for ratio in (0.9, 0.1, 0.5, 1.0, 0.1, 0.9):
+        generator.generate(Request("a?", (toy_photo((40, 56)),), ratio=ratio, max_new_tokens=3))
+        held.append(ort.heap.nbytes)
+    assert len(set(held)) == 1  # nothing is left behind
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -305,7 +389,7 @@ def test_a_provider_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, toy: Pat
 
 
 def test_an_older_onnxruntime_does_not_say_who_runs_what(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
-    install(monkeypatch, left=("Gather",), tells_placement=False)
+    install(monkeypatch, left=("Gather",), tells=False)
     assert create_backend("ort-cuda", BackendOptions()).open(graph(toy)).placement is None  # type: ignore[attr-defined]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "OrtDeviceBackend",
     "OrtDeviceBinding",
     "OrtDeviceSession",
+    "host_inputs_of",
     "missing_library",
     "placement_of",
 ]
@@ -255,37 +256,58 @@ class OrtDeviceSession:
 class OrtDeviceBinding:
     """An IO binding that keeps the buffers alive whose addresses it holds.
 
-    An input that the graph wants on the host is copied there when it is bound, not when it runs: write a
-    buffer first, then bind it.
+    ONNX Runtime copies an input that the graph wants on the host when it is bound, not when it runs. Such
+    inputs are bound again for every run, as their buffers may have been written to; all are, where the
+    session does not say which (before 1.23).
     """
 
     def __init__(self, session: Any, name: str, backend: OrtDeviceBackend) -> None:
         """Bind nothing yet; `name` is for messages."""
         self._session, self._name, self._backend = session, name, backend
         self._binding = session.io_binding()
-        self._held: dict[str, View] = {}
+        self._host_inputs = host_inputs_of(session)
+        self._inputs: dict[str, View] = {}
+        self._outputs: dict[str, View] = {}
 
     def update(self, inputs: Mapping[str, View], outputs: Mapping[str, View]) -> None:
         """Bind these tensors anew."""
-        device = self._backend.device
-        for tensors, bind in ((inputs, self._binding.bind_input), (outputs, self._binding.bind_output)):
-            for name, view in tensors.items():
-                address = view.buffer.address(view)
-                try:
-                    bind(name, device.kind, device.index, view.buffer.dtype.type, view.shape, address)
-                except Exception as error:
-                    raise BackendError(
-                        f"{self._backend.name} cannot bind {name} of {self._name}: {message_of(error)}"
-                    ) from error
-        self._held.update(inputs)
-        self._held.update(outputs)
+        self._inputs.update(inputs)
+        self._outputs.update(outputs)
+        self._bind(inputs, self._binding.bind_input)
+        self._bind(outputs, self._binding.bind_output)
 
     def run(self) -> None:
         """Run with what is bound, and wait for the device."""
+        again = {
+            name: view
+            for name, view in self._inputs.items()
+            if self._host_inputs is None or name in self._host_inputs
+        }
+        self._bind(again, self._binding.bind_input)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise BackendError(f"{self._backend.name} failed in {self._name}: {message_of(error)}") from error
+
+    def _bind(self, tensors: Mapping[str, View], bind: Callable[..., None]) -> None:
+        device = self._backend.device
+        for name, view in tensors.items():
+            address = view.buffer.address(view)
+            try:
+                bind(name, device.kind, device.index, view.buffer.dtype.type, view.shape, address)
+            except Exception as error:
+                raise BackendError(
+                    f"{self._backend.name} cannot bind {name} of {self._name}: {message_of(error)}"
+                ) from error
+
+
+def host_inputs_of(session: Any) -> frozenset[str] | None:
+    """Inputs that the graph reads on the host; None where this version of ONNX Runtime does not say."""
+    if not hasattr(session, "get_input_memory_infos"):
+        return None
+    names = [tensor.name for tensor in session.get_inputs()]
+    places = [info.name for info in session.get_input_memory_infos()]
+    return frozenset(name for name, place in zip(names, places, strict=True) if place != "Cuda")
 
 
 def placement_of(session: Any) -> dict[str, dict[str, int]] | None:

@@ -148,7 +148,7 @@ def loop_ratios(requests: int) -> list[float]:
     rng = np.random.default_rng(0)
     choice = np.linspace(0.05, 1.0, _LOOP_RATIOS).round(3)
     rounds = [rng.permutation(choice) for _ in range(-(-requests // _LOOP_RATIOS))]
-    return [float(ratio) for ratio in np.concatenate(rounds)[:requests]]
+    return [float(ratio) for own in rounds for ratio in own][:requests]
 
 
 def _level(generator: Generator, request: Request, plan: Plan, memory: MemoryReader) -> Level:

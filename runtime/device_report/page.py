@@ -128,7 +128,7 @@ def _loop(loop: Loop) -> str:
     return (
         f"{loop.requests} requests with {loop.ratios} changing ratios in {loop.seconds:.1f} s: {changed} "
         f"answered otherwise than before; {needed or 'growth of memory is not known'} (allowed: "
-        f"{_bytes(loop.allowed_growth)}). Then: {_memory(loop.memory)}; at most {_bytes(loop.most_device)} there."
+        f"{_bytes(loop.allowed_growth)}). Then: {_memory(loop.memory)}, at most {_bytes(loop.most_device)}."
     )
 
 

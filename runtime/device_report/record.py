@@ -122,8 +122,8 @@ class Loop:
     """Many requests with changing ratios.
 
     `growth_rss` and `growth_device` are bytes: the most in use in the second half of the requests, less the
-    most in the first half; `most_device` is the most of all. `changed_answers` counts requests that answered otherwise than the first with the
-    same ratio did.
+    most in the first half; `most_device` is the most of all. `changed_answers` counts requests that answered
+    otherwise than the first with the same ratio did.
     """
 
     requests: int
