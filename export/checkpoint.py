@@ -13,7 +13,15 @@ from export.errors import CheckpointError
 from export.families import Family, family_for
 from export.options import DEFAULT_MODEL
 
-__all__ = ["Checkpoint", "load_config", "load_model", "load_processor", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "open_checkpoint",
+    "stored_tensors",
+    "weight_files",
+]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _INDEX = "model.safetensors.index.json"
@@ -150,7 +158,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     architecture = getattr(transformers, checkpoint.family.architecture)
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    dtype = stored_dtype(_weight_files(checkpoint.path))
+    dtype = stored_dtype(weight_files(checkpoint.path))
     try:
         if dtype is None:
             model, info = architecture.from_pretrained(checkpoint.path, dtype=torch.float32, **options)
@@ -230,11 +238,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    for file in _weight_files(path):
+    for file in weight_files(path):
         _check_safetensors(file)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """The weight files of a checkpoint; all are there.
 
     Raises:
@@ -266,6 +274,14 @@ def _weight_files(path: Path) -> list[Path]:
             "save_pretrained(safe_serialization=True)"
         )
     return [path / shard for shard in shards]
+
+
+def stored_tensors(file: Path) -> dict[str, dict[str, Any]]:
+    """`dtype` ("F16" …) and `shape` of every tensor of a safetensors file, by name; no weight is read."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _check_safetensors(path: Path) -> None:

@@ -28,6 +28,7 @@ from export.errors import TraceError
 from export.families.base import Subgraph
 from export.onnx_names import name_graph
 from export.precision.widened import Widened, fold_casts, write_as_casts
+from export.stored_weights import weight_names
 from runtime.contract import GraphContract
 
 __all__ = ["GraphStats", "quiet_exporter", "write_lowered", "write_onnx_from_torch"]
@@ -84,7 +85,8 @@ def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int, *, narrow: 
             assert program is not None  # it is None with dynamo=False only
             for weight in graph.stored:
                 read_from_other_graph(program.model, weight, target.parent)
-            fold_casts(program.model)
+            if fold_casts(program.model):
+                _put_first(program.model.graph, weight_names(module))
             transpose_weights_lazily(program.model)
             program.optimize()
     except (MemoryError, TraceError):
@@ -176,6 +178,15 @@ def transpose_weights_lazily(model: ir.Model) -> int:
         model.graph.remove(node, safe=True)
         changed += 1
     return changed
+
+
+def _put_first(graph: ir.Graph, names: list[str]) -> None:
+    """Order initializers: what a module keeps in 16 bits is no parameter, and would come last."""
+    known = set(names)
+    rest = [name for name in graph.initializers if name not in known]
+    values = [graph.initializers.pop(name) for name in (*names, *rest) if name in graph.initializers]
+    for value in values:
+        graph.register_initializer(value)
 
 
 def _transposed(weight: ir.TensorProtocol, order: list[int]) -> ir.LazyTensor:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import load_model, open_checkpoint
+from export.checkpoint import load_model, open_checkpoint, weight_files
 from export.families import Subgraph
 from export.golden import NEW_TOKENS, SAMPLE_IMAGE, reference_name, write_golden
 from export.manifest import Exported, copy_files, manifest_of, special_tokens, write_constants
+from export.memory import check_memory
 from export.onnx_from_torch import GraphStats, write_lowered, write_onnx_from_torch
 from export.options import BuildOptions
 from export.oracle import Oracle, PruningChoice
@@ -38,7 +39,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
     """Make a bundle.
 
     Raises:
-        ExportError: options, checkpoint or output that cannot be used.
+        ExportError: options, checkpoint or output that cannot be used, or too little memory.
         GraphError: the encoder graph cannot be pruned.
         FopruError: the finished bundle cannot be run.
     """
@@ -46,6 +47,7 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         checkpoint = open_checkpoint(options.model)
         writer = BundleWriter(options.output or Path("bundles") / checkpoint.name)
         plan = plan_build(options, checkpoint)
+        check_memory(weight_files(checkpoint.path), options.precision)
     with writer:
         exported = convert_exported(_export(plan, writer.path, steps), options.precision, writer.path, steps)
         with steps.step("write the manifest"):

@@ -8,7 +8,6 @@ model computes from its configuration, and a matrix that two modules share, so t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["StoredEmbedding", "StoredLinear", "load_stored", "stored_dtype", "weight_count"]
+from export.checkpoint import stored_tensors
+
+__all__ = ["StoredEmbedding", "StoredLinear", "load_stored", "stored_dtype", "weight_count", "weight_names"]
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -25,10 +26,7 @@ _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
     """The 16-bit dtype of every matrix in these safetensors files; None where any has another one."""
     found = {
-        entry["dtype"]
-        for file in files
-        for name, entry in _header(file).items()
-        if name != "__metadata__" and len(entry["shape"]) > 1
+        entry["dtype"] for file in files for entry in stored_tensors(file).values() if len(entry["shape"]) > 1
     }
     return _DTYPES.get(found.pop()) if len(found) == 1 else None
 
@@ -69,6 +67,18 @@ def weight_count(model: nn.Module) -> int:
     return sum(value.numel() for value in model.parameters()) + sum(
         module.stored.numel() for module in stored
     )
+
+
+def weight_names(module: nn.Module) -> list[str]:
+    """Names of all weights, in the order in which the parameters of a float32 model would come."""
+    return [
+        f"{prefix}.{own}" if prefix else own
+        for prefix, part in module.named_modules()
+        for own in (
+            *(["weight"] if isinstance(part, _Stored) else []),
+            *(name for name, value in part._parameters.items() if value is not None),
+        )
+    ]
 
 
 class _Scratch:
@@ -144,11 +154,3 @@ def _keep_stored(module: Any, scratch: _Scratch) -> None:
     module._buffers["weight"] = weight.detach()
     module.__class__ = _KINDS[type(module)]
     module._scratch = scratch
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors (format: 8 bytes length, JSON, data)."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    return header

@@ -19,7 +19,7 @@ from export.checkpoint import load_model, open_checkpoint
 from export.precision import parse_precision
 from export.precision.widened import Widened, fold_casts, numbers_of, write_as_casts
 from export.steps import quiet_libraries
-from export.stored_weights import StoredEmbedding, StoredLinear, stored_dtype, weight_count
+from export.stored_weights import StoredEmbedding, StoredLinear, stored_dtype, weight_count, weight_names
 from tests.conftest import Maker
 from tests.toy_families import TOYS
 
@@ -67,6 +67,8 @@ def test_weights_and_logits_are_those_of_a_float32_model(
     model, plain = loaded(folder), in_float32(folder)
     assert type(model) is type(plain)
     assert model.dtype == torch.float32
+    # Graphs list weights in this order.
+    assert weight_names(model) == [name for name, _ in plain.named_parameters(remove_duplicate=False)]
     assert weight_count(model) == sum(value.numel() for value in plain.parameters())
     found = dict(model.named_modules())
     for name, part in plain.named_modules():
