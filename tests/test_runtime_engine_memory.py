@@ -157,7 +157,7 @@ def test_building_needs_swap() -> None:
     (problem,) = preflight(NEED, replace(PLENTY, available=8 * GIB, swap=GIB)).verdict.problems
     assert problem == (
         "building decoder_model_portable needs 9.50 GiB at least, but 8.00 GiB and 1.00 GiB of swap are free"
-        ": add 512.0 MiB of swap, stop other programs and the desktop, or give a smaller --workspace"
+        ": add 0.50 GiB of swap, stop other programs and the desktop, or give a smaller --workspace"
     )
     found = preflight(NEED, replace(PLENTY, available=8 * GIB, swap=2 * GIB)).verdict
     assert found.ok
@@ -185,9 +185,9 @@ def test_one_piece() -> None:
     tight = replace(PLENTY, cma_free=256 * MIB)
     (warning,) = preflight(NEED, tight).verdict.warnings
     assert warning == (
-        "the LM head takes 512.0 MiB in one piece, but 256.0 MiB of contiguous memory are free: boot with "
-        "the kernel argument cma=600M, or give a smaller --max-prompt or --max-images, a lower --max-ratio, or "
-        "an int4 bundle"
+        "the LM head takes 0.50 GiB in one piece, but 0.25 GiB of contiguous memory are free: boot "
+        "with the kernel argument cma=600M, or give a smaller --max-prompt or --max-images, a lower "
+        "--max-ratio, or an int4 bundle"
     )
     small = replace(tight, total=8 * GIB)  # where it ended a build
     assert preflight(NEED, small).verdict.problems == (warning,)

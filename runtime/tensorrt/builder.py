@@ -50,10 +50,10 @@ class EngineBuilder:
         config = builder.create_builder_config()
         config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.plan.workspace)
         config.builder_optimization_level = self.plan.level
-        cache = config.create_timing_cache(self.timings)
-        if cache is not None:
+        timed = self.trt.__name__ == "tensorrt"  # TensorRT for RTX times nothing, and warns about a cache
+        if timed:
             # A cache of another device or version would only be ignored: its folder is this device's own.
-            config.set_timing_cache(cache, ignore_mismatch=False)
+            config.set_timing_cache(config.create_timing_cache(self.timings), ignore_mismatch=False)
         for number, sizes in enumerate(graph.profiles):
             config.add_optimization_profile(self._profile(builder, network, graph, number, sizes))
         if self.configure is not None:
@@ -65,9 +65,8 @@ class EngineBuilder:
                 f"TensorRT built no engine of {graph.graph} ({why}): free memory and try again, or give "
                 "smaller limits"
             )
-        grown = config.get_timing_cache()
-        if grown is not None:
-            self.timings = bytes(grown.serialize())
+        if timed:
+            self.timings = bytes(config.get_timing_cache().serialize())
         return bytes(engine)
 
     def _network_flags(self) -> int:
