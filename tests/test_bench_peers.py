@@ -18,18 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from bench.checkpoints import Recipe, write_checkpoint
+from bench.configurations import CONFIGURATIONS, configuration
 from bench.environment import Environment
 from bench.errors import BenchError
-from bench.family_models import Cut
 from bench.interleave import Measurement
-from bench.peers import openvino_pruning, rig
+from bench.peers import rig
 from bench.peers.__main__ import main, rows_of
 from bench.peers.base import PRECISIONS, Engine, Peer, SteppingEngine, Task, Variant, require_bundle
 from bench.peers.gguf_file import _interleaved
 from bench.peers.models import ensure_decoder, language_model_of, prompt_ids, rows_at
 from bench.peers.onnxruntime_genai_peer import with_embedding
 from bench.peers.openvino_genai_peer import OPTIMUM, export_ir
-from bench.peers.openvino_pruning import wide_model
 from bench.peers.registry import PEERS, choose, find_peer
 from bench.peers.rig import Bench, Entry, Worker, agreement, check, measure
 from bench.peers.tables import make_result
@@ -504,6 +503,7 @@ def test_a_result_has_every_engine_and_paired_ratios() -> None:
     ("arguments", "message"),
     [
         (["--bundle", "b"], "--bundle needs --checkpoint: the one that the bundle was built from"),
+        (["--bundle", "b", "--configuration", "tiny"], "--bundle needs --checkpoint"),
         (["--new", "1"], "--new is 1: give at least 2"),
         (["--model", "tiny", "--rows", "2040"], "2072 positions are asked for, and tiny has 2048"),
     ],
@@ -536,39 +536,18 @@ def test_the_command_measures_and_lists_what_is_not_here(
     assert "8 prompt rows" in capsys.readouterr().out
 
 
-# OpenVINO GenAI's own pruning
-
-
-def test_the_wide_model_is_the_published_tower_with_a_decoder_of_half_a_billion() -> None:
-    config, _ = wide_model(12).build(Cut(depth=8))
-    text, tower = config.text_config, config.vision_config
-    assert (tower.depth, tower.hidden_size, tower.out_hidden_size) == (8, 1280, 896)
-    assert (text.num_hidden_layers, text.hidden_size, len(text.layer_types)) == (12, 896, 12)
-    heads = text.hidden_size // text.num_attention_heads
-    assert sum(text.rope_parameters["mrope_section"]) == heads // 2  # half a head turns
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--side", "100"], "--side is 100: give a multiple of 28"),
-        (["--decoder-layers", "0"], "--decoder-layers is 0: give at least 1"),
-    ],
-)
-def test_the_pruning_command_refuses(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert openvino_pruning.main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_pruning_command_names_what_it_lacks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lacking = peer_of(Table(noise(0)), modules=("no_such_engine",))
-    monkeypatch.setattr(openvino_pruning, "PEER", lacking)
-    assert openvino_pruning.main([]) == 2
-    assert "no_such_engine cannot be imported: pip install fake" in capsys.readouterr().err
+def test_a_configuration_brings_its_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = configuration("tiny", decoder_layers=1)  # tracing time grows with the layers
+    monkeypatch.setitem(CONFIGURATIONS, "tiny", replace(tiny, vision=tiny.vision | {"num_hidden_layers": 2}))
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    size = ["--configuration", "tiny", "--rows", "8", "--new", "2", "--rounds", "1", "--threads", "1"]
+    assert main([*size, *folders, "--peers", "fopru:fp32"]) == 0
+    engines = json.loads((tmp_path / "peers-tiny.json").read_text())["figures"]["engines"]
+    assert [(own["peer"], own["state"]) for own in engines] == [
+        ("transformers", "measured"),
+        ("fopru", "measured"),
+    ]
+    assert engines[1]["cosine"] > 0.99999
 
 
 def test_an_ir_that_cannot_be_exported_says_where_optimum_is_looked_for(

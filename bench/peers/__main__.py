@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", choices=sorted(DECODERS), default="qwen2-0.5b", help="published decoder")
     what.add_argument(
-        "--configuration", choices=sorted(CONFIGURATIONS), help="published model, of which the bundle is built"
+        "--configuration",
+        choices=sorted(CONFIGURATIONS),
+        help="published model; its bundle is built",
     )
     what.add_argument("--checkpoint", type=Path, help="of a language model, or with one inside")
     parser.add_argument("--bundle", type=Path, help="of that checkpoint: for engines that run our ONNX files")
@@ -79,7 +81,7 @@ def _run(options: argparse.Namespace) -> None:
     settings, rows = settings_from(options), rows_of(options)
     if options.new < 2:
         raise BenchError(f"--new is {options.new}: give at least 2, so that there is a token to decode")
-    if options.bundle is not None and (options.checkpoint or options.configuration) is None:
+    if options.bundle is not None and options.checkpoint is None:
         raise BenchError("--bundle needs --checkpoint: the one that the bundle was built from")
     chosen = choose(options.peers)
     reference = choose(["transformers:fp32 sdpa"])[0]
