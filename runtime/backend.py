@@ -8,10 +8,10 @@ A backend is one file in `runtime/backends/` with a function `create(options) ->
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
 
@@ -22,6 +22,9 @@ __all__ = [
     "Backend",
     "BackendOptions",
     "Binding",
+    "CapturingBackend",
+    "DeviceBackend",
+    "Fetched",
     "Session",
     "View",
     "available_backends",
@@ -37,6 +40,7 @@ _MODULES = {
     "onnxruntime": "runtime.backends.onnxruntime",
     "openvino": "runtime.backends.openvino",
     "openvino-bf16": "runtime.backends.openvino_bf16",
+    "tensorrt": "runtime.backends.tensorrt",
 }
 
 
@@ -124,6 +128,50 @@ class Backend(Protocol):
 
     def download(self, view: View) -> Array:
         """The values of a view on the host; on the CPU not a copy, so valid until the buffer changes."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose buffers the host cannot touch: `upload` and `download` copy.
+
+    With one, visual tokens stay on the device from the encoder to the prompt (`runtime.rows`).
+    """
+
+    def write(self, view: View, array: Array) -> None:
+        """Copy a host array into a view of the same size and dtype; it may change afterwards."""
+        ...
+
+    def copy(self, target: View, source: View) -> None:
+        """Copy a view into another of the same size and dtype, on the device; they do not overlap."""
+        ...
+
+
+class Fetched(Protocol):
+    """Values on their way to the host."""
+
+    def result(self) -> Array:
+        """The values, once they are there."""
+        ...
+
+
+@runtime_checkable
+class CapturingBackend(DeviceBackend, Protocol):
+    """A device backend that can also record a run with fixed shapes, and replay it for less."""
+
+    def fetch(self, view: View) -> Fetched:
+        """Start to copy a view to the host."""
+        ...
+
+    def copy_rows(self, target: View, source: View, pitches: tuple[int, int]) -> None:
+        """Copy [rows, width] whose rows begin so many elements apart in the target and in the source."""
+        ...
+
+    def capture(self, bindings: Sequence[Binding]) -> Callable[[], None]:
+        """A function that runs these one after the other as they are bound now.
+
+        Recording runs them once. What was recorded with the same buffers before is not recorded again.
+        """
         ...
 
 

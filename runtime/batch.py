@@ -8,7 +8,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from runtime.errors import RequestError
 from runtime.kv_cache import BatchCache, cache_bytes
 from runtime.manifest import DecoderInfo
 from runtime.result import Result, Stopwatch
+from runtime.rows import Mirror, Rows
 
 if TYPE_CHECKING:
     from runtime.answer import AnswerRun
@@ -42,31 +43,31 @@ class BatchRun:
         batch, capacity = len(rooms), max(room.capacity for room in rooms)
         self.cache = BatchCache(backend, info, batch, capacity)
         self._graph, self._info, self._rooms = graph, info, list(rooms)
-        self._tokens = np.zeros(batch, np.int64)
-        self._mask = np.zeros((batch, capacity), np.int64)
-        self._positions = np.zeros((self._axes, batch, 1), np.int64)
+        self._tokens = Mirror(backend, np.zeros((batch, 1), np.int64))
+        self._mask = Mirror(backend, np.zeros((batch, capacity), np.int64))
+        self._positions = Mirror(backend, np.zeros((self._axes, batch, 1), np.int64))
         embeds = View(backend.allocate(batch * info.hidden_size, "float32"), (batch, 1, info.hidden_size))
         self._logits = View(backend.allocate(batch * info.vocab_size, "float32"), (batch, 1, info.vocab_size))
         past, present = self.cache.views()
         self._embed = graph.embed.bind(
-            {contract.INPUT_IDS: self._bound(self._tokens, (batch, 1))}, {contract.INPUTS_EMBEDS: embeds}
+            {contract.INPUT_IDS: self._tokens.view}, {contract.INPUTS_EMBEDS: embeds}
         )
-        position_shape = (batch, 1) if self._axes == 1 else self._positions.shape
+        position_shape = (batch, 1) if self._axes == 1 else self._positions.array.shape
         inputs = {
             contract.INPUTS_EMBEDS: embeds,
-            contract.ATTENTION_MASK: self._bound(self._mask, self._mask.shape),
-            contract.POSITION_IDS: self._bound(self._positions, position_shape),
+            contract.ATTENTION_MASK: self._mask.view,
+            contract.POSITION_IDS: View(self._positions.view.buffer, position_shape),
             contract.NUM_LOGITS_TO_KEEP: View(backend.upload(np.ones(1, np.int64)).buffer, ()),
             **past,
         }
         self._decoder = graph.decoder.bind(inputs, {contract.LOGITS: self._logits, **present})
 
-    def prefill(self, row: int, inputs_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def prefill(self, row: int, inputs_embeds: Rows) -> npt.NDArray[np.float32]:
         """Run the whole prompt [1, L, D] of a row; returns the last position's logits [V]."""
         room = self._rooms[row]
         run = DecoderRun(self._backend, self._graph, self._info, room, self.cache.rows[row])
         logits = run.prefill(inputs_embeds)
-        self._mask[row, : self.cache.rows[row].length] = 1
+        self._mask.array[row, : self.cache.rows[row].length] = 1
         return logits
 
     def step(self, tokens: Sequence[int | None]) -> npt.NDArray[np.float32]:
@@ -86,18 +87,16 @@ class BatchRun:
                     "make the cache for the prompt plus max_new_tokens - 1"
                 )
             positions = self._rooms[row].positions
-            self._positions[:, row] = positions.next + cache.length - positions.ids.shape[1]
-            self._tokens[row] = token
+            self._positions.array[:, row] = positions.next + cache.length - positions.ids.shape[1]
+            self._tokens.array[row] = token
             cache.advance(1)
-            self._mask[row, cache.length - 1] = 1
+            self._mask.array[row, cache.length - 1] = 1
+        for mirror in (self._tokens, self._mask, self._positions):
+            mirror.push()
         self._embed.run()
         self._decoder.run()
         logits: npt.NDArray[np.float32] = self._backend.download(self._logits)[:, 0]
         return logits
-
-    def _bound(self, array: Any, shape: tuple[int, ...]) -> View:
-        """A view of an array that is written to between the steps."""
-        return View(self._backend.upload(array).buffer, shape)
 
 
 def answer_together(generator: Generator, runs: Sequence[AnswerRun]) -> list[Result]:

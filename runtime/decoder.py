@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime import contract
-from runtime.backend import Array, Backend, Binding, Session, View
+from runtime.backend import Array, Backend, Binding, CapturingBackend, Session, View
 from runtime.errors import RequestError
-from runtime.kv_cache import KVCache, make_cache
+from runtime.kv_cache import KVCache, StackedCache, make_cache
 from runtime.manifest import DecoderInfo
 from runtime.positions import Positions
+from runtime.rows import Mirror, Rows, fetch, view_of
+from runtime.step_graph import PaddedStep, StepTensors
 
 __all__ = ["PREFILL_ROWS", "DecoderGraph", "DecoderRun", "Room"]
 
@@ -57,13 +58,19 @@ class DecoderRun:
         """Allocate everything; `cache` is an empty one of at least that capacity, None a new one."""
         self._backend, self._graph, self._info = backend, graph.decoder, info
         self.cache = make_cache(backend, info, graph.cache, room.capacity) if cache is None else cache
-        self._token: Any = np.zeros(1, np.int64)
-        token = View(backend.upload(self._token).buffer, (1, 1))
+        self._token = Mirror(backend, np.zeros((1, 1), np.int64))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
         self._logits = View(backend.allocate(info.vocab_size, "float32"), (1, 1, info.vocab_size))
         self._count = View(backend.upload(np.ones(1, np.int64)).buffer, ())
-        self._embed = graph.embed.bind({contract.INPUT_IDS: token}, {contract.INPUTS_EMBEDS: self._embedding})
+        self._embed = graph.embed.bind(
+            {contract.INPUT_IDS: self._token.view}, {contract.INPUTS_EMBEDS: self._embedding}
+        )
         self._decoder = self._bind()
+        self._padded: PaddedStep | None = None
+        if isinstance(self.cache, StackedCache) and isinstance(backend, CapturingBackend):
+            tensors = StepTensors(self._token, self._embedding, self._logits, self._count)
+            sessions = graph.embed, graph.decoder
+            self._padded = PaddedStep(backend, sessions, self.cache, tensors, info.position_axes)
         self._make_room(room)
 
     def rewind(self, length: int, room: Room) -> None:
@@ -82,12 +89,17 @@ class DecoderRun:
         self.cache.cut(length)
         if room.capacity > self.cache.capacity:
             self._decoder = self._bind()  # the old one keeps the buffers alive that make way
-        self.cache.grow(room.capacity)
+            self.cache.grow(room.capacity)
         self._make_room(room)
 
-    def prefill(self, inputs_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Run the rest of the prompt [1, L, D]; returns the last position's logits [V], valid until the next
-        call.
+    def warm(self) -> None:
+        """After `prefill`: record the steps of an answer, where the backend can."""
+        if self._padded is not None:
+            self._padded.prepare(self.cache.length, self.cache.capacity)
+
+    def prefill(self, inputs_embeds: Rows) -> npt.NDArray[np.float32]:
+        """Run the rest of the prompt [1, L, D], as `Generator.embed` returns it or in numpy; returns the last
+        position's logits [V], valid until the next call.
 
         Raises:
             RequestError: cached rows and these are not the prompt that the positions were made for.
@@ -98,7 +110,7 @@ class DecoderRun:
                 f"got {rows} rows after {first}, but the positions were made for a prompt of "
                 f"{self._prompt.shape[1]}: prefill exactly what the cache lacks"
             )
-        whole = self._backend.upload(inputs_embeds)
+        whole = view_of(self._backend, inputs_embeds)
         for start in range(0, rows, PREFILL_ROWS):
             new = min(PREFILL_ROWS, rows - start)
             positions = np.ascontiguousarray(self._prompt[:, first + start : first + start + new])
@@ -117,7 +129,11 @@ class DecoderRun:
             raise RequestError(
                 f"the cache has {self.cache.length} rows of a prompt of {len(self._prompt[0])}: prefill first"
             )
-        self._token[0] = token
+        self._token.array[...] = token
+        self._token.push()
+        if self._padded is not None:
+            self._padded.run(self._first + generated)
+            return self._result()
         self._embed.run()
         self._run(
             self._embedding,
@@ -139,7 +155,8 @@ class DecoderRun:
             )
         backend, steps = self._backend, max(0, room.capacity - length)
         self._prompt = room.positions.ids
-        later = room.positions.next + np.arange(steps, dtype=np.int64)
+        self._first = room.positions.next
+        later = self._first + np.arange(steps, dtype=np.int64)
         self._later = backend.upload(np.repeat(later, axes)).buffer  # a step has the same on every axis
         self._mask = backend.upload(np.ones(self.cache.capacity, np.int64)).buffer
         if self.cache.fixed:
@@ -161,7 +178,7 @@ class DecoderRun:
         self.cache.advance(new)
 
     def _result(self) -> Array:
-        logits: Array = self._backend.download(self._logits)[0, 0]
+        logits: Array = fetch(self._backend, self._logits).result()[0, 0]
         return logits
 
     def _position_shape(self, new: int) -> tuple[int, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from runtime.backend import Array
+from runtime.image_digest import image_digest
 from runtime.preprocess import PreparedImage
+from runtime.rows import Rows
 from runtime.vision import EncodedImage, Selection
 
 __all__ = ["Encode", "FeatureCache", "Key", "image_bytes", "image_digest"]
@@ -85,7 +85,8 @@ class FeatureCache:
             return
         if size > self._limit:
             return
-        image.features.setflags(write=False)  # later answers are made of it
+        if isinstance(image.features, np.ndarray):
+            image.features.setflags(write=False)  # later answers are made of it
         self._images[key] = image
         self._nbytes += size
         while self._nbytes > self._limit:
@@ -93,33 +94,11 @@ class FeatureCache:
             self._nbytes -= image_bytes(oldest)
 
 
-def image_digest(image: PreparedImage) -> bytes:
-    """SHA-256 of what the encoder and the prompt are made from: pixel values and plan.
-
-    The plan is in it because pixels do not tell it: tiles of one shape may show pictures of two sizes.
-    """
-    plan = image.plan
-    digest = hashlib.sha256(
-        repr((plan.units, plan.text, plan.runs, plan.spans, plan.overview, plan.mosaic)).encode()
-    )
-    arrays: dict[str, Array] = {
-        "pixels": image.pixel_values,
-        "sequence": plan.sequence,
-        "offsets": plan.offsets,
-    }
-    if plan.lines is not None:
-        arrays["lines"] = plan.lines
-    arrays |= {f"input {name}": plan.inputs[name] for name in sorted(plan.inputs)}
-    for name, array in arrays.items():
-        digest.update(repr((name, array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
-
-
 def image_bytes(image: EncodedImage) -> int:
-    """Bytes of the arrays of an encoded image; its plan, made anew for every request, is among them."""
+    """Bytes of the arrays of an encoded image, on the host or a device; its plan, made anew for every
+    request, is among them."""
     plan, assembly = image.plan, image.assembly
-    arrays: list[Array | None] = [image.features, assembly.source, assembly.places, *image.kept]
+    arrays: list[Rows | None] = [image.features, assembly.source, assembly.places, *image.kept]
     arrays += [*(image.scores or ()), plan.sequence, plan.offsets, plan.lines, *plan.inputs.values()]
     return sum(array.nbytes for array in arrays if array is not None)
 

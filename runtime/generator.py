@@ -27,6 +27,7 @@ from runtime.prompt import Prompter, expand_images
 from runtime.request import Request
 from runtime.result import Result
 from runtime.reuse import Reuse
+from runtime.rows import Rows, space_of
 from runtime.stream import Stream
 from runtime.vision import EncodedImage, Selection, VisionEncoder
 
@@ -76,7 +77,9 @@ class Generator:
         self.backend = create_backend(backend, BackendOptions(threads))
         self._sessions: dict[str, Session] = {}
         self._prompter = Prompter(bundle)
-        self._vision = VisionEncoder(self.session, bundle.manifest, bundle.constant(IMAGE_NEWLINE))
+        self._space = space_of(self.backend)
+        newline = bundle.constant(IMAGE_NEWLINE)
+        self._vision = VisionEncoder(self.session, bundle.manifest, newline, self._space)
         reuse = reuse or Reuse()
         self.features, self.prefix = FeatureCache(reuse.features), PrefixCache(reuse.prefix)
 
@@ -165,10 +168,9 @@ class Generator:
             prompt_positions(plain, image, parts, pruning.position_ids, axes),
         )
 
-    def embed(
-        self, input_ids: npt.NDArray[np.int64], images: Sequence[EncodedImage]
-    ) -> npt.NDArray[np.float32]:
-        """Embeddings [1, L, D] of token ids [1, L], visual tokens at their placeholders.
+    def embed(self, input_ids: npt.NDArray[np.int64], images: Sequence[EncodedImage]) -> Rows:
+        """Embeddings [1, L, D] of token ids [1, L], visual tokens at their placeholders; on the device of the
+        backend, if it has one.
 
         Raises:
             RequestError: the number of placeholders is not the number of visual tokens.
@@ -181,13 +183,28 @@ class Generator:
                 "make the ids with prompt(tokenize(request, plans), images)"
             )
         # Some checkpoints have no embedding for the placeholder; its value is overwritten, so any id will do.
-        outputs = self.session(contract.EMBED_TOKENS).run(
-            {contract.INPUT_IDS: np.where(places, 0, input_ids)}
-        )
-        embeds = outputs[contract.INPUTS_EMBEDS]
-        if rows:
-            embeds[places] = np.concatenate([image.features for image in images])
-        return embeds
+        feeds = {contract.INPUT_IDS: np.where(places, 0, input_ids)}
+        features = [image.features for image in images]
+        filled = places, features, self.manifest.decoder.hidden_size
+        return self._space.embed(self.session(contract.EMBED_TOKENS), feeds, contract.INPUTS_EMBEDS, filled)
+
+    def warmup(self, request: Request) -> None:
+        """Do all that a request of this shape (images, ratio, length of prompt and answer) needs once: graphs
+        are opened, memory is asked for, decoding steps are recorded where the backend can.
+
+        A later request like it then asks for no device memory, but for what it leaves behind: the visual
+        tokens of each new picture (`Reuse`). What was kept of earlier requests is forgotten.
+
+        Raises:
+            FopruError: as of `generate`.
+        """
+        run = AnswerRun(self, request, ())
+        run.begin(lambda: False)
+        prompt, embeds, _ = run.prompt()
+        decoder = self.decoder_run(run.capacity, prompt.positions)
+        decoder.prefill(embeds)
+        decoder.warm()
+        self.forget()
 
     def decoder_run(self, capacity: int, positions: Positions, graph: str | None = None) -> DecoderRun:
         """A fresh run of the decoder, with `capacity` rows of KV cache, for a prompt with `positions`.

@@ -8,16 +8,21 @@ buffers that take turns.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from runtime import contract
-from runtime.backend import Backend, View
+from runtime.backend import Backend, CapturingBackend, View
 from runtime.errors import RequestError
 from runtime.manifest import DecoderInfo
+from runtime.rows import copy_view
 
-__all__ = ["BatchCache", "KVCache", "cache_bytes", "make_cache"]
+__all__ = ["BLOCK_ROWS", "BatchCache", "KVCache", "StackedCache", "cache_bytes", "make_cache", "oversized"]
+
+BLOCK_ROWS = 256
+"""Rows by which the cache of a backend that records runs grows (see `runtime.step_graph`)."""
 
 
 def cache_bytes(info: DecoderInfo, positions: int) -> int:
@@ -28,12 +33,24 @@ def cache_bytes(info: DecoderInfo, positions: int) -> int:
 
 def make_cache(backend: Backend, info: DecoderInfo, kind: str, capacity: int) -> KVCache:
     """An empty cache of a kind (`contract.CACHES`) for `capacity` positions of one sequence."""
+    if kind == contract.APPEND and isinstance(backend, CapturingBackend):
+        return StackedCache(backend, info, capacity)
     kinds: dict[str, type[KVCache]] = {
         contract.SHARED: _SharedCache,
         contract.APPEND: _AppendCache,
         contract.CONCAT: _ConcatCache,
     }
     return kinds[kind](backend, info, capacity)
+
+
+_Stored: TypeAlias = tuple[Any, int, int]
+"""A buffer, the rows that it has room for, and those that it holds."""
+
+
+def oversized(cache: KVCache, capacity: int) -> bool:
+    """Whether a cache is of more than twice the size that a request needs."""
+    wanted = 2 * capacity
+    return cache.capacity > (_in_blocks(wanted) if isinstance(cache, StackedCache) else wanted)
 
 
 class KVCache(ABC):
@@ -84,6 +101,9 @@ class KVCache(ABC):
                 f"the KV cache holds {self.capacity} positions, but {self.length + new} are needed: "
                 "make the cache for the prompt plus max_new_tokens - 1"
             )
+        return self._present(new)
+
+    def _present(self, new: int) -> dict[str, View]:
         views = (self._present_view(buffer, new) for buffer in self._targets())
         return {contract.present_name(*name): view for name, view in zip(self._names, views, strict=True)}
 
@@ -99,15 +119,12 @@ class KVCache(ABC):
         """Make room for `capacity` positions; the valid ones are copied, once."""
         if capacity <= self.capacity:
             return
-        before = self.capacity
-        for place, buffer in enumerate(
-            self._buffers
-        ):  # one at a time: a cache is much of the memory there is
-            self.capacity = before
-            rows = self._rows(buffer)
-            self.capacity = capacity
-            self._buffers[place] = self._new_buffer()
-            self._rows(self._buffers[place])[...] = rows
+        before, self.capacity = self.capacity, capacity
+        # One at a time: a cache is much of the memory there is.
+        for place, buffer in enumerate(self._buffers):
+            grown = self._new_buffer()
+            self._move((buffer, before, self.length), (grown, capacity, self.length))
+            self._buffers[place] = grown
 
     def _allocate(self) -> list[Any]:
         return [self._new_buffer() for _ in self._names]
@@ -125,9 +142,14 @@ class KVCache(ABC):
     @abstractmethod
     def _present_view(self, buffer: Any, new: int) -> View: ...
 
+    def _move(self, source: _Stored, target: _Stored) -> None:
+        """Copy as many rows as the target has, which begin the source, to another buffer."""
+        for old, new in zip(self._runs(source, target[2]), self._runs(target, target[2]), strict=True):
+            copy_view(self._backend, new, old)
+
     @abstractmethod
-    def _rows(self, buffer: Any) -> Any:
-        """The valid rows as an array that writes through."""
+    def _runs(self, stored: _Stored, rows: int) -> list[View]:
+        """The first rows of a buffer as contiguous parts."""
 
 
 class _SharedCache(KVCache):
@@ -145,8 +167,8 @@ class _SharedCache(KVCache):
     def _present_view(self, buffer: Any, new: int) -> View:  # noqa: ARG002 - the graph knows the length
         return self._past_view(buffer)
 
-    def _rows(self, buffer: Any) -> Any:
-        return self._backend.download(self._past_view(buffer))[:, :, : self.length]
+    def _runs(self, stored: _Stored, rows: int) -> list[View]:
+        return _by_head(self._info, stored[0], (stored[1], rows), self.offset)
 
 
 class _AppendCache(KVCache):
@@ -161,8 +183,67 @@ class _AppendCache(KVCache):
     def _shape(self, rows: int) -> tuple[int, ...]:
         return (1, rows, self._info.kv_heads, self._info.head_dim)
 
-    def _rows(self, buffer: Any) -> Any:
-        return self._backend.download(self._past_view(buffer))
+    def _runs(self, stored: _Stored, rows: int) -> list[View]:
+        return [View(stored[0], self._shape(rows))]
+
+
+class StackedCache(_AppendCache):
+    """The same in one buffer for all tensors, [tensors, capacity, kv_heads, head_dim], of a backend that can
+    copy a row into each of them at once; in whole blocks of rows, so that recorded runs serve again.
+
+    Growing needs the old and the new buffer at once.
+    """
+
+    def __init__(self, backend: CapturingBackend, info: DecoderInfo, capacity: int) -> None:
+        """Allocate the buffer."""
+        self._copy_rows = backend.copy_rows
+        super().__init__(backend, info, _in_blocks(capacity))
+        self._new = backend.allocate(len(self._names) * self._row, info.cache_dtype)
+
+    def padded(self, rows: int) -> dict[str, View]:
+        """Decoder inputs by name, of so many rows: behind the valid ones stands anything finite."""
+        return self._views(contract.past_name, rows, 0)
+
+    def beside(self) -> dict[str, View]:
+        """Decoder outputs by name for one new row that does not go into the cache yet."""
+        return {
+            contract.present_name(*own): View(self._new, self._shape(1), offset=place * self._row)
+            for place, own in enumerate(self._names)
+        }
+
+    def take_row(self) -> None:
+        """Copy the row of `beside` behind the valid ones."""
+        rows = View(self._new, (len(self._names), self._row))
+        target = View(self._buffers[0], rows.shape, offset=self.length * self._row)
+        self._copy_rows(target, rows, (self.capacity * self._row, self._row))
+        self.advance(1)
+
+    def past(self) -> dict[str, View]:
+        return self._views(contract.past_name, self.length, 0)
+
+    def grow(self, capacity: int) -> None:
+        super().grow(_in_blocks(capacity))
+
+    def _allocate(self) -> list[Any]:
+        return [self._new_buffer()]
+
+    def _new_buffer(self) -> Any:
+        return self._backend.allocate(len(self._names) * self._row * self.capacity, self._info.cache_dtype)
+
+    def _present(self, new: int) -> dict[str, View]:
+        return self._views(contract.present_name, new, self.length)
+
+    def _views(self, name: Callable[[int, str], str], rows: int, first: int) -> dict[str, View]:
+        shape = self._shape(rows)
+        return {
+            name(*own): View(self._buffers[0], shape, offset=(place * self.capacity + first) * self._row)
+            for place, own in enumerate(self._names)
+        }
+
+    def _move(self, source: _Stored, target: _Stored) -> None:
+        shape = (len(self._names), target[2] * self._row)
+        pitches = target[1] * self._row, source[1] * self._row
+        self._copy_rows(View(target[0], shape), View(source[0], shape), pitches)
 
 
 class _ConcatCache(KVCache):
@@ -180,15 +261,18 @@ class _ConcatCache(KVCache):
 
     def cut(self, length: int) -> None:
         # Heads lie one behind the other, each of `length` rows: shorter ones have to be moved together.
-        kept = [self._rows(buffer)[:, :, :length].copy() for buffer in self._buffers]
+        for buffer, spare in zip(self._buffers, self._spare, strict=True):
+            self._move((buffer, self.length, self.length), (spare, length, length))
+        self._buffers, self._spare = self._spare, self._buffers
         super().cut(length)
-        for buffer, rows in zip(self._buffers, kept, strict=True):
-            self._rows(buffer)[...] = rows
 
     def grow(self, capacity: int) -> None:
         if capacity > self.capacity:
             super().grow(capacity)
             self._spare = self._allocate()
+
+    def _runs(self, stored: _Stored, rows: int) -> list[View]:
+        return _by_head(self._info, stored[0], (stored[2], rows), 0)
 
     def _targets(self) -> list[Any]:
         return self._spare
@@ -201,9 +285,6 @@ class _ConcatCache(KVCache):
 
     def _shape(self, length: int) -> tuple[int, ...]:
         return (1, self._info.kv_heads, length, self._info.head_dim)
-
-    def _rows(self, buffer: Any) -> Any:
-        return self._backend.download(self._past_view(buffer))
 
 
 class _BatchRow(_SharedCache):
@@ -222,6 +303,17 @@ class _BatchRow(_SharedCache):
             raise RequestError(
                 f"a sequence of a batch has {self.capacity} rows, but {capacity} are needed: make a new batch"
             )
+
+
+def _in_blocks(capacity: int) -> int:
+    return -(-capacity // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def _by_head(info: DecoderInfo, buffer: Any, rows: tuple[int, int], offset: int) -> list[View]:
+    """The first rows of every head of [kv_heads, rows, head_dim]: (rows of a head, rows wanted)."""
+    apart, wanted = rows
+    step = apart * info.head_dim
+    return [View(buffer, (wanted, info.head_dim), offset + head * step) for head in range(info.kv_heads)]
 
 
 class BatchCache:

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.decoder import DecoderRun, Room
+from runtime.kv_cache import oversized
 from runtime.positions import Positions
+from runtime.rows import DeviceRows, Rows
 from runtime.vision import EncodedImage
 
 __all__ = ["PrefixCache", "PromptRows", "Start", "prompt_rows"]
@@ -27,7 +29,7 @@ __all__ = ["PrefixCache", "PromptRows", "Start", "prompt_rows"]
 class PromptRows:
     """What decides each row of a KV cache.
 
-    `ids` int64 [L] and their `positions`; `images` are (first row, SHA-256 of its features) in the order of
+    `ids` int64 [L] and their `positions`; `images` are (first row, digest of its features) in the order of
     the prompt, to tell apart the rows whose id is that of the image token.
     """
 
@@ -69,10 +71,17 @@ def prompt_rows(
         ids[0],
         positions,
         tuple(
-            (int(places[start]), hashlib.sha256(np.ascontiguousarray(encoded.features).data).digest())
+            (int(places[start]), _digest(encoded.features))
             for start, encoded in zip(starts, images, strict=True)
         ),
     )
+
+
+def _digest(features: Rows) -> bytes:
+    """SHA-256 of the numbers; on a device of what they were made from."""
+    if isinstance(features, DeviceRows):
+        return features.digest
+    return hashlib.sha256(np.ascontiguousarray(features).data).digest()
 
 
 @dataclass(frozen=True)
@@ -134,5 +143,5 @@ class PrefixCache:
         # The last row of the prompt is always run: its logits are wanted, and no cache has them.
         reused = min(old.common(rows), rows.ids.size - 1)
         # A cache of twice the size would outlive the request that needed it, to save a short prefill.
-        oversized = run.cache.capacity > 2 * capacity and 2 * reused < rows.ids.size
-        return None if reused == 0 or oversized else (run, reused)
+        wasteful = oversized(run.cache, capacity) and 2 * reused < rows.ids.size
+        return None if reused == 0 or wasteful else (run, reused)

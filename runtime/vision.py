@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,13 @@ from runtime import contract
 from runtime.assemble import Assembly, assemble
 from runtime.backend import Array, Session
 from runtime.errors import BackendError, RequestError
+from runtime.image_digest import image_digest
 from runtime.layouts import ImagePlan, Unit
 from runtime.layouts.stitch import stitched_grid, stitched_rows_kept
 from runtime.manifest import Manifest
 from runtime.plan import newline_policy, stitched_rows
 from runtime.preprocess import PreparedImage
+from runtime.rows import HostSpace, Output, Part, Rows, Space
 from runtime.selectors import GRAPH, Choice, allowed_selectors, needs_scores, select
 
 __all__ = ["EncodedImage", "Selection", "VisionEncoder"]
@@ -43,12 +47,13 @@ class Selection:
 class EncodedImage:
     """The visual tokens of one image, ready for the prompt; may be reused for several questions about it.
 
-    `features` float32 [rows, D] as they go into the prompt, `kept` int64 positions per unit, ascending in
-    0..N-1, `scores` float32 [N] per unit, or None where no score was computed.
+    `features` float32 [rows, D] as they go into the prompt, where the encoder left them, `kept` int64
+    positions per unit, ascending in 0..N-1, `scores` float32 [N] per unit, or None where no score was
+    computed.
     """
 
     plan: ImagePlan
-    features: npt.NDArray[np.float32]
+    features: Rows
     assembly: Assembly
     kept: tuple[npt.NDArray[np.int64], ...]
     scores: tuple[npt.NDArray[np.float32], ...] | None
@@ -83,7 +88,17 @@ class _Job:
         return self.prepared.pixel_values[self.unit : self.unit + 1]
 
 
-_Outputs = dict[str, Array]
+_Outputs = dict[str, Rows]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a graph gave, by image and unit: which rows of its output go on, kept positions, scores."""
+
+    graph: str
+    features: Sequence[Sequence[Part]]
+    kept: Sequence[Sequence[Array]]
+    scores: Sequence[Sequence[Array]] | None
 
 
 class VisionEncoder:
@@ -94,12 +109,15 @@ class VisionEncoder:
         session: Callable[[str], Session],
         manifest: Manifest,
         newline: npt.NDArray[np.float32] | None = None,
+        space: Space | None = None,
     ) -> None:
-        """Take a function that opens a graph by its contract name, and the newline vector [D], if any."""
+        """Take a function that opens a graph by its contract name, the newline vector [D], if any, and where
+        visual tokens are kept (None: in numpy)."""
         self._session = session
         self._manifest = manifest
         self._prefix = manifest.layout.prefix_tokens
-        self._newline = newline
+        self._space: Space = space or HostSpace()
+        self._newline = None if newline is None else self._space.rows(newline[None])
 
     def graph_for(self, selection: Selection) -> str:
         """The graph that `encode` runs for a selection."""
@@ -111,7 +129,8 @@ class VisionEncoder:
         """All visual tokens of every image, newlines included."""
         everything = [[unit.valid_indices for unit in image.plan.units] for image in images]
         features = self._whole(images, contract.VISION_ENCODER)[0]
-        return self._joined(images, self._cut(features, everything), everything, None)
+        found = _Found(contract.VISION_ENCODER, self._cut(features, everything), everything, None)
+        return self._joined(images, found)
 
     def encode(self, images: Sequence[PreparedImage], selection: Selection) -> tuple[EncodedImage, ...]:
         """The visual tokens that a selection keeps.
@@ -145,23 +164,24 @@ class VisionEncoder:
             if count
         ]
         found = self._run(jobs, contract.VISION_ENCODER_FOPRU)
-        features, kept, scores = _empty(images), _empty(images), _empty(images)
+        features = self._padding(images)
+        kept, scores = _empty(images), _empty(images)
         for job in jobs:
             out, unit = found[job.image, job.unit], job.shape
             _check_scores(out[contract.TOKEN_SCORES])
             indices: npt.NDArray[np.int64] = out[contract.KEPT_INDICES]
-            rows, shown = out[contract.IMAGE_FEATURES], np.isin(indices, unit.valid_indices)
-            if not shown.all():  # whole rows of a tile with padding at its sides
-                rows = np.concatenate([rows[: self._prefix], rows[self._prefix :][shown]])
-            features[job.image][job.unit] = rows
+            shown = np.isin(indices, unit.valid_indices)
+            # Whole rows of a tile may have padding at its sides.
+            wanted = None if shown.all() else self._after_prefix(np.flatnonzero(shown))
+            features[job.image][job.unit] = out[contract.IMAGE_FEATURES], wanted
             kept[job.image][job.unit] = indices[shown]
             scores[job.image][job.unit] = out[contract.TOKEN_SCORES]
-        self._fill_padding(images, features, scores)
         for number, image in enumerate(images):
             for index, unit in enumerate(image.plan.units):
                 if not unit.prunable:
                     kept[number][index] = unit.valid_indices
-        return self._joined(images, features, kept, scores)
+                    scores[number][index] = np.zeros(unit.tokens, np.float32)
+        return self._joined(images, _Found(contract.VISION_ENCODER_FOPRU, features, kept, scores))
 
     def _pruned_by_host(
         self, images: Sequence[PreparedImage], selection: Selection, stitched: bool
@@ -185,11 +205,11 @@ class VisionEncoder:
                 seed += 1
             kept.append(parts)
         given = scores if graph == contract.VISION_ENCODER_FOPRU else None
-        return self._joined(images, self._cut(features, kept), kept, given)
+        return self._joined(images, _Found(graph, self._cut(features, kept), kept, given))
 
     def _whole(
         self, images: Sequence[PreparedImage], graph: str
-    ) -> tuple[list[list[Array]], list[list[Array]]]:
+    ) -> tuple[list[list[Part]], list[list[Array]]]:
         """(features [p + N, D], scores [N] or zeros) of every unit with nothing pruned."""
         pruned = graph == contract.VISION_ENCODER_FOPRU
         jobs = [
@@ -199,26 +219,26 @@ class VisionEncoder:
             if unit.prunable
         ]
         found = self._run(jobs, graph)
-        features, scores = _empty(images), _empty(images)
+        features = self._padding(images)
+        scores = [[np.zeros(unit.tokens, np.float32) for unit in image.plan.units] for image in images]
         for job in jobs:
             out = found[job.image, job.unit]
-            features[job.image][job.unit] = out[contract.IMAGE_FEATURES]
-            own = out.get(contract.TOKEN_SCORES, np.zeros(job.shape.tokens, np.float32))
-            _check_scores(own)
-            scores[job.image][job.unit] = own
-        self._fill_padding(images, features, scores)
+            features[job.image][job.unit] = out[contract.IMAGE_FEATURES], None
+            if contract.TOKEN_SCORES in out:
+                own = out[contract.TOKEN_SCORES]
+                _check_scores(own)
+                scores[job.image][job.unit] = own
         return features, scores
 
-    def _fill_padding(
-        self, images: Sequence[PreparedImage], features: list[list[Array]], scores: list[list[Array]]
-    ) -> None:
-        """Units of padding alone were not encoded: no token of theirs is ever looked at."""
-        for number, image in enumerate(images):
-            for index, unit in enumerate(image.plan.units):
-                if not unit.prunable:
-                    shape = (self._prefix, self._manifest.decoder.hidden_size)
-                    features[number][index] = np.zeros(shape, np.float32)
-                    scores[number][index] = np.zeros(unit.tokens, np.float32)
+    def _padding(self, images: Sequence[PreparedImage]) -> list[list[Part]]:
+        """What is there of units that are padding alone, which are not encoded: no token of theirs is ever
+        looked at. The others' places are to be filled."""
+        nothing = np.zeros((self._prefix, self._manifest.decoder.hidden_size), np.float32)
+        return [[(nothing, None) for _ in image.plan.units] for image in images]
+
+    def _after_prefix(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows of a unit: the prefix, and tokens behind it."""
+        return np.concatenate([np.arange(self._prefix), self._prefix + indices])
 
     def _run(self, jobs: Sequence[_Job], graph: str) -> dict[tuple[int, int], _Outputs]:
         """Outputs of every job without the axis of units; jobs of equal shape and K share a call."""
@@ -226,11 +246,32 @@ class VisionEncoder:
         if not jobs:
             return results
         session = self._session(graph)
-        for batch in _batches(jobs):
-            outputs = session.run(self._feeds(batch, graph))
+        batches = list(_batches(jobs))
+        started = [
+            self._space.run(session, self._feeds(batch, graph), self._outputs(batch, graph))
+            for batch in batches
+        ]
+        for batch, finish in zip(batches, started, strict=True):
+            outputs = finish()
             for place, job in enumerate(batch):
                 results[job.image, job.unit] = {name: value[place] for name, value in outputs.items()}
         return results
+
+    def _outputs(self, batch: Sequence[_Job], graph: str) -> dict[str, Output]:
+        """Sizes of what the graph gives for a batch."""
+        units, first = len(batch), batch[0]
+        tokens = first.shape.tokens
+        keep = tokens if first.keep is None else first.keep
+        sizes = {
+            contract.IMAGE_FEATURES: (units, self._prefix + keep, self._manifest.decoder.hidden_size),
+            contract.KEPT_INDICES: (units, keep),
+            contract.TOKEN_SCORES: (units, tokens),
+        }
+        return {
+            tensor.name: Output(sizes[tensor.name], tensor.dtype, tensor.name == contract.IMAGE_FEATURES)
+            for tensor in self._manifest.graphs[graph].outputs
+            if tensor.name in sizes
+        }
 
     def _feeds(self, batch: Sequence[_Job], graph: str) -> dict[str, Array]:
         first = batch[0]
@@ -257,41 +298,41 @@ class VisionEncoder:
             )
         return count // columns * unit.grid[1]
 
-    def _joined(
-        self,
-        images: Sequence[PreparedImage],
-        features: Sequence[Sequence[Array]],
-        kept: Sequence[Sequence[Array]],
-        scores: Sequence[Sequence[Array]] | None,
-    ) -> tuple[EncodedImage, ...]:
+    def _joined(self, images: Sequence[PreparedImage], found: _Found) -> tuple[EncodedImage, ...]:
         encoded = []
         for number, image in enumerate(images):
-            policy = newline_policy(image.plan, sum(map(len, kept[number])), self._manifest.pruning)
-            assembly = assemble(image.plan, kept[number], self._prefix, policy)
-            own = np.concatenate(list(features[number]))
+            kept = found.kept[number]
+            policy = newline_policy(image.plan, sum(map(len, kept)), self._manifest.pruning)
+            assembly = assemble(image.plan, kept, self._prefix, policy)
+            parts = list(found.features[number])
             if self._newline is not None:
-                own = np.concatenate([own, self._newline[None]])  # NEWLINE is the last row
+                parts.append((self._newline, None))  # NEWLINE is the last row
+            digest = partial(_digest, image, found.graph, kept, assembly)
             encoded.append(
                 EncodedImage(
                     image.plan,
-                    own[assembly.source],
+                    self._space.gather(parts, assembly.source, digest),
                     assembly,
-                    tuple(kept[number]),
-                    None if scores is None else tuple(scores[number]),
+                    tuple(kept),
+                    None if found.scores is None else tuple(found.scores[number]),
                 )
             )
         return tuple(encoded)
 
-    def _cut(self, features: Sequence[Sequence[Array]], kept: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    def _cut(self, features: Sequence[Sequence[Part]], kept: Sequence[Sequence[Array]]) -> list[list[Part]]:
         """The prefix rows and kept rows of whole outputs [p + N, D]."""
-        prefix = np.arange(self._prefix)
         return [
-            [
-                rows[np.concatenate([prefix, self._prefix + indices])]
-                for rows, indices in zip(own, chosen, strict=True)
-            ]
+            [(rows, self._after_prefix(indices)) for (rows, _), indices in zip(own, chosen, strict=True)]
             for own, chosen in zip(features, kept, strict=True)
         ]
+
+
+def _digest(image: PreparedImage, graph: str, kept: Sequence[Array], assembly: Assembly) -> bytes:
+    """What an image's visual tokens are made of, within one bundle."""
+    digest = hashlib.sha256(image_digest(image) + graph.encode())
+    for array in (*kept, assembly.source):
+        digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
