@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,9 @@ from runtime.backends import ort_cuda
 from runtime.backends.cudart import CudaCopies, HostCopies, load_cudart
 from runtime.backends.ort_device import OrtDevice, OrtDeviceBackend, missing_library
 from runtime.bundle import load_bundle
-from runtime.check import check_bundle
+from runtime.device_report.measure import Plan, measure_backend
 from runtime.errors import BackendError
 from runtime.generator import Generator
-from runtime.parity import format_report
 from runtime.request import Request, Turn
 from runtime.reuse import NO_REUSE
 from tests.conftest import Maker
@@ -114,9 +114,9 @@ def test_what_is_read_on_the_host_is_read_anew(
 
 
 @pytest.mark.parametrize(
-    ("family", "ratio"), [("llava", 0.3), ("llava", 1.0), ("llava_next", 0.3), ("qwen2_5_vl", 0.3)]
+    ("family", "ratio", "tells"),
+    [("llava", 0.3, False), ("llava", 1.0, True), ("llava_next", 0.3, True), ("qwen2_5_vl", 0.3, True)],
 )
-@pytest.mark.parametrize("tells", [True, False])
 def test_answers_equal_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, family_bundle: Maker, family: str, ratio: float, tells: bool
 ) -> None:
@@ -124,7 +124,9 @@ def test_answers_equal_those_of_the_cpu(
     request = Request("what is it?", (toy_photo((40, 56)),), ratio=ratio, max_new_tokens=12, ignore_eos=True)
     expected = Generator(bundle, "onnxruntime", threads=1).generate(request)
     generator = Generator(bundle, "ort-cuda", threads=1)
-    answer = generator.generate(request)
+    stream = generator.stream(request)
+    deque(stream, maxlen=0)
+    answer = stream.result
     assert answer.token_ids == expected.token_ids
     assert answer.kept_indices == expected.kept_indices
     assert answer.kv_bytes_allocated == answer.kv_bytes  # grown in place
@@ -132,8 +134,9 @@ def test_answers_equal_those_of_the_cpu(
     # Up to the image's own rows, then into the prompt, and none of them to the host.
     assert ort.heap.copied["dd"] >= 2 * 4 * rows * info.hidden_size
     logits = 4 * info.vocab_size * 12
-    beside = 8 * sum(map(len, answer.kept_indices)) + 4 * sum(answer.visual_tokens_before)
-    assert ort.heap.copied["dh"] <= logits + (beside if ratio < 1 else 0)
+    units = [unit for image in stream.encoded for unit in image.plan.units if unit.prunable]
+    beside = 8 * sum(map(len, answer.kept_indices)) + 4 * sum(unit.tokens for unit in units)
+    assert ort.heap.copied["dh"] == logits + (beside if ratio < 1 else 0)
     again = generator.generate(request)
     assert again.token_ids == expected.token_ids
     assert again.reused_images == 1
@@ -141,8 +144,14 @@ def test_answers_equal_those_of_the_cpu(
 
 def test_parity_of_every_stage(monkeypatch: pytest.MonkeyPatch, toy_bundle_dir: Path) -> None:
     install(monkeypatch)
-    report = check_bundle(load_bundle(toy_bundle_dir), "ort-cuda", threads=1)
-    assert report.ok, format_report(report)
+    plan = Plan((0.3,), 1, 1, 4, 20, 1)
+    record = measure_backend(load_bundle(toy_bundle_dir), "ort-cuda", plan, lambda _: None)
+    assert record.ok, record
+    assert record.kept_agreement == 1.0
+    assert record.loop is not None
+    assert record.loop.changed_answers == 0
+    # Who runs what, as far as the engine says.
+    assert set(record.placement[contract.EMBED_TOKENS]) == {"CUDAExecutionProvider"}
 
 
 def test_a_chat_and_a_longer_answer_move_the_cache(

@@ -79,7 +79,9 @@ def test_options(ort: FakeOrt, root: Path) -> None:
     assert "num_keep:1" in least
     assert set(usually) & set(most) == {text for text in most if text.startswith("num_keep:")}
     assert "past_key_values.0.key:1x0x" in decoder["trt_profile_min_shapes"]
-    assert f"past_key_values.1.value:1x{plan.capacity - 1}x" in decoder["trt_profile_max_shapes"]
+    profiles = plan.graph(contract.DECODER_PORTABLE).profiles
+    last = max(profile["past_key_values.1.value"].maximum[1] for profile in profiles)
+    assert f"past_key_values.1.value:1x{last}x" in decoder["trt_profile_max_shapes"]
     assert "num_logits_to_keep:1" in decoder["trt_profile_max_shapes"].split(",")
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def _run(bundle: Bundle, name: str, plan: Plan, ran: list[BackendRecord], missin
         record = BackendRecord.from_dict(json.loads(file.read_text(encoding="utf-8")), name)
     if done.returncode:
         ended = Refusal("the rest", _reason(done.returncode, why[0]))
-        record = BackendRecord(**{**vars(record), "refusals": (*record.refusals, ended)})
+        record = replace(record, refusals=(*record.refusals, ended))
     ran.append(record)
 
 

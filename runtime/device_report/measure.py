@@ -230,7 +230,8 @@ def _with_parity(record: BackendRecord, bundle: Bundle, plan: Plan) -> BackendRe
     generator = Generator(bundle, record.name, plan.threads, NO_REUSE)
     images = [bundle.file(name) for name in golden.images]
     amount = Amount(golden.ratio, golden.tokens)
-    measured, units = measure(generator, images, golden.prompt, amount, golden.new_tokens)
+    found, units = measure(generator, images, golden.prompt, amount, golden.new_tokens)
+    measured = {name: np.asarray(array) for name, array in found.items()}  # some may be on the device
     precisions = {name: graph.precision for name, graph in bundle.manifest.graphs.items()}
     report = judged(compare(reference, measured, units), precisions, bundle.manifest.parity)
     return replace(record, parity=report.to_dict(), kept_agreement=kept_agreement(reference, measured))
