@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,22 @@ from runtime.tensorrt.identity import (
 from runtime.tensorrt.memory import (
     BOARDS,
     FreeMemory,
+    MemoryNeed,
+    ModelSizes,
     Preflight,
     free_memory,
     memory_of,
     preflight,
     sizes_from_config,
 )
-from runtime.tensorrt.plan import EnginePlan, GraphPlan, InputProfile, Limits, plan_engines
+from runtime.tensorrt.plan import (
+    LEAST_RATIO,
+    EnginePlan,
+    GraphPlan,
+    InputProfile,
+    Limits,
+    plan_engines,
+)
 from runtime.tensorrt.trtexec import TrtexecPaths, shell_text, trtexec_command
 
 __all__ = ["main"]
@@ -71,6 +80,7 @@ class _Job:
     plan: EnginePlan
     checked: Preflight
     guessed: tuple[str, ...]
+    saving: str
     commands: tuple[str, ...]
 
 
@@ -146,13 +156,28 @@ def _planned(args: argparse.Namespace, probe: Probe) -> _Job:
     most = TARGETS["jetpack6"].workspace if target is None else target.workspace
     plan = plan_engines(bundle.manifest, limits, args.workspace or _workspace(free, most))
     sizes = sizes_from_config(_config(bundle), bundle.manifest)
-    checked = preflight(memory_of(plan, bundle.manifest, sizes), free)
+    need = memory_of(plan, bundle.manifest, sizes)
+    checked = preflight(need, free)
     folder = engine_folder(bundle, identity)
     cache = folder / TIMING_CACHE if args.timing_cache is None else args.timing_cache
     paths = TrtexecPaths(find_trtexec(probe) or "trtexec", bundle.path, folder, cache)
     commands = [f"mkdir -p {shlex.quote(str(folder))}"]
     commands += [shell_text(trtexec_command(plan, graph, paths)) for graph in plan.graphs]
-    return _Job(bundle, identity, plan, checked, sizes.guessed, tuple(commands))
+    saving = _saving(bundle, plan, need, sizes)
+    return _Job(bundle, identity, plan, checked, sizes.guessed, saving, tuple(commands))
+
+
+def _saving(bundle: Bundle, plan: EnginePlan, need: MemoryNeed, sizes: ModelSizes) -> str:
+    """What engines would save that never keep more than the usual ratio; empty where these do not."""
+    ratio = plan.limits.ratio or bundle.manifest.pruning.default_ratio or 1.0
+    if not LEAST_RATIO <= ratio < plan.limits.max_ratio:
+        return ""
+    kept = plan_engines(bundle.manifest, replace(plan.limits, max_ratio=ratio), plan.workspace)
+    saved = need.run - memory_of(kept, bundle.manifest, sizes).run
+    return (
+        f"--max-ratio {ratio:g} would save {saved / (1 << 20):.1f} MiB: a cache of {kept.capacity} instead "
+        f"of {plan.capacity} rows, and scratch memory for as many"
+    )
 
 
 def _elsewhere(probe: Probe) -> EngineTarget | None:
@@ -260,6 +285,8 @@ def _report(job: _Job) -> list[str]:
     else:
         cma = "" if free.cma_free is None else f", {free.cma_free >> 20} MiB of it contiguous"
         lines.append(f"{'free':{width}}  {free.available / (1 << 20):9.1f} of {free.total >> 20}{cma}")
+    if job.saving:
+        lines.append(f"note: {job.saving}")
     if job.guessed:
         lines.append(f"note: config.json does not say {', '.join(job.guessed)}: guessed")
     verdict = job.checked.verdict

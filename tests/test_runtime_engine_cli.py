@@ -60,6 +60,9 @@ def test_a_plan_needs_no_device(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     assert "num_keep      1 .. 5 .. 16  (values)" in out
     assert "past_key_values.*   1x0x2x8 .. 1x0x2x8 .. 1x82x2x8" in out
     assert "not compared with free memory" in out
+    # .3 of 16 tokens are 5: 2 x 5 + 50 rows.
+    assert "note: --max-ratio 0.3 would save" in out
+    assert "a cache of 60 instead of 82 rows" in out
     assert out.count("\ntrtexec \\\n") == 3
     assert "--profile=1" in out
     assert not (bundle / "engines").exists()

@@ -26,6 +26,7 @@ from runtime.tensorrt.visual import Visual, usual_amount, visual_of
 
 __all__ = [
     "BUILDER_LEVEL",
+    "LEAST_RATIO",
     "MOST_KEPT",
     "UNITS_PER_CALL",
     "EnginePlan",
@@ -45,7 +46,8 @@ UNITS_PER_CALL = 8
 BUILDER_LEVEL = 3
 """Optimisation level of the builder; 3 is TensorRT's own default, higher ones time more tactics."""
 
-_MIN_RATIO = 0.05  # a request may ask for less, down to one token, which the profile also takes
+LEAST_RATIO = 0.05
+"""Least of `Limits.max_ratio`; requests may keep less, down to one token, which every profile takes."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Limits:
         for name in ("max_images", "max_prompt", "max_new_tokens", "max_image_tokens"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} is {getattr(self, name)}, expected a number from 1 on: give more")
-        if not _MIN_RATIO <= self.max_ratio <= 1.0:
+        if not LEAST_RATIO <= self.max_ratio <= 1.0:
             raise EngineError(
-                f"max_ratio is {self.max_ratio}, expected the greatest fraction kept, {_MIN_RATIO}..1: leave "
-                "it out for 1"
+                f"max_ratio is {self.max_ratio}, expected the greatest fraction kept, {LEAST_RATIO}..1: "
+                "leave it out for 1"
             )
         if self.ratio is not None and not 0.0 < self.ratio <= self.max_ratio:
             raise EngineError(
