@@ -26,7 +26,6 @@ from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.request import Request, Turn
 from runtime.reuse import NO_REUSE
-from tests.conftest import Maker
 from tests.ort_double import FakeCudart, FakeOrt, Heap, install
 from tests.toy_bundle import WIDTH, ToyModel, toy_photo, write_toy_bundle
 
@@ -118,13 +117,15 @@ def test_what_is_read_on_the_host_is_read_anew(
     [("llava", 0.3, False), ("llava", 1.0, True), ("llava_next", 0.3, True), ("qwen2_5_vl", 0.3, True)],
 )
 def test_answers_equal_those_of_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, family_bundle: Maker, family: str, ratio: float, tells: bool
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, family: str, ratio: float, tells: bool
 ) -> None:
-    ort, bundle = install(monkeypatch, tells=tells), load_bundle(family_bundle(family))
-    request = Request("what is it?", (toy_photo((40, 56)),), ratio=ratio, max_new_tokens=12, ignore_eos=True)
-    expected = Generator(bundle, "onnxruntime", threads=1).generate(request)
+    shared = "toy_bundle_dir" if family == "llava" else "family_bundle"  # exporting one takes seconds
+    made = request.getfixturevalue(shared)
+    ort, bundle = install(monkeypatch, tells=tells), load_bundle(made if family == "llava" else made(family))
+    asked = Request("what is it?", (toy_photo((40, 56)),), ratio=ratio, max_new_tokens=12, ignore_eos=True)
+    expected = Generator(bundle, "onnxruntime", threads=1).generate(asked)
     generator = Generator(bundle, "ort-cuda", threads=1)
-    stream = generator.stream(request)
+    stream = generator.stream(asked)
     deque(stream, maxlen=0)
     answer = stream.result
     assert answer.token_ids == expected.token_ids
@@ -137,7 +138,7 @@ def test_answers_equal_those_of_the_cpu(
     units = [unit for image in stream.encoded for unit in image.plan.units if unit.prunable]
     beside = 8 * sum(map(len, answer.kept_indices)) + 4 * sum(unit.tokens for unit in units)
     assert ort.heap.copied["dh"] == logits + (beside if ratio < 1 else 0)
-    again = generator.generate(request)
+    again = generator.generate(asked)
     assert again.token_ids == expected.token_ids
     assert again.reused_images == 1
 
