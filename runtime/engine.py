@@ -260,7 +260,8 @@ def _report(job: _Job) -> list[str]:
         f"limits    {limits.max_images} images, {limits.max_prompt} text tokens, {limits.max_new_tokens} new "
         f"tokens, ratio up to {limits.max_ratio:g}; an image is {visual.rows} rows of the prompt, at most "
         f"{visual.most_rows}",
-        f"KV cache  {plan.capacity} rows; workspace {plan.workspace >> 20} MiB",
+        f"KV cache  {plan.capacity} rows in buffers of {plan.cache_rows}; workspace "
+        f"{plan.workspace >> 20} MiB",
         "",
     ]
     for graph in plan.graphs:

@@ -63,8 +63,8 @@ def test_the_builder_is_told_what_the_plan_says(bundle: Bundle, plan: EnginePlan
     assert builder.timings == b"earlier+"
     prefill, decode = config.profiles
     assert prefill.values == {"num_logits_to_keep": [(1,), (1,), (1,)]}
-    assert prefill.shapes["past_key_values.0.key"] == [(1, 0, 2, 8), (1, 0, 2, 8), (1, 82, 2, 8)]
-    assert decode.shapes["attention_mask"] == [(1, 2), (1, 21), (1, 83)]
+    assert prefill.shapes["past_key_values.0.key"] == [(1, 0, 2, 8), (1, 0, 2, 8), (1, 256, 2, 8)]
+    assert decode.shapes["attention_mask"] == [(1, 2), (1, 21), (1, 257)]
 
 
 @pytest.mark.parametrize(

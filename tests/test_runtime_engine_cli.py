@@ -56,9 +56,9 @@ def test_a_plan_needs_no_device(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     assert "nothing to build engines with here: planned for Jetson Orin with JetPack 6.2" in err
     assert "engines/orin-sm87-trt10.3.0-jp6.2" in out
     assert "2 images, 40 text tokens, 10 new tokens, ratio up to 1" in out
-    assert "KV cache  82 rows; workspace 2048 MiB" in out
+    assert "KV cache  82 rows in buffers of 256; workspace 2048 MiB" in out
     assert "num_keep      1 .. 5 .. 16  (values)" in out
-    assert "past_key_values.*   1x0x2x8 .. 1x0x2x8 .. 1x82x2x8" in out
+    assert "past_key_values.*   1x0x2x8 .. 1x0x2x8 .. 1x256x2x8" in out
     assert "not compared with free memory" in out
     # .3 of 16 tokens are 5: 2 x 5 + 50 rows.
     assert "note: --max-ratio 0.3 would save" in out
@@ -76,7 +76,7 @@ def test_a_plan_as_json(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["plan"]["capacity"] == 82
     assert found["plan"]["workspace"] == 1 << 30  # a quarter of 7.4 GiB, as a power of two
     assert found["fits"] is True
-    assert found["memory"]["run"] > found["memory"]["kv"] == 2 * 2 * 8 * 82 * 4
+    assert found["memory"]["run"] > found["memory"]["kv"] == 2 * 2 * 8 * 256 * 4
     assert len(found["trtexec"]) == 4
     assert found["engines"] is None
 

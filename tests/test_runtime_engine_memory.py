@@ -59,11 +59,13 @@ def test_every_part_by_hand(manifest: Manifest) -> None:
     need = memory_of(plan, sized(manifest, 1000), sizes)
     # A graph and the data file that it shares.
     assert need.weights == dict.fromkeys((graph.graph for graph in plan.graphs), 2000)
-    assert need.kv == 2 * 1 * 2 * 8 * 82 * 4  # key and value, a layer, 2 heads of 8, float32
+    assert (
+        need.kv == 2 * 1 * 2 * 8 * 256 * 4
+    )  # a block of rows; key and value, a layer, 2 heads of 8, float32
     # Vision: 2 pictures of 17 rows; attention has 2 x 4 x 17 x 17 = 2312 values, the MLP 2 x 48 x 17 = 1632.
     vision = 2 * 4 * (5 * 32 * 17 + 2 * 4 * 17 * 17)
-    # Prefill: 72 rows against 82 + 72; past and new together for 4 heads of 8; logits of 262 words.
-    prefill = 4 * (5 * 32 * 72 + 2 * 4 * 72 * 154 + 2 * 154 * 4 * 8 + 262)
+    # Prefill: 72 rows against 256 + 72; past and new together for 4 heads of 8; logits of 262 words.
+    prefill = 4 * (5 * 32 * 72 + 2 * 4 * 72 * 328 + 2 * 328 * 4 * 8 + 262)
     assert need.activations == {
         contract.VISION_ENCODER_FOPRU: vision,
         contract.EMBED_TOKENS: 0,
@@ -73,7 +75,7 @@ def test_every_part_by_hand(manifest: Manifest) -> None:
     pixels = 2 * 3 * 32 * 32 * 4
     outputs = 2 * (16 * 32 * 4 + 16 * 8 + 16 * 4)  # features, indices, scores
     embed = 72 * (8 + 32 * 4)
-    decoder = 72 * 32 * 4 + 8 * 154 + 8 * 82 + 262 * 4  # rows, mask, positions, logits
+    decoder = 72 * 32 * 4 + 8 * 328 + 8 * 82 + 262 * 4  # rows, mask, positions, logits
     assert need.io == pixels + outputs + embed + decoder
     assert need.run == 3 * 2000 + need.kv + need.io + prefill + OVERHEAD
     assert need.build[contract.DECODER_PORTABLE] == 2 * 2000 + prefill + 64 * MIB
@@ -94,7 +96,7 @@ def test_halves_take_half(manifest: Manifest) -> None:
     assert sizes == ModelSizes(BlockSizes(64, 100, 2, 2), BlockSizes(32, 48, 4, 2), 4, 1)
     plan = plan_engines(halved, SMALL, MIB)
     need = memory_of(plan, halved, sizes)
-    assert need.kv == 2 * 2 * 8 * 82 * 2
+    assert need.kv == 2 * 2 * 8 * 256 * 2
     # Logits and probabilities of the attention stay float32: 2 x 2 heads x 65 x 65 of 4 bytes.
     assert need.activations[contract.VISION_ENCODER_FOPRU] == 2 * (2 * 5 * 64 * 65 + 4 * 4 * 65 * 65)
 
@@ -102,10 +104,14 @@ def test_halves_take_half(manifest: Manifest) -> None:
 def test_less_is_kept_less_is_needed(manifest: Manifest) -> None:
     sizes = ModelSizes(BlockSizes(32, 48, 4), BlockSizes(32, 48, 4))
     need = [
-        memory_of(plan_engines(manifest, replace(SMALL, max_ratio=ratio), MIB), manifest, sizes)
+        memory_of(
+            plan_engines(manifest, replace(SMALL, max_images=30, max_ratio=ratio), MIB), manifest, sizes
+        )
         for ratio in (1.0, 0.3)
     ]
-    assert need[1].kv == need[0].kv * 60 // 82  # 2 x 5 rows of images instead of 2 x 16
+    assert (
+        need[1].kv == need[0].kv // 2
+    )  # 30 x 5 + 50 rows are a block; 30 x 16 + 50, of which there are 512 positions, two
     assert need[1].scratch < need[0].scratch
     assert need[1].io < need[0].io
 

@@ -40,7 +40,7 @@ def points(plan: EnginePlan, graph: str, profile: int = 0) -> dict[str, Any]:
 
 
 def test_llava_by_hand(family_bundle: Bundles) -> None:
-    # 16 tokens per image, .3 of them are floor(4.8 + .5) = 5; cache: 2 x 16 + 40 + 10 rows.
+    # 16 tokens per image, .3 of them are floor(4.8 + .5) = 5; cache: 2 x 16 + 40 + 10 rows, one block of 256.
     plan = plan_engines(manifest_of(family_bundle("llava")), SMALL, 1 << 30)
     assert plan.capacity == 82
     assert points(plan, contract.VISION_ENCODER_FOPRU) == {
@@ -52,14 +52,14 @@ def test_llava_by_hand(family_bundle: Bundles) -> None:
     prefill, decode = (points(plan, contract.DECODER_PORTABLE, at) for at in (0, 1))
     assert prefill == {
         "inputs_embeds": ((1, 1, 32), (1, 15, 32), (1, 72, 32)),
-        "attention_mask": ((1, 1), (1, 15), (1, 82 + 72)),
+        "attention_mask": ((1, 1), (1, 15), (1, 256 + 72)),
         "position_ids": ((1, 1), (1, 15), (1, 72)),
         "num_logits_to_keep": ((1,), (1,), (1,)),
-        "past_key_values.0.key": ((1, 0, 2, 8), (1, 0, 2, 8), (1, 82, 2, 8)),
-        "past_key_values.0.value": ((1, 0, 2, 8), (1, 0, 2, 8), (1, 82, 2, 8)),
+        "past_key_values.0.key": ((1, 0, 2, 8), (1, 0, 2, 8), (1, 256, 2, 8)),
+        "past_key_values.0.value": ((1, 0, 2, 8), (1, 0, 2, 8), (1, 256, 2, 8)),
     }
-    assert decode["past_key_values.0.key"] == ((1, 1, 2, 8), (1, 15 + 5, 2, 8), (1, 82, 2, 8))
-    assert decode["attention_mask"] == ((1, 2), (1, 21), (1, 83))
+    assert decode["past_key_values.0.key"] == ((1, 1, 2, 8), (1, 15 + 5, 2, 8), (1, 256, 2, 8))
+    assert decode["attention_mask"] == ((1, 2), (1, 21), (1, 257))
     assert decode["inputs_embeds"] == ((1, 1, 32),) * 3
     values = [
         name for name, each in plan.graph(contract.VISION_ENCODER_FOPRU).profiles[0].items() if each.values
@@ -267,15 +267,15 @@ def test_trtexec_by_hand(family_bundle: Bundles, tmp_path: Path) -> None:
         "past_key_values.*:1x0x2x8",
         "--optShapes=inputs_embeds:1x15x32,attention_mask:1x15,position_ids:1x15,num_logits_to_keep:1,"
         "past_key_values.*:1x0x2x8",
-        "--maxShapes=inputs_embeds:1x72x32,attention_mask:1x154,position_ids:1x72,num_logits_to_keep:1,"
-        "past_key_values.*:1x82x2x8",
+        "--maxShapes=inputs_embeds:1x72x32,attention_mask:1x328,position_ids:1x72,num_logits_to_keep:1,"
+        "past_key_values.*:1x256x2x8",
         "--profile=1",
         "--minShapes=inputs_embeds:1x1x32,attention_mask:1x2,position_ids:1x1,num_logits_to_keep:1,"
         "past_key_values.*:1x1x2x8",
         "--optShapes=inputs_embeds:1x1x32,attention_mask:1x21,position_ids:1x1,num_logits_to_keep:1,"
         "past_key_values.*:1x20x2x8",
-        "--maxShapes=inputs_embeds:1x1x32,attention_mask:1x83,position_ids:1x1,num_logits_to_keep:1,"
-        "past_key_values.*:1x82x2x8",
+        "--maxShapes=inputs_embeds:1x1x32,attention_mask:1x257,position_ids:1x1,num_logits_to_keep:1,"
+        "past_key_values.*:1x256x2x8",
     ]
     text = shell_text(words)
     assert "'--minShapes=inputs_embeds:1x1x32," in text  # a shell would look for files by the star

@@ -1,7 +1,7 @@
 """Preflight: what engines need, in bytes by part, against what the device has free. Arithmetic, nothing runs.
 
     weights      the graphs' ONNX files, weight data included: an engine holds about as much
-    KV cache     2 x layers x capacity x kv_heads x head_dim
+    KV cache     2 x layers x rows x kv_heads x head_dim, rows in whole blocks of 256
     I/O          every input and output at its greatest profile, without the cache
     activations  of a block: (5 w + 2 m) rows, or the attention where that is more: logits and probabilities,
                  float32, heads x rows x columns each, unfused as in the layer that is scored
@@ -211,7 +211,7 @@ def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> Memory
     activations = {graph.graph: _activations(graph, manifest, sizes) for graph in plan.graphs}
     build = {name: BUILD_FACTOR * weights[name] + activations[name] + plan.workspace for name in weights}
     decoder = manifest.decoder
-    kv = cache_bytes(decoder, plan.capacity)
+    kv = cache_bytes(decoder, plan.cache_rows)
     head = manifest.graphs[_portable(decoder)].precision
     candidates = {
         f"scratch memory of {max(activations, key=activations.__getitem__)}": max(activations.values()),

@@ -20,6 +20,7 @@ from runtime.counts import kept_count, kept_rows
 from runtime.decode import decode, encode
 from runtime.decoder import PREFILL_ROWS
 from runtime.errors import BundleError, EngineError, RequestError
+from runtime.kv_cache import BLOCK_ROWS
 from runtime.manifest import Manifest
 from runtime.plan import Amount
 from runtime.tensorrt.visual import Visual, usual_amount, visual_of
@@ -131,7 +132,7 @@ class EnginePlan:
     Attributes:
         limits: as asked, the ratio filled in where the bundle gives one.
         visual: sizes of one image.
-        capacity: rows of the KV cache.
+        capacity: rows of the longest prompt with its answer.
         workspace: bytes of scratch memory that the builder may use.
         level: optimisation level of the builder.
         graphs: in the order in which they are built.
@@ -143,6 +144,11 @@ class EnginePlan:
     workspace: int
     level: int
     graphs: tuple[GraphPlan, ...]
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of the buffers of the KV cache, which come in whole blocks."""
+        return _whole_blocks(self.capacity)
 
     @property
     def prompt_rows(self) -> int:
@@ -224,6 +230,10 @@ def plan_engines(manifest: Manifest, limits: Limits, workspace: int) -> EnginePl
     return EnginePlan(limits, visual, capacity, workspace, BUILDER_LEVEL, graphs)
 
 
+def _whole_blocks(rows: int) -> int:
+    return -(-rows // BLOCK_ROWS) * BLOCK_ROWS
+
+
 def _portable(manifest: Manifest) -> str:
     return next(graph for graph, kind in manifest.decoder.caches.items() if kind == contract.APPEND)
 
@@ -272,8 +282,7 @@ class _Planner:
         10.3. `total` is past + new at each of the three points, as the builder checks it there."""
         rows = min(PREFILL_ROWS, self._longest_prompt)
         usual = min(rows, self._usual_prompt)
-        # One row more than a chunk can have behind it: a padded past has the whole buffer.
-        past = self.capacity
+        past = _whole_blocks(self.capacity)
         return {
             "batch": (1, 1, 1),
             "seq": (1, usual, rows),
@@ -282,8 +291,8 @@ class _Planner:
         }
 
     def _decode(self) -> dict[str, tuple[int, int, int]]:
-        last = self.capacity
-        usual = min(last - 1, self._usual_prompt + self.limits.max_new_tokens // 2)
+        last = _whole_blocks(self.capacity)  # a recorded step binds a past that is padded to so many
+        usual = min(self.capacity - 1, self._usual_prompt + self.limits.max_new_tokens // 2)
         return {
             "batch": (1, 1, 1),
             "seq": (1, 1, 1),
