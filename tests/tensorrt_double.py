@@ -241,11 +241,11 @@ class _Cudart:
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
         assert self._device.recording is None
         self._device.recording = []
-        return (UNSUPPORTED if self._device.unrecordable else OK,)
+        return (OK,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
         work, self._device.recording = self._device.recording, None
-        return OK, work
+        return UNSUPPORTED if self._device.unrecordable else OK, work
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:
         self._device.counts["captured"] += 1

@@ -24,7 +24,7 @@ from runtime.errors import BackendError
 from runtime.lazy import require
 from runtime.tensorrt.buffers import Buffer, Pending, Pool, address_of, elements_of
 from runtime.tensorrt.cuda import Cuda, load_cudart
-from runtime.tensorrt.graph_capture import Replay
+from runtime.tensorrt.graph_capture import CaptureError, Replay
 from runtime.tensorrt.session import Engine, Messages, Scratch, TrtBinding, TrtSession, upload
 
 __all__ = ["TrtBackend", "create"]
@@ -133,7 +133,7 @@ class TrtBackend:
         own = [binding for binding in bindings if isinstance(binding, TrtBinding)]
         try:
             return Replay(own, self._cuda, self._scratch)
-        except BackendError as error:
+        except CaptureError as error:
             warnings.warn(
                 f"decoding steps are not recorded as a CUDA graph, and run slower: {error}", stacklevel=2
             )

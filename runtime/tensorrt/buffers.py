@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ class Pending:
     def __del__(self) -> None:
         """Nobody wants the values: the pinned memory may still be written to."""
         if self._mark is not None:
-            self._cuda.wait(self._mark)
+            with suppress(BackendError):  # a device that has failed says so elsewhere
+                self._cuda.wait(self._mark)
             self._pool.give_pinned(self._pinned)
 
 
@@ -188,7 +190,8 @@ def _best(idle: list[_Block], wanted: int) -> _Block | None:
 
 
 def _free_all(cuda: Cuda, idle: list[_Block], pinned: list[_Block]) -> None:
-    for address, _ in idle:
-        cuda.free(address)
-    for address, _ in pinned:
-        cuda.free_host(address)
+    with suppress(BackendError):
+        for address, _ in idle:
+            cuda.free(address)
+        for address, _ in pinned:
+            cuda.free_host(address)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from runtime.errors import BackendError
@@ -175,4 +176,5 @@ class Launch:
 
     def __del__(self) -> None:
         """Destroy it."""
-        self._cuda.drop(self._made)
+        with suppress(BackendError):  # a device that has failed says so elsewhere
+            self._cuda.drop(self._made)

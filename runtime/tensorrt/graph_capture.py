@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from runtime.errors import BackendError
 from runtime.tensorrt.cuda import Cuda, Launch
 from runtime.tensorrt.session import Context, Scratch, TrtBinding
 
-__all__ = ["CapturedRun", "Replay"]
+__all__ = ["CaptureError", "CapturedRun", "Replay"]
 
 _MOST_RUNS = 32  # blocks of 256 rows of a few decoders
+
+
+class CaptureError(BackendError):
+    """A run that works cannot be recorded."""
 
 
 class CapturedRun:
@@ -19,7 +24,8 @@ class CapturedRun:
         """Record; runs once, as TensorRT finishes its preparations for a shape in a first run.
 
         Raises:
-            BackendError: TensorRT or CUDA cannot record it.
+            CaptureError: TensorRT or CUDA cannot record it.
+            BackendError: it cannot run at all.
         """
         self._contexts: list[Context] = []
         for binding in bindings:
@@ -28,7 +34,10 @@ class CapturedRun:
             context.bind(binding.inputs, binding.outputs)
             context.enqueue()
             self._contexts.append(context)
-        self._launch: Launch = cuda.capture(self._enqueue)
+        try:
+            self._launch: Launch = cuda.capture(self._enqueue)
+        except BackendError as error:
+            raise CaptureError(str(error)) from error
 
     def __call__(self) -> None:
         """Enqueue the run."""
