@@ -10,13 +10,14 @@ answers cannot be held to a number: how many differ is said, nothing is judged b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from runtime import contract
 from runtime.parity import ParityReport, StageResult
 
-__all__ = ["HEADROOM", "costs_of", "judged"]
+__all__ = ["FLOORS", "HEADROOM", "Component", "Floor", "components_of", "costs_of", "judged"]
 
 HEADROOM = 1.5
 """A device may differ from float32 by so many times what the build measured."""
@@ -25,6 +26,91 @@ _VISION = ("image_features", "token_scores", "kept_indices", "pruned_features", 
 _TEXT = ("inputs_embeds", "logits", "tokens")
 _INTEGERS = ("kept_indices", "input_ids", "position_ids", "tokens")
 _FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How exact a component in a precision has to be: mean cosine, and fraction of likeliest tokens kept."""
+
+    cosine: float
+    top1: float
+
+
+FLOORS: Mapping[str, Floor] = MappingProxyType({"fp16": Floor(0.999, 0.95), "bf16": Floor(0.99, 0.9)})
+"""Below, a graph is broken and not merely rounded.
+
+1 - cosine grows with the square of the rounding. float16 (11 bits) measures 1e-6 to 1e-5 on whole encoders
+and decoders, so that 1e-3 leaves two orders of magnitude; the encoders in weakly typed float16 that were
+published as broken had 0.14 to 0.65. bfloat16 (8 bits) rounds 8 times as coarsely, hence 10 times the room.
+One token in twenty (bfloat16: in ten) may have another likeliest successor, as random and small models have
+near-ties. Weights in 8 and 4 bits have no floor: what they cost depends on the model, and is said.
+"""
+
+
+@dataclass(frozen=True)
+class Component:
+    """How exact one component of a bundle is beside PyTorch in float32.
+
+    Attributes:
+        name: `vision` (rows of the unpruned encoder's features) or `decoder` (centred logits of every
+            position of text, the visual rows being PyTorch's).
+        precision: of its graphs.
+        cosine: mean over rows; None where it is no number.
+        top1: fraction of positions that keep the likeliest token; None for `vision`.
+        floor: what is asked of it; None: nothing.
+    """
+
+    name: str
+    precision: str
+    cosine: float | None
+    top1: float | None = None
+    floor: Floor | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """A sentence's end where it is below its floor, None where it is not."""
+        if self.floor is None:
+            return None
+        if self.cosine is None or self.cosine < self.floor.cosine:
+            found = "no number" if self.cosine is None else f"{self.cosine:.5f}"
+            return (
+                f"{self.name} in {self.precision} has the cosine {found} to float32, at least "
+                f"{self.floor.cosine:g} is expected: give this part another --precision"
+            )
+        if self.top1 is not None and self.top1 < self.floor.top1:
+            return (
+                f"{self.name} in {self.precision} keeps {self.top1:.1%} of the likeliest tokens of float32, "
+                f"at least {self.floor.top1:.0%} are expected: give this part another --precision"
+            )
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest's parity."""
+        return {**asdict(self), "ok": self.failure is None, "failure": self.failure}
+
+
+def components_of(
+    report: ParityReport, precisions: Mapping[str, str], loss: Mapping[str, Any] | None
+) -> tuple[Component, ...]:
+    """The components that are not float32.
+
+    Args:
+        report: of the bundle.
+        precisions: by graph.
+        loss: `mean_cosine` and `top1_agreement` of the logits, measured by the build; None: not measured.
+    """
+    found = []
+    vision = precisions.get(contract.VISION_ENCODER, _FP32)
+    stage = next((each for each in report.stages if each.name == "image_features"), None)
+    if vision != _FP32 and stage is not None:
+        found.append(Component("vision", vision, stage.cosine, floor=FLOORS.get(vision)))
+    decoder = precisions.get(_first_decoder(precisions), _FP32)
+    if decoder == _FP32:
+        decoder = precisions.get(contract.EMBED_TOKENS, _FP32)
+    if decoder != _FP32 and loss is not None:
+        cosine, top1 = loss["mean_cosine"], loss["top1_agreement"]
+        found.append(Component("decoder", decoder, cosine, top1, FLOORS.get(decoder)))
+    return tuple(found)
 
 
 def judged(
@@ -85,15 +171,18 @@ def _precision_before(stage: str, precisions: Mapping[str, str]) -> str:
     name = _base(stage)
     graphs: list[str] = []
     if name in ("logits", "tokens"):
-        # Without a name it is the first decoder of the bundle, which may have the portable one alone.
-        first = contract.DECODER if contract.DECODER in precisions else contract.DECODER_PORTABLE
-        graphs.append(stage.partition(" of ")[2] or first)
+        graphs.append(stage.partition(" of ")[2] or _first_decoder(precisions))
     if name in _TEXT:
         graphs.append(contract.EMBED_TOKENS)
     if name in (*_VISION, *_TEXT):
         graphs += [contract.VISION_ENCODER_FOPRU, contract.VISION_ENCODER]
     found = (precisions.get(graph, _FP32) for graph in graphs)
     return next((precision for precision in found if precision != _FP32), _FP32)
+
+
+def _first_decoder(precisions: Mapping[str, str]) -> str:
+    """The decoder that stages without a name are about: a bundle may have the portable one alone."""
+    return contract.DECODER if contract.DECODER in precisions else contract.DECODER_PORTABLE
 
 
 def _base(stage: str) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "compare_stage",
     "format_report",
     "measure",
+    "row_cosine",
 ]
 
 EXACT, ABSOLUTE, OF_MAX, OF_MEAN = "exact", "absolute", "of max", "of mean"
@@ -82,7 +83,7 @@ class StageResult:
     compared.
 
     `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
-    compare.
+    compare. `cosine` is the mean over rows of the last axis, of features and logits that could be compared.
     """
 
     name: str
@@ -92,6 +93,7 @@ class StageResult:
     ok: bool
     detail: str = ""
     skipped: bool = False
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,21 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
     tolerance = stage.tolerance * scale
     ok = largest <= tolerance  # false for NaN
     detail = "" if ok else _first_difference(reference, measured, difference, tolerance)
-    return StageResult(stage.name, largest, tolerance, stage.reason, ok, detail)
+    cosine = row_cosine(reference, measured) if stage.scale == OF_MAX else None
+    return StageResult(stage.name, largest, tolerance, stage.reason, ok, detail, cosine=cosine)
+
+
+def row_cosine(reference: Array, measured: Array) -> float | None:
+    """Mean cosine of the rows [last axis] of two arrays of one shape, in float64; None where it is no number,
+    which JSON could not hold."""
+    one, other = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (reference, measured))
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return None
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    # A row of zeros has no direction: it is like another one, and like nothing else.
+    cosines = (one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+    cosines[(lengths == 0) & (one == other).all(axis=1)] = 1.0
+    return float(cosines.mean()) if cosines.size else 1.0
 
 
 def measure(
