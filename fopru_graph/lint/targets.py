@@ -34,9 +34,9 @@ Release = tuple[int, int]
 PRECISION_CHIPS: Mapping[str, int] = MappingProxyType(
     {"fp32": 0, "fp16": 0, "int8": 0, "bf16": 80, "int4": 80, "fp8": 89}
 )
-"""First chip (SM) that computes in a precision [doc]: the tables "hardware and precision" of the support
-matrices of TensorRT 10.1 and of TensorRT for RTX 1.7. fp8 was also run: TensorRT for RTX builds it for SM89
-and SM120, not for SM86."""
+"""First chip (SM) that computes in a precision: bf16, int4 and fp8 by the support matrix of TensorRT for RTX
+[doc], which has SM75, 86, 89 and 120; that SM80, 87, 90 and 110 fit in between is [unverified]. TensorRT for
+RTX 1.7.1 builds fp8 for SM89 and SM120, not for SM86, and the others for SM86 [run]."""
 
 
 @dataclass(frozen=True)
