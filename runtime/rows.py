@@ -71,10 +71,6 @@ class DeviceRows:
         array: Array = np.array(self.backend.download(self.view))
         return array if dtype is None else array.astype(dtype)
 
-    def astype(self, dtype: Any) -> Array:
-        """A copy on the host, for checks."""
-        return self.__array__(dtype)
-
     def __getitem__(self, index: _Index) -> DeviceRows:
         """A part that is contiguous too, without a copy.
 
