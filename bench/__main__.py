@@ -68,6 +68,8 @@ MEASUREMENTS = (
         ("--model", "clip-l-336", "--images", "6", "--answers", "0"),
         None,
     ),
+    Step("target-graphs", "bench.target_graphs", (), ("--tiny",), threads=False),
+    Step("half-precision", "bench.half_precision", (), ("--images", "4")),
     Step("families", "bench.families", (), ("--tiny",)),
     Step("tiles", "bench.tiles", (), ("--tiny", "--rounds", "1")),
 )

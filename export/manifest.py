@@ -150,6 +150,7 @@ def _command(options: BuildOptions) -> str:
     if options.row_scope != "tile":
         words += ["--row-scope", options.row_scope]
     for name, value in (
+        ("--target", options.target),
         ("--layer", options.layer),
         ("--position-ids", options.position_ids),
         ("--newline", options.newline),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import OptionError
-from export.precision import FLOAT32, Precisions
+from export.precision import FLOAT32, Precisions, parse_precision
 
 if TYPE_CHECKING:
     from export.families import EncoderInfo
@@ -22,7 +22,9 @@ __all__ = [
     "POSITION_POLICIES",
     "ROW_SCOPES",
     "STRATEGIES",
+    "TARGETS",
     "BuildOptions",
+    "precision_for",
 ]
 
 DEFAULT_MODEL = "demo/checkpoint"
@@ -31,12 +33,25 @@ DEFAULT_RATIO = 0.3
 STRATEGIES = ("rank", "row")
 AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 OPSETS = (20, 23)
+TARGETS = ("jetpack6", "jetpack7", "tensorrt10", "tensorrt11", "tensorrt-rtx", "ort")
+_TENSORRT_PRECISION = "fp16"  # what every chip of a TensorRT target is fast in
 # As in runtime.manifest.
 POSITION_POLICIES = ("renumber", "original")
 ROW_SCOPES = ("tile", "stitched")
 NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
 
 _TWO_TILES = (512, 1024)  # two tiles side by side fit this best, however many or large a layout has
+
+
+def precision_for(target: str | None, text: str | None) -> Precisions:
+    """What `--precision` says, else what the target computes in: fp16 for TensorRT, fp32 for all else.
+
+    Raises:
+        OptionError: an unknown part, precision or option, or a part twice.
+    """
+    if text is None:
+        text = "fp32" if target in (None, "ort") else _TENSORRT_PRECISION
+    return parse_precision(text)
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,8 @@ class BuildOptions:
         row_scope: `row` compares the rows of a `tile`, or those of the `stitched` picture.
         newline: which newline vectors stay: `keep_all`, `keep_nonempty` or `drop`; None: `keep_all`.
         opset: 20 (portable) or 23 (attention as one op).
+        target: where the bundle is to run, one of `TARGETS`: graphs that it cannot run are left out, and what
+            its lint calls an error fails the build. None: for any, nothing is left out.
         precision: of the vision, embedding and decoder graphs.
         images: pictures of the golden tensors; empty: the packaged sample.
         prompt: question of the golden tensors; None: the packaged one.
@@ -72,6 +89,7 @@ class BuildOptions:
     row_scope: str = "tile"
     newline: str | None = None
     opset: int = 20
+    target: str | None = None
     precision: Precisions = FLOAT32
     images: tuple[Path, ...] = ()
     prompt: str | None = None
@@ -93,6 +111,7 @@ class BuildOptions:
             ("row_scope", self.row_scope, ROW_SCOPES),
             ("newline", self.newline, (None, *NEWLINE_POLICIES)),
             ("opset", self.opset, OPSETS),
+            ("target", self.target, (None, *TARGETS)),
         ):
             if value not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice is not None)
@@ -102,6 +121,15 @@ class BuildOptions:
                 f"row_scope is 'stitched', which is about rows, but strategy is {self.strategy!r}: add "
                 "--strategy row, or leave --row-scope out"
             )
+        if self.target is None and "bf16" in self.precision.names:
+            raise OptionError(
+                "precision is bf16, which ONNX Runtime does not compute on a processor: give --target a "
+                f"TensorRT one ({', '.join(TARGETS[:-1])}), or --precision fp16"
+            )
+        if self.target is not None:
+            from export.targets import check_target  # reads the tables of the lint, which needs packages
+
+            check_target(self.target, self.opset, self.precision)
         if self.layer is not None and self.layer < 0:
             raise OptionError(f"layer is {self.layer}, but layers are counted from 0: give 0 or more")
         for image in self.images:

@@ -16,17 +16,18 @@ from export.onnx_from_torch import GraphStats, write_lowered, write_onnx_from_to
 from export.options import BuildOptions
 from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
+from export.precision.emulate import runnable_copy
 from export.precision.exported import convert_exported, stored_logits
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
 from export.stored_weights import weight_count
-from export.targets import verdicts_of
+from export.targets import decoders_of, target_notes, verdicts_of
 from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
 from runtime import contract
 from runtime.bundle import MANIFEST_FILE, load_bundle
 from runtime.check import check_bundle
-from runtime.costs import costs_of
+from runtime.costs import components_of, costs_of
 from runtime.golden import Golden
 from runtime.manifest import Manifest
 from runtime.parity import ParityReport
@@ -54,15 +55,18 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
             copy_files(plan, writer.path)
             manifest = manifest_of(plan, exported, writer.path)
             (writer.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        with steps.step("compare the bundle with PyTorch"):
+        with (
+            steps.step("compare the bundle with PyTorch"),
+            runnable_copy(writer.path, options.precision.names) as place,
+        ):
             # The files were written a moment ago: their hashes need no second look.
-            report = check_bundle(load_bundle(writer.path, verify=False))
+            report = check_bundle(load_bundle(place, verify=False))
             parity = {**report.to_dict(), **_costs(exported, manifest, report)}
             (writer.path / MANIFEST_FILE).write_text(
                 replace(manifest, parity=parity).to_json(), encoding="utf-8"
             )
         with steps.step("ask the lint of every target"):
-            targets = verdicts_of(writer.path / manifest.graphs[contract.VISION_ENCODER_FOPRU].file)
+            targets = verdicts_of({name: writer.path / info.file for name, info in manifest.graphs.items()})
         rows = tuple(
             _graph_row(writer.path, name, info.file, exported.graphs[name])
             for name, info in manifest.graphs.items()
@@ -90,9 +94,11 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
             *plan.notes,
             *exported.prune.notes,
             *exported.notes,
+            *target_notes(options.target, options.precision),
         ),
         images=options.images or (SAMPLE_IMAGE,),
         prompt=plan.question,
+        target=options.target,
     )
 
 
@@ -102,6 +108,7 @@ def _export(plan: Plan, root: Path, steps: Steps) -> Exported:
     with steps.step("load the weights"):
         model = load_model(plan.checkpoint)
         decoder = family.decoder_info(model)
+        decoder = replace(decoder, caches=decoders_of(options.target, decoder.caches))
     (root / contract.graph_file(contract.VISION_ENCODER)).parent.mkdir()
     graphs: dict[str, GraphStats] = {}
     for graph in family.subgraphs(model, plan.layout, decoder):
@@ -199,8 +206,13 @@ def _costs(exported: Exported, manifest: Manifest, report: ParityReport) -> dict
     """What precisions cost, beside the stages; nothing for float32."""
     precisions = {name: info.precision for name, info in manifest.graphs.items()}
     costs = costs_of(report, precisions)
-    loss = {} if exported.loss is None else {"loss": exported.loss.to_dict()}
-    return {**loss, **({"costs": costs} if costs else {})}
+    loss = None if exported.loss is None else exported.loss.to_dict()
+    components = [component.to_dict() for component in components_of(report, precisions, loss)]
+    return {
+        **({} if loss is None else {"loss": loss}),
+        **({"costs": costs} if costs else {}),
+        **({"components": components} if components else {}),
+    }
 
 
 def _graph_row(root: Path, name: str, file: str, stats: GraphStats) -> GraphRow:

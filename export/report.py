@@ -43,7 +43,8 @@ class BuildReport:
         steps: seconds per step, in order.
         peak_rss_bytes: highest resident memory of this process so far.
         weight_bytes: size of the checkpoint's weights in float32.
-        targets: what the lint of every target says to the pruned encoder.
+        targets: what the lint of every target says to the graphs.
+        target: the one it was built for, None for any.
         notes: what was skipped, or chosen for the user.
         images, prompt: the request of the golden tensors.
     """
@@ -67,11 +68,25 @@ class BuildReport:
     notes: tuple[str, ...]
     images: tuple[Path, ...]
     prompt: str
+    target: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every parity stage agreed with PyTorch."""
-        return bool(self.parity["ok"])
+        """Whether every parity stage agreed with PyTorch, every component is as exact as its precision should
+        be, and the target takes every graph."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it is not: sentences that go on from "the bundle was written, but"."""
+        found = []
+        if not self.parity["ok"]:
+            found.append(f"{self.parity['first_divergence']} differs from PyTorch: see the table")
+        found += [each["failure"] for each in self.parity.get("components", ()) if not each["ok"]]
+        for verdict in self.targets:
+            if verdict.target == self.target:
+                found += [f"target {self.target} refuses {sentence}" for sentence in verdict.refused]
+        return tuple(found)
 
     @property
     def token_lines(self) -> tuple[str, ...]:
@@ -96,6 +111,7 @@ class BuildReport:
             "bundle": str(self.bundle),
             "images": [str(image) for image in self.images],
             "ok": self.ok,
+            "failures": list(self.failures),
             "steps": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in self.steps],
             "seconds": round(sum(seconds for _, seconds in self.steps), 3),
             "next_command": self.next_command,
@@ -122,6 +138,7 @@ def print_report(report: BuildReport, console: Console) -> None:
         ("scored by", f"layer {report.layer}, {report.aggregation}, strategy {report.strategy}"),
         ("gather", f"{report.prune['gather']} ({report.prune['gather_reason']})"),
         *(("precision costs", line) for line in _loss_lines(report.parity.get("loss"))),
+        *((("built for", report.target),) if report.target else ()),
         ("lint", ", ".join(map(str, report.targets))),
         *(("", sentence) for sentence in _sentences(report.targets)),
         ("time and memory", f"{seconds:.1f} s, peak {report.peak_rss_bytes / 1e6:.0f} MB"),
@@ -170,9 +187,34 @@ def parity_table(parity: dict[str, Any], *, reasons: bool) -> Table:
             verdict += f" {escape(stage['detail'])}"
         why = [stage["reason"]] if reasons else []
         table.add_row(stage["name"], difference, f"{stage['tolerance']:.1e}", verdict, *why)
+    for component in parity.get("components", ()):
+        _add_component(table, component, reasons)
     if parity["first_divergence"] is not None:
         table.caption = f"[red]first stage that diverges: {parity['first_divergence']}[/]"
     return table
+
+
+def _add_component(table: Table, component: dict[str, Any], reasons: bool) -> None:
+    """Rows of a part of the bundle that is not float32: how far it is from PyTorch in float32 as a whole."""
+    from rich.markup import escape
+
+    floor = component["floor"] or {}
+    for what, found, least in (
+        ("1 - cosine", component["cosine"], floor.get("cosine")),
+        ("tokens changed", component["top1"], floor.get("top1")),
+    ):
+        if found is None and not (what == "1 - cosine" and floor):
+            continue
+        ok = found is not None and (least is None or found >= least)
+        verdict = "[green]ok[/]" if ok and floor else "said, not judged" if ok else "[red]TOO FAR[/]"
+        why = ["a broken graph, not rounding" if floor else "depends on the model"] if reasons else []
+        table.add_row(
+            escape(f"{component['name']} in {component['precision']}: {what}"),
+            "-" if found is None else f"{1 - found:.1e}",
+            "-" if least is None else f"{1 - least:.1e}",
+            verdict,
+            *why,
+        )
 
 
 def _short(path: Path) -> str:

@@ -1,26 +1,42 @@
-"""What targets say to the pruned encoder of a finished build: errors and warnings of the lint, once each."""
+"""Targets of a build: what one needs of the options, which graphs it runs, and what its lint says to them."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.errors import OptionError
+from export.precision import PARTS, Precisions
 from fopru_graph.api import load_graph
-from fopru_graph.lint.graph import view_of
-from fopru_graph.lint.run import lint_view
-from fopru_graph.lint.targets import TARGETS
+from fopru_graph.lint.graph import GraphView, view_of
+from fopru_graph.lint.report import Finding
+from fopru_graph.lint.run import lint_view, target_named
+from fopru_graph.lint.targets import PRECISION_CHIPS, TARGETS, Target
+from runtime import contract, manifest
 
-__all__ = ["TargetVerdict", "verdicts_of"]
+__all__ = ["TargetVerdict", "check_target", "decoders_of", "target_notes", "verdicts_of"]
+
+# Weights in 8 and 4 bits are products of ONNX Runtime's own (MatMulNBits); what TensorRT takes instead needs
+# scales of activations, or `export.precision.qdq`.
+_WRITTEN_FOR = {"tensorrt": ("fp32", "fp16", "bf16"), "ort": ("fp32", "fp16", "int8", "int4")}
 
 
 @dataclass(frozen=True)
 class TargetVerdict:
-    """One target: how many errors and warnings its lint has, and each of them with what to do."""
+    """One target: how many errors and warnings its lint has for the graphs that it runs.
+
+    Attributes:
+        refused: each error with the graph and a node, a sentence per graph and rule.
+        findings: errors and warnings with what to do, a sentence per graph and message.
+    """
 
     target: str
     errors: int
     warnings: int
     findings: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = ((self.errors, "error"), (self.warnings, "warning"))
@@ -28,14 +44,92 @@ class TargetVerdict:
         return f"{self.target} {' and '.join(found) or 'ok'}"
 
 
-def verdicts_of(path: Path) -> tuple[TargetVerdict, ...]:
-    """Lint one graph for every target; no weight is read."""
-    view = view_of(load_graph(path), path)
-    verdicts = []
-    for target in TARGETS.values():
+def check_target(name: str, opset: int, precisions: Precisions) -> None:
+    """Compare a target with the options of a build.
+
+    Raises:
+        OptionError: an opset that its parser does not take, or a precision that no chip of it computes in or
+            that is not written for it.
+    """
+    target = target_named(name)
+    if not target.min_opset <= opset <= target.max_opset:
+        raise OptionError(
+            f"opset is {opset}, but target {name} takes {target.min_opset} to {target.max_opset} "
+            f"({target.opset_source}): leave --opset out for 20"
+        )
+    allowed = _precisions_for(target)
+    for part in PARTS:
+        precision = getattr(precisions, part).name
+        if precision not in allowed:
+            raise OptionError(
+                f"precision of {part} is {precision}, but target {name} ({target.title}) has "
+                f"{', '.join(allowed)}: give one of these with --precision, or leave it out for "
+                f"{target.precision}"
+            )
+
+
+def decoders_of(name: str | None, caches: Mapping[str, str]) -> dict[str, str]:
+    """The decoder graphs that a target runs, of those that a family has; all of them without a target."""
+    return {graph: kind for graph, kind in caches.items() if name is None or _runs(target_named(name), graph)}
+
+
+def target_notes(name: str | None, precisions: Precisions) -> tuple[str, ...]:
+    """What a user should know about a target: chips of it that lack a precision."""
+    if name is None:
+        return ()
+    target, notes = target_named(name), []
+    for precision in dict.fromkeys(getattr(precisions, part).name for part in PARTS):
+        lacking = target.lacking(precision) if precision in PRECISION_CHIPS else ()
+        if lacking:
+            chips = ", ".join(f"SM{sm}" for sm in lacking)
+            notes.append(f"{precision} needs SM{PRECISION_CHIPS[precision]} or newer: not for {chips}")
+    return tuple(notes)
+
+
+def verdicts_of(graphs: Mapping[str, Path]) -> tuple[TargetVerdict, ...]:
+    """Lint graphs, given by name, for every target; no weight is read.
+
+    A target that cannot run the decoder for ONNX Runtime is not asked about it where the other decoder is
+    there.
+    """
+    views = {name: view_of(load_graph(path), path) for name, path in graphs.items()}
+    return tuple(_verdict(target, views) for target in TARGETS.values())
+
+
+def _verdict(target: Target, views: Mapping[str, GraphView]) -> TargetVerdict:
+    found: list[tuple[str, Finding]] = []
+    for name, view in views.items():
+        if contract.DECODER_PORTABLE in views and not _runs(target, name):
+            continue
         report = lint_view(view, target)
-        errors, warnings = report.of("error"), report.of("warning")
-        # One sentence for many nodes: which node is for `python -m fopru_graph lint`.
-        sentences = dict.fromkeys(f"{each.message}: {each.fix}" for each in (*errors, *warnings))
-        verdicts.append(TargetVerdict(target.name, len(errors), len(warnings), tuple(sentences)))
-    return tuple(verdicts)
+        found += [(name, finding) for finding in (*report.of("error"), *report.of("warning"))]
+    counts = Counter(finding.severity for _, finding in found)
+    # One sentence for many nodes: which nodes is for `python -m fopru_graph lint`.
+    sentences = dict.fromkeys(f"{name}: {each.message}: {each.fix}" for name, each in found)
+    return TargetVerdict(target.name, counts["error"], counts["warning"], tuple(sentences), _refused(found))
+
+
+def _refused(found: list[tuple[str, Finding]]) -> tuple[str, ...]:
+    grave: dict[tuple[str, str], list[Finding]] = {}
+    for name, finding in found:
+        if finding.severity == "error":
+            grave.setdefault((name, finding.rule), []).append(finding)
+    return tuple(_sentence(name, findings) for (name, _), findings in grave.items())
+
+
+def _sentence(name: str, findings: list[Finding]) -> str:
+    first = findings[0]
+    more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    place = f", {first.op_type} '{first.node}'{more}" if first.op_type else ""
+    return f"{name}{place}: {first.message}: {first.fix}"
+
+
+def _runs(target: Target, graph: str) -> bool:
+    """Whether a graph is for a target at all: one decoder has operators of ONNX Runtime."""
+    return target.family == "ort" or graph != contract.DECODER
+
+
+def _precisions_for(target: Target) -> tuple[str, ...]:
+    written = _WRITTEN_FOR["ort" if target.family == "ort" else "tensorrt"]
+    # A bundle says what it holds, so that runtimes which do not know a precision refuse it.
+    return tuple(name for name in written if name in target.precisions and name in manifest.PRECISIONS)

@@ -6,9 +6,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from runtime import contract
 from runtime.errors import RequestError
 from runtime.kv_cache import cache_bytes
@@ -18,6 +15,7 @@ from runtime.positions import unpruned_end
 from runtime.preprocess import PreparedImage, load_pillow
 from runtime.request import Request
 from runtime.result import Result, Stopwatch, peak_rss_bytes
+from runtime.rows import Rows
 from runtime.token_loop import TokenLoop, Vocabulary
 from runtime.vision import EncodedImage, Selection
 
@@ -75,7 +73,7 @@ class AnswerRun:
         if self.prepared and not cancelled():
             self._encode(self._pruning, given)
 
-    def prompt(self) -> tuple[Prompt, npt.NDArray[np.float32], TokenLoop]:
+    def prompt(self) -> tuple[Prompt, Rows, TokenLoop]:
         """After `begin`: the pruned prompt, its embeddings [1, L, D], and the loop that takes the logits."""
         with self.watch.stage("embed"):
             made = self._generator.prompt(self._plain, self.encoded)

@@ -40,6 +40,8 @@ _MODULES = {
     "onnxruntime": "runtime.backends.onnxruntime",
     "openvino": "runtime.backends.openvino",
     "openvino-bf16": "runtime.backends.openvino_bf16",
+    "ort-cuda": "runtime.backends.ort_cuda",
+    "ort-tensorrt": "runtime.backends.ort_tensorrt",
     "tensorrt": "runtime.backends.tensorrt",
 }
 

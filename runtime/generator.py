@@ -227,7 +227,9 @@ class Generator:
         Raises:
             BackendError: it can run none.
         """
-        caches, kinds = self.manifest.decoder.caches, self.backend.cache_kinds
+        caches, by_dtype = self.manifest.decoder.caches, getattr(self.backend, "kinds_for", None)
+        # Some engines have the operators of a kind for some dtypes alone.
+        kinds = by_dtype(self.manifest.decoder.cache_dtype) if by_dtype else self.backend.cache_kinds
         graphs = tuple(graph for kind in kinds for graph, found in caches.items() if found == kind)
         if not graphs:
             raise BackendError(

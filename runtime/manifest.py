@@ -55,8 +55,8 @@ NEWLINE_POLICIES = ("keep_all", "keep_nonempty", "drop")
 GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS)
 """Graphs of every bundle; `DecoderInfo.caches` names the decoders."""
 DECODERS = (contract.DECODER, contract.DECODER_PORTABLE)
-CACHE_DTYPES = ("float32", "float16")
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 IMAGE_NEWLINE = "image_newline"
 """Name of the newline vector [D] among the constants."""

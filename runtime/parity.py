@@ -247,7 +247,7 @@ def measure(
         "pruned_features": np.concatenate([image.features for image in encoded]),
         "input_ids": made.ids,
         "position_ids": made.positions.ids,
-        "inputs_embeds": embeds,
+        "inputs_embeds": np.asarray(embeds),
         "logits": logits[None],
         "tokens": np.asarray([tokens], np.int64),
     }

@@ -23,9 +23,9 @@ from runtime.preprocess import PreparedImage
 from runtime.rows import HostSpace, Output, Part, Rows, Space
 from runtime.selectors import GRAPH, Choice, allowed_selectors, needs_scores, select
 
-__all__ = ["EncodedImage", "Selection", "VisionEncoder"]
+__all__ = ["MOST_UNITS", "EncodedImage", "Selection", "VisionEncoder"]
 
-_MOST_UNITS = 8  # in one call: more make the activations larger, not the work faster
+MOST_UNITS = 8  # in one call: more make the activations larger, not the work faster
 
 
 @dataclass(frozen=True)
@@ -341,8 +341,8 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         own = job.image if job.prepared.plan.inputs else None
         groups.setdefault((own, job.keep, job.pixels.shape), []).append(job)
     for group in groups.values():
-        for start in range(0, len(group), _MOST_UNITS):
-            yield group[start : start + _MOST_UNITS]
+        for start in range(0, len(group), MOST_UNITS):
+            yield group[start : start + MOST_UNITS]
 
 
 def _mask(job: _Job) -> npt.NDArray[np.bool_]:

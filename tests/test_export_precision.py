@@ -313,7 +313,7 @@ def test_the_option_is_written_as_it_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int3", "precision is 'int3', expected one of fp32, fp16, int8, int4, as in vision="),
+        ("int3", "precision is 'int3', expected one of fp32, fp16, bf16, int8, int4, as in vision="),
         ("", "precision is '', expected one of"),
         ("head=int4", "precision is given for 'head', expected one of vision, embed, decoder"),
         ("vision=fp16,vision=fp32", "precision is given twice for vision: give it once"),
@@ -331,7 +331,7 @@ def test_what_the_option_refuses(text: str, message: str) -> None:
 
 
 def test_file_names() -> None:
-    assert SUFFIXES == {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
+    assert SUFFIXES == {"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"}
     precisions = parse_precision("vision=fp16,decoder=int4")
     graphs = (contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)
     assert [graph_file_of(graph, precisions.of_graph(graph)) for graph in graphs] == [

@@ -178,6 +178,19 @@ def test_a_skipped_weight_stays(tmp_path: Path) -> None:
     assert quantised(tmp_path, INT4, skip=("up",)).report.left == ("filters", "up")
 
 
+@pytest.mark.parametrize("form", [INT8, FP8, INT4], ids=lambda form: form.name)
+def test_in_float16_the_integers_are_the_same(form: QdqFormat, tmp_path: Path) -> None:
+    made = quantised(tmp_path, form, half=True)
+    graph = ir.load(made.path).graph
+    for node in graph:
+        if node.op_type == "DequantizeLinear":
+            assert node.inputs[1].dtype == node.outputs[0].dtype == ir.DataType.FLOAT16
+    got, wanted = run(made.path, feeds()), reference(made.weights, feeds(), form)
+    for name, array in wanted.items():
+        # float16 sums over 96 and 2,304 numbers, and an activation at a border between two integers.
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=0.03 * np.abs(array).max())
+
+
 def test_scales_are_float16_and_never_too_small() -> None:
     wanted = np.random.default_rng(1).uniform(1e-6, 10, 1000).astype(np.float32)
     scales = scale_for(wanted, INT8)

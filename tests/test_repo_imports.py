@@ -30,7 +30,7 @@ ALLOWED = {
             "onnx_ir",
             "onnxscript",
         ),
-        *("safetensors", "tokenizers", "huggingface_hub", "rich", "PIL"),
+        *("safetensors", "tokenizers", "huggingface_hub", "rich", "PIL", "ml_dtypes"),
     },
 }
 # lazily only: never at module level, so that a device needs what it runs and nothing else

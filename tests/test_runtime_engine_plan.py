@@ -200,7 +200,7 @@ def test_the_limit_of_topk_holds(family_bundle: Bundles) -> None:
 
 
 def test_units_per_call_are_those_of_the_runtime() -> None:
-    assert UNITS_PER_CALL == vision._MOST_UNITS
+    assert UNITS_PER_CALL == vision.MOST_UNITS
 
 
 def test_wrong_limits_are_refused(family_bundle: Bundles) -> None:

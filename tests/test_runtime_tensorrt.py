@@ -14,8 +14,10 @@ import pytest
 
 from runtime import contract
 from runtime.bundle import load_bundle
+from runtime.check import check_bundle
 from runtime.errors import BackendError
 from runtime.generator import Generator
+from runtime.parity import format_report
 from runtime.request import Request, Turn
 from runtime.reuse import NO_REUSE, Reuse
 from runtime.rows import DeviceRows
@@ -104,6 +106,12 @@ def test_features_are_those_of_onnxruntime(pair: Pair) -> None:
         # The double runs the same graph in the same engine: copies are all that is between.
         np.testing.assert_array_equal(np.asarray(found.features), expected.features)
         assert found.features.nbytes == expected.features.nbytes
+
+
+@NOTHING
+def test_golden_tensors_replay(pair: Pair) -> None:
+    report = check_bundle(pair.ours.bundle, "tensorrt")
+    assert report.ok, format_report(report)
 
 
 @NOTHING

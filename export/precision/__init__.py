@@ -1,4 +1,4 @@
-"""Precisions of a bundle's graphs: fp32, fp16, and weights in 8 or 4 bits, each with what it costs.
+"""Precisions of a bundle's graphs: fp32, fp16, bf16, and weights in 8 or 4 bits, each with what it costs.
 
 This module is about names alone, and light. `bundle` converts the graphs of a bundle, `convert` one graph
 (`weight_only`, `half`), `loss` says how far the logits are from those of PyTorch in float32.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from export.precision.names import (
     BLOCKS,
     FLOAT32,
+    HALVES,
     PARTS,
     PRECISIONS,
     SUFFIXES,
@@ -22,6 +23,7 @@ from export.precision.names import (
 __all__ = [
     "BLOCKS",
     "FLOAT32",
+    "HALVES",
     "PARTS",
     "PRECISIONS",
     "SUFFIXES",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from export.precision.half import halve
-from export.precision.names import Precision
+from export.precision.names import HALVES, Precision
 from export.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from export.precision.weight_only import quantize_weights
 from export.precision.widened import Widened, fold_casts, numbers_of
@@ -27,7 +27,7 @@ class Converted:
 
     Attributes:
         nodes: of the graph.
-        replaced: matrices and tables in 4 or 8 bits; 0 for fp16.
+        replaced: matrices and tables in 4 or 8 bits; 0 for fp16 and bf16.
         notes: what stayed in float32 although the user may expect otherwise, in sentences.
     """
 
@@ -64,8 +64,8 @@ def convert_model(model: ir.Model, precision: Precision, file: WeightFile) -> Co
         replaced = found.matrices + found.tables
         if found.left:
             notes.append(_left_note(found.left, precision))
-    elif precision.name == "fp16":
-        halve(model, file)
+    elif precision.name in HALVES:
+        halve(model, file, precision.name)
     _copy_rest(model.graph, file)
     return Converted(sum(1 for _ in model.graph.all_nodes()), replaced, tuple(notes))
 

@@ -13,13 +13,16 @@ from export.onnx_from_torch import GraphStats
 from export.precision.bundle import GraphLogits, StoredLogits, convert_bundle
 from export.precision.cases import TEXT, loss_cases
 from export.precision.convert import Converted
+from export.precision.emulate import runnable_copy
 from export.precision.loss import measure_loss
-from export.precision.names import Precisions, data_file_of
+from export.precision.names import HALVES, Precisions, data_file_of
 from export.steps import Steps
 from runtime import contract
 from runtime.golden import GOLDEN_TENSORS
 
 __all__ = ["convert_exported", "stored_logits"]
+
+_CACHE_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 def stored_logits(model: Any, tokenizer: Any, root: Path) -> StoredLogits:
@@ -54,13 +57,17 @@ def convert_exported(exported: Exported, precisions: Precisions, root: Path, ste
             graphs[name], weight_bytes=data.stat().st_size if owner and data.exists() else 0
         )
     decoder = exported.decoder
-    if precisions.decoder.name == "fp16":
-        decoder = replace(decoder, cache_dtype="float16")
+    if precisions.decoder.name in HALVES:
+        decoder = replace(decoder, cache_dtype=_CACHE_DTYPES[precisions.decoder.name])
     notes = [*exported.notes, *(note for found in made.values() for note in found.notes)]
     loss = None
     if exported.logits is not None:
-        with steps.step("measure what the precision costs"):
-            graph = GraphLogits(root, precisions, decoder)
+        with (
+            steps.step("measure what the precision costs"),
+            runnable_copy(root, precisions.names) as place,
+        ):
+            emulated = replace(decoder, cache_dtype="float32") if place != root else decoder
+            graph = GraphLogits(place, precisions, emulated)
             loss = measure_loss(exported.logits, graph, exported.logits.cases)
         notes += [loss.warning] if loss.warning else []
     return replace(

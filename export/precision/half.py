@@ -1,14 +1,15 @@
-"""float16 weights and activations, with float32 where 11 bits are not enough.
+"""float16 or bfloat16 weights and activations, with float32 where 11 bits, or 8, are not enough.
 
-One walk over the graph in its order. Products, convolutions, attention and fused norms run in float16 (the
+One walk over the graph in its order. Products, convolutions, attention and fused norms run in 16 bits (the
 last two sum in float32 inside). These stay float32: everything from a Pow, a Reduce, a Sqrt or an Exp to the
 next product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, and
 all nodes that score and select tokens, down to TopK. Graph inputs and outputs stay float32, except the KV
 cache, which is half as large.
 
 Which of the two an elementwise node runs in depends on its inputs: float32 as soon as one leans to float32.
-What leans to float16 although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax,
-Cos, Sin). A node of an unknown kind runs in float32.
+What leans to 16 bits although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax,
+Cos, Sin). A node of an unknown kind runs in float32, and so does one that ONNX does not define for bfloat16
+at the opset of the graph (Conv before 22).
 
 `onnxruntime.transformers.float16` does not do: it holds the whole model as one protobuf, and takes op types,
 not places, out of float16, so that the score of a token would be rounded wherever a MatMul computes it.
@@ -18,10 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from export.errors import OptionError
@@ -31,8 +35,8 @@ from fopru_graph.builder import STAMP
 
 __all__ = ["HalfReport", "halve"]
 
-_FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_LARGEST, _SMALLEST = 65504.0, 2.0**-14  # of float16; below, it loses bits
+_FULL = ir.DataType.FLOAT
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CACHE = ("past_key_values.", "present.")
 _CAREFUL_PASSES = ("score", "select")
 
@@ -41,6 +45,7 @@ _PRODUCTS = (
     *("Attention", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding", "MaxPool"),
     *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("QuantizeLinear", "DequantizeLinear", "TRT_INT4DequantizeLinear"),
 )
 _NORMS = (
     *("LayerNormalization", "SimplifiedLayerNormalization"),
@@ -70,33 +75,56 @@ _BOOLEAN = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", 
 
 
 @dataclass(frozen=True)
+class _Half:
+    """A type of 16 bits: its greatest number, and the least one that keeps all its bits."""
+
+    dtype: ir.DataType
+    suffix: str
+    word: str
+    numpy: np.dtype[Any]
+    largest: float
+    smallest: float
+
+
+_KINDS = {
+    "fp16": _Half(_HALVES[0], "fp16", "float16", np.dtype(np.float16), 65504.0, 2.0**-14),
+    "bf16": _Half(
+        _HALVES[1], "bf16", "bfloat16", np.dtype(ml_dtypes.bfloat16), (2 - 2.0**-7) * 2.0**127, 2.0**-126
+    ),
+}
+
+
+@dataclass(frozen=True)
 class HalfReport:
-    """Nodes that run in float16, float nodes that stay float32, Casts added."""
+    """Nodes that run in 16 bits, float nodes that stay float32, Casts added."""
 
     half: int
     full: int
     casts: int
 
 
-def halve(model: ir.Model, file: WeightFile) -> HalfReport:
+def halve(model: ir.Model, file: WeightFile, precision: str = "fp16") -> HalfReport:
     """Change a float32 graph in place.
 
     Args:
         model: sorted; weights may be external, each is read once.
-        file: where float16 weights go.
+        file: where weights of 16 bits go.
+        precision: `fp16` or `bf16`.
 
     Raises:
         OptionError: a weight that float16 cannot hold.
     """
-    return _Walk(model.graph, file).run()
+    return _Walk(model, file, _KINDS[precision]).run()
 
 
 class _Walk:
     """One pass over a graph: `leans` is the dtype each float value would rather be read in."""
 
-    def __init__(self, graph: ir.Graph, file: WeightFile) -> None:
-        self._graph = graph
+    def __init__(self, model: ir.Model, file: WeightFile, kind: _Half) -> None:
+        self._graph = model.graph
+        self._opset = model.opset_imports[""]
         self._file = file
+        self._kind = kind
         self._leans: dict[ir.Value, ir.DataType] = {}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._half = self._full = 0
@@ -104,15 +132,15 @@ class _Walk:
     def run(self) -> HalfReport:
         for value in self._graph.inputs:
             if value.dtype == _FULL:
-                self._leans[value] = _HALF
+                self._leans[value] = self._kind.dtype
                 if str(value.name).startswith(_CACHE):
-                    value.type = ir.TensorType(_HALF)
+                    value.type = ir.TensorType(self._kind.dtype)
         for node in list(self._graph):
             _fill_dtypes(node)
             self._place(node)
         for position, value in enumerate(self._graph.outputs):
-            wanted = _HALF if str(value.name).startswith(_CACHE) else _FULL
-            if value.dtype in (_FULL, _HALF) and value.dtype != wanted:
+            wanted = self._kind.dtype if str(value.name).startswith(_CACHE) else _FULL
+            if value.dtype in (_FULL, self._kind.dtype) and value.dtype != wanted:
                 self._graph.outputs[position] = self._renamed(value, wanted)
         for name in [name for name, value in self._graph.initializers.items() if not value.uses()]:
             if not self._graph.initializers[name].is_graph_output():
@@ -123,44 +151,47 @@ class _Walk:
         """Decide where a node runs, bring its inputs there, and note what its outputs are."""
         if node.op_type in _ANY and node.domain == "":
             return
-        floats = [value for value in node.inputs if value is not None and value.dtype in (_FULL, _HALF)]
+        floats = [
+            value for value in node.inputs if value is not None and value.dtype in (_FULL, self._kind.dtype)
+        ]
         made = [value for value in node.outputs if value.dtype == _FULL]
         if not floats and not made:
             return
         dtype = self._dtype(node, floats)
         self._read_in(node, dtype)
-        self._half, self._full = self._half + (dtype == _HALF), self._full + (dtype == _FULL)
+        self._half, self._full = self._half + (dtype != _FULL), self._full + (dtype == _FULL)
         for value in made:
             if node.op_type in _NORMS and value.index() in _STATISTICS:
                 self._leans[value] = _FULL
                 continue
             value.type = ir.TensorType(dtype)
             in_range = node.op_type in _IN_UNIT_RANGE and not _is_careful(node)
-            self._leans[value] = _HALF if in_range else dtype
+            self._leans[value] = self._kind.dtype if in_range else dtype
 
     def _dtype(self, node: ir.Node, floats: list[ir.Value]) -> ir.DataType:
-        if _is_careful(node) or _subgraphs(node):
+        half = self._kind.dtype
+        if _is_careful(node) or _subgraphs(node) or not _is_defined(node, self._opset, self._kind):
             return _FULL
         if node.op_type in _PRODUCTS:
             if node.op_type == "Attention" and node.domain == "":
                 node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", _FULL)
-            return _HALF
+            return half
         if node.op_type not in _FOLLOW:
             return _FULL
         moving = [value for value in floats if value.const_value is None]
         if not moving or any(self._leans.get(value, _FULL) == _FULL for value in moving):
             return _FULL
         constants = [value.const_value for value in floats if value.const_value is not None]
-        return _HALF if all(_is_representable(tensor) for tensor in constants) else _FULL
+        return half if all(_is_representable(tensor, self._kind) for tensor in constants) else _FULL
 
     def _read_in(self, node: ir.Node, dtype: ir.DataType) -> None:
         for position, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (_FULL, _HALF) and value.dtype != dtype:
+            if value is not None and value.dtype in (_FULL, self._kind.dtype) and value.dtype != dtype:
                 node.replace_input_with(position, self._as(value, dtype))
         for graph in _subgraphs(node):
             for inner in graph.all_nodes():
                 for position, value in enumerate(inner.inputs):
-                    if value is not None and value.dtype == _HALF and _is_of(value, self._graph):
+                    if value is not None and value.dtype == self._kind.dtype and _is_of(value, self._graph):
                         inner.replace_input_with(position, self._as(value, _FULL))
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -185,7 +216,7 @@ class _Walk:
     def _renamed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A graph output in its dtype; it takes over the name, which hosts know."""
         name = str(value.name)
-        value.name = f"{name}_{'half' if value.dtype == _HALF else 'full'}"
+        value.name = f"{name}_{'full' if value.dtype == _FULL else 'half'}"
         self._casts.pop((value, dtype), None)
         self._casts[value, dtype] = out = self._cast(value, dtype)
         out.name = name
@@ -194,43 +225,62 @@ class _Walk:
     def _half_weight(self, value: ir.Value) -> ir.Value:
         tensor = value.const_value
         assert tensor is not None
-        name = f"{value.name}_fp16"
+        kind = self._kind
+        name = f"{value.name}_{kind.suffix}"
         if name in self._graph.initializers:
             return self._graph.initializers[name]
         if tensor.nbytes <= INLINE_BYTES:
-            return initializer_of(self._graph, ir.tensor(_rounded(tensor.numpy(), name), name=name), name)
-        key = (source_of(tensor), "fp16")
+            small = ir.tensor(_rounded(tensor.numpy(), name, kind), dtype=kind.dtype, name=name)
+            return initializer_of(self._graph, small, name)
+        key = (source_of(tensor), kind.suffix)
         if key not in self._file.known:
             shape = tuple(int(dim) for dim in tensor.shape.numpy())
             self._file.known[key] = self._file.write(
-                name, _HALF, shape, _half_chunks(numbers_of(tensor), name)
+                name, kind.dtype, shape, _half_chunks(numbers_of(tensor), name, kind)
             )
             self._file.keep(tensor)
         return initializer_of(self._graph, self._file.known[key], name)
 
 
-def _half_chunks(array: npt.NDArray[Any], name: str) -> Iterator[npt.NDArray[np.float16]]:
+def _half_chunks(array: npt.NDArray[Any], name: str, kind: _Half) -> Iterator[npt.NDArray[Any]]:
     rows = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
     for part in row_chunks(len(rows), rows.shape[1] * 4):
-        yield _rounded(rows[part].astype(np.float32, copy=False), name)
+        yield _rounded(rows[part].astype(np.float32, copy=False), name, kind)
 
 
-def _rounded(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
-    largest = float(np.abs(array).max(initial=0.0))
-    if largest > _LARGEST:
+def _rounded(array: npt.NDArray[Any], name: str, kind: _Half) -> npt.NDArray[Any]:
+    largest, weight = float(np.abs(array).max(initial=0.0)), name.removesuffix(f"_{kind.suffix}")
+    if largest > kind.largest:
         raise OptionError(
-            f"weight {name.removesuffix('_fp16')} has the value {largest:g}, but float16 ends at "
-            f"{_LARGEST:g}: give this part fp32, int8 or int4 with --precision"
+            f"weight {weight} has the value {largest:g}, but {kind.word} ends at {kind.largest:g}: give "
+            "this part fp32, int8 or int4 with --precision"
         )
-    return array.astype(np.float16)
+    return array.astype(kind.numpy)
 
 
-def _is_representable(tensor: ir.TensorProtocol) -> bool:
-    """Whether float16 keeps a small constant: -3e38 of a mask or 1e-6 of a norm are neither."""
+def _is_representable(tensor: ir.TensorProtocol, kind: _Half) -> bool:
+    """Whether 16 bits keep a small constant: float16 has neither -3e38 of a mask nor 1e-6 of a norm."""
     if tensor.nbytes > INLINE_BYTES:
         return True
     size = np.abs(tensor.numpy())
-    return bool((((size <= _LARGEST) & (size >= _SMALLEST)) | (size == 0)).all())
+    return bool((((size <= kind.largest) & (size >= kind.smallest)) | (size == 0)).all())
+
+
+def _is_defined(node: ir.Node, opset: int, kind: _Half) -> bool:
+    """Whether ONNX has an operator of the default domain for this type; others are taken to."""
+    if kind.word == "float16" or node.domain != "":
+        return True
+    return _has_type(node.op_type, opset, f"tensor({kind.word})")
+
+
+@lru_cache
+def _has_type(operator: str, opset: int, word: str) -> bool:
+    try:
+        schema = onnx.defs.get_schema(operator, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    floats = [each for each in schema.type_constraints if "tensor(float)" in each.allowed_type_strs]
+    return all(word in each.allowed_type_strs for each in floats)
 
 
 def _is_careful(node: ir.Node) -> bool:
@@ -269,4 +319,4 @@ def _fill_dtypes(node: ir.Node) -> None:
         else:
             continue
         # A half input of a float op means that the graph was float32 there before this walk.
-        value.type = ir.TensorType(_FULL if dtype == _HALF else dtype)
+        value.type = ir.TensorType(_FULL if dtype in _HALVES else dtype)

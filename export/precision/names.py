@@ -17,6 +17,7 @@ from runtime import contract
 __all__ = [
     "BLOCKS",
     "FLOAT32",
+    "HALVES",
     "PARTS",
     "PRECISIONS",
     "SUFFIXES",
@@ -27,8 +28,9 @@ __all__ = [
     "parse_precision",
 ]
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"}
+HALVES = ("fp16", "bf16")
 BLOCKS = (32, 128)
 PARTS = ("vision", "embed", "decoder")
 
@@ -82,7 +84,7 @@ class Precision:
     @property
     def bits(self) -> int:
         """Bits of a stored weight."""
-        return _BITS.get(self.name, 16 if self.name == "fp16" else 32)
+        return _BITS.get(self.name, 16 if self.name in HALVES else 32)
 
     @property
     def weight_only(self) -> bool:
@@ -124,6 +126,11 @@ class Precisions:
         if graph in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
             return "vision"
         return "embed" if graph == contract.EMBED_TOKENS else "decoder"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each part's precision, in the order of `PARTS`."""
+        return tuple(getattr(self, part).name for part in PARTS)
 
     @property
     def exact(self) -> bool:

@@ -1,0 +1,110 @@
+"""Per-component numbers of a bundle that is not float32: cosines, floors, and the sentence of a failure."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from export.report import parity_table
+from runtime import contract
+from runtime.costs import FLOORS, Component, Floor, components_of
+from runtime.parity import STAGES, ParityReport, compare, row_cosine
+
+HALF = dict.fromkeys((contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU), "fp16")
+LOSS = {"mean_cosine": 0.9995, "top1_agreement": 0.97}
+
+
+def report(features: np.ndarray) -> ParityReport:
+    reference = {stage.name: np.ones((2, 4)) for stage in STAGES}
+    return compare(reference, {**reference, "image_features": features})
+
+
+def test_the_cosine_is_that_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 3, 5, 8)).astype(np.float32)
+    by_hand = [
+        a.astype(np.float64) @ b.astype(np.float64) / np.linalg.norm(a.astype(np.float64)) / np.linalg.norm(b)
+        for a, b in zip(one.reshape(-1, 8), other.reshape(-1, 8), strict=True)
+    ]
+    assert row_cosine(one, other) == pytest.approx(np.mean(by_hand), rel=1e-6)  # norms of float32 rows
+    assert row_cosine(one, 3 * one) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_rows_without_a_direction() -> None:
+    zero, row = np.zeros((1, 3)), np.ones((1, 3))
+    assert row_cosine(zero, zero) == 1.0
+    assert row_cosine(zero, row) == 0.0
+    assert row_cosine(row, np.full((1, 3), np.inf)) is None
+    assert row_cosine(row, np.full((1, 3), np.nan)) is None
+
+
+def test_features_and_logits_carry_their_cosine() -> None:
+    features = np.ones((2, 4))
+    features[0, :2] = -1  # one row of two is at a right angle
+    cosines = {stage.name: stage.cosine for stage in report(features).stages}
+    assert cosines["image_features"] == pytest.approx(0.5)
+    assert cosines["logits"] == pytest.approx(1.0)
+    assert cosines["kept_indices"] is None
+
+
+def test_float32_has_no_components() -> None:
+    assert components_of(report(np.ones((2, 4))), {}, None) == ()
+
+
+def test_components_of_a_half_bundle() -> None:
+    everything = {**HALF, contract.EMBED_TOKENS: "fp16", contract.DECODER_PORTABLE: "fp16"}
+    vision, decoder = components_of(report(np.ones((2, 4))), everything, LOSS)
+    assert vision == Component("vision", "fp16", pytest.approx(1.0), None, FLOORS["fp16"])
+    assert decoder == Component("decoder", "fp16", 0.9995, 0.97, FLOORS["fp16"])
+    assert vision.failure is decoder.failure is None
+
+
+def test_an_embedding_alone_counts_as_the_decoder() -> None:
+    (found,) = components_of(report(np.ones((2, 4))), {contract.EMBED_TOKENS: "bf16"}, LOSS)
+    assert (found.name, found.precision, found.floor) == ("decoder", "bf16", Floor(0.99, 0.9))
+
+
+def test_weights_alone_have_no_floor() -> None:
+    poor = {"mean_cosine": 0.5, "top1_agreement": 0.1}
+    (found,) = components_of(report(np.ones((2, 4))), {contract.DECODER: "int4"}, poor)
+    assert (found.floor, found.failure, found.to_dict()["ok"]) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("component", "sentence"),
+    [
+        (Component("vision", "fp16", 0.998, None, FLOORS["fp16"]), "vision in fp16 has the cosine 0.99800"),
+        (Component("vision", "fp16", None, None, FLOORS["fp16"]), "has the cosine no number to float32"),
+        (Component("decoder", "bf16", 0.98, 1.0, FLOORS["bf16"]), "at least 0.99 is expected"),
+        (Component("decoder", "fp16", 1.0, 0.9, FLOORS["fp16"]), "keeps 90.0% of the likeliest tokens"),
+    ],
+)
+def test_below_the_floor_the_component_is_named(component: Component, sentence: str) -> None:
+    assert component.failure is not None
+    assert sentence in component.failure
+    assert component.to_dict() == {**asdict(component), "ok": False, "failure": component.failure}
+
+
+def test_the_parity_table_has_a_row_for_each_number() -> None:
+    found = (
+        Component("vision", "fp16", 0.9, None, FLOORS["fp16"]),
+        Component("decoder", "int4", 0.87, 0.8),
+        Component("decoder", "fp16", None, 1.0, FLOORS["fp16"]),
+    )
+    parity = {**report(np.ones((2, 4))).to_dict(), "components": [each.to_dict() for each in found]}
+    for reasons in (False, True):
+        out = io.StringIO()
+        Console(file=out, width=160).print(parity_table(parity, reasons=reasons))
+        lines = [line for line in out.getvalue().splitlines() if " in " in line and ":" in line]
+        rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in lines]
+        assert rows == [
+            ["vision in fp16: 1 - cosine", "1.0e-01", "1.0e-03", "TOO FAR"],
+            ["decoder in int4: 1 - cosine", "1.3e-01", "-", "said, not judged"],
+            ["decoder in int4: tokens changed", "2.0e-01", "-", "said, not judged"],
+            ["decoder in fp16: 1 - cosine", "-", "1.0e-03", "TOO FAR"],
+            ["decoder in fp16: tokens changed", "0.0e+00", "5.0e-02", "ok"],
+        ]
