@@ -70,7 +70,10 @@ class Child:
         line = self._process.stdout.readline()
         if not line:
             raise BenchError(f"it ended with status {self._process.wait()}: see {self._log}")
-        found: Order = json.loads(line)
+        try:
+            found: Order = json.loads(line)
+        except json.JSONDecodeError as error:  # it ended in the middle of a line
+            raise BenchError(f"it answered {line[:80]!r}, which is no JSON: see {self._log}") from error
         if "error" in found:
             raise BenchError(found["error"])
         return found
@@ -79,7 +82,8 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         for stream in (self._process.stdin, self._process.stdout):
-            stream.close()
+            with suppress(BrokenPipeError):  # closing sends again what a process that has ended did not take
+                stream.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -111,13 +115,14 @@ def serve(open_engine: Callable[[], Callable[[Order], Order] | None]) -> int:
 
 
 def memory_counters() -> dict[str, int]:
-    """Bytes of this process: the most it had resident, and what of it is anonymous now; {} but on Linux."""
+    """Bytes of this process: the most it had resident, and what of it is anonymous now; without what the
+    system does not tell (only Linux does, and not in every container)."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return {}
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
     counters = {"peak_rss": "VmHWM", "anonymous": "RssAnon"}
-    return {name: int(lines[key].split()[0]) * 1024 for name, key in counters.items()}
+    return {name: int(lines[key].split()[0]) * 1024 for name, key in counters.items() if key in lines}
 
 
 def _own_stdout() -> TextIO:

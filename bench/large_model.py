@@ -92,7 +92,8 @@ def measure_large_model(name: str, settings: Settings) -> Result:
     root = settings.workspace.root
     status(f"writing the float16 checkpoint of {name}")
     checkpoint = ensure_checkpoint(Recipe(name, dtype="float16"), root / "checkpoints" / f"{name}-float16")
-    target = root / f"{name}-int4"
+    # Not `NAME-int4`: by that name `bench.vlm` keeps the bundle of the float32 checkpoint.
+    target = root / f"{name}-float16-int4"
     status(f"building {target.name}")
     cost = measure_build(checkpoint, target, settings.workspace.ratio, PRECISION)
     answers = []

@@ -47,7 +47,13 @@ _HEAD = (
 
 
 def table_of(figures: dict[str, Any]) -> str:
-    """The Markdown table of a result's figures."""
+    """The Markdown table of a result's figures.
+
+    Raises:
+        BenchError: they are of another measurement, or an engine or ratio of the README is missing.
+    """
+    if not isinstance(figures.get("engines"), dict):
+        raise BenchError("the result is of another measurement: give --result one that bench.vlm wrote")
     return "\n".join((*_HEAD, *(_row(figures, name, ratio) for name, ratios in SHOWN for ratio in ratios)))
 
 
@@ -69,7 +75,7 @@ def _row(figures: dict[str, Any], name: str, ratio: str) -> str:
         "" if speedup is None or predicted is None or ratio == "1" else f"{speedup:.2f} ({predicted:.2f})",
         f"{1 / own['decode']['median']:.0f}",
         "" if own["kv_bytes"] is None else f"{own['kv_bytes'] / 2**20:.1f}",
-        f"{own['peak_rss'] / 1e9:.1f}",
+        "" if own["peak_rss"] is None else f"{own['peak_rss'] / 1e9:.1f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -78,10 +84,12 @@ def updated(text: str, table: str) -> str:
     """The README with another table between its marks.
 
     Raises:
-        BenchError: the marks are not there, each once.
+        BenchError: the marks are not there, each once and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise BenchError(f"README.md needs the lines {BEGIN!r} and {END!r}, each once: put them back")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise BenchError(
+            f"README.md needs the lines {BEGIN!r} and {END!r}, each once and in that order: put them back"
+        )
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
 

@@ -71,7 +71,7 @@ class Workspace:
     def bundle_of(self, checkpoint: Path, name: str, precision: str = "fp32") -> Path:
         """The bundle called `name` of a checkpoint, built again when that or what exports it has changed."""
         bundle, stamp = self._bundle_paths(name)
-        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == source_digest(checkpoint):
+        if stamp.is_file() and bundle.is_dir() and stamp.read_text() == self._record(checkpoint, precision):
             return bundle
         self._build(checkpoint, name, precision)
         return bundle
@@ -83,10 +83,13 @@ class Workspace:
     def _build(self, checkpoint: Path, name: str, precision: str = "fp32") -> BuildCost:
         bundle, stamp = self._bundle_paths(name)
         stamp.unlink(missing_ok=True)
-        digest = source_digest(checkpoint)  # before the build: an edit during it makes the bundle stale
+        record = self._record(checkpoint, precision)  # before the build: an edit during it makes it stale
         cost = measure_build(checkpoint, bundle, self.ratio, precision)
-        stamp.write_text(digest)
+        stamp.write_text(record)
         return cost
+
+    def _record(self, checkpoint: Path, precision: str) -> str:
+        return f"{source_digest(checkpoint)} {checkpoint.resolve()} ratio={self.ratio} {precision}"
 
     def _bundle_paths(self, name: str) -> tuple[Path, Path]:
         # The stamp lies beside the bundle: a bundle holds nothing but what its manifest lists.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_processor",
+    "matrix_dtypes",
     "open_checkpoint",
     "stored_tensors",
     "weight_files",
@@ -26,6 +28,7 @@ __all__ = [
 _ROOT = Path(__file__).resolve().parent.parent
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_INDICES = {"I64", "I32", "BOOL"}
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _VIDEO = "video_processor"
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -282,6 +285,13 @@ def stored_tensors(file: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
     return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def matrix_dtypes(files: Iterable[Path]) -> set[str]:
+    """dtypes of all matrices in safetensors files; tables of indices, such as the position ids that old
+    checkpoints hold, are none."""
+    entries = (entry for file in files for entry in stored_tensors(file).values())
+    return {entry["dtype"] for entry in entries if len(entry["shape"]) > 1} - _INDICES
 
 
 def _check_safetensors(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import stored_tensors
+from export.checkpoint import matrix_dtypes, stored_tensors
 from export.errors import CheckpointError
 from export.precision import Precisions
 
@@ -75,19 +75,22 @@ def memory_need(files: Sequence[Path], precisions: Precisions) -> MemoryNeed:
     """The two sums of a checkpoint's safetensors files."""
     entries = {name: entry for file in files for name, entry in stored_tensors(file).items()}
     matrices = {name: entry for name, entry in entries.items() if len(entry["shape"]) > 1}
-    as_stored = {entry["dtype"] for entry in matrices.values()} in _AS_STORED
+    as_stored = matrix_dtypes(files) in _AS_STORED
     widened = [entry for entry in entries.values() if entry["dtype"] != "F32" and not as_stored]
     decoder = [entry for name, entry in matrices.items() if not any(word in name for word in _NOT_DECODER)]
     return MemoryNeed(_FULL * _numbers(widened), _numbers(decoder), precisions.decoder.bits)
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping, by the system's own estimate; None where it gives none."""
+    """Memory that can be had, by the system's own estimate, and free swap: slow, but a build ends there too.
+    None where it does not tell."""
     listing = Path("/proc/meminfo")
     if not listing.is_file():
         return None
-    found = [line.split() for line in listing.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
+    found = dict(line.split(":", 1) for line in listing.read_text().splitlines() if ":" in line)
+    if "MemAvailable" not in found:
+        return None
+    return sum(int(found.get(key, "0").split()[0]) for key in ("MemAvailable", "SwapFree")) * 1024
 
 
 def _numbers(entries: Iterable[dict[str, Any]]) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.checkpoint import stored_tensors
+from export.checkpoint import matrix_dtypes
 
 __all__ = ["StoredEmbedding", "StoredLinear", "load_stored", "stored_dtype", "weight_count", "weight_names"]
 
@@ -25,9 +25,7 @@ _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
     """The 16-bit dtype of every matrix in these safetensors files; None where any has another one."""
-    found = {
-        entry["dtype"] for file in files for entry in stored_tensors(file).values() if len(entry["shape"]) > 1
-    }
+    found = matrix_dtypes(files)
     return _DTYPES.get(found.pop()) if len(found) == 1 else None
 
 
@@ -57,7 +55,8 @@ def load_stored(architecture: Any, path: Path, dtype: torch.dtype, **options: An
     model.__class__ = architecture
     scratch = _Scratch()
     for module in _storable(model):
-        _keep_stored(module, scratch)
+        if module.weight.dtype == dtype:  # not one that loading has untied, as the files hold two
+            _keep_stored(module, scratch)
     return model, info
 
 
@@ -85,18 +84,22 @@ class _Scratch:
     """Room for one float32 matrix, used again by every layer: fresh memory takes longer than the widening."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, dtype=torch.float32)
 
     def widened(self, stored: Tensor) -> Tensor:
         """float32 values of `stored`, valid until the next call."""
         if self._room.numel() < stored.numel():
             self._room = torch.empty(0)  # before the larger one is there
-            self._room = torch.empty(stored.numel())
+            with torch.inference_mode(False):  # what is made in that mode cannot be written outside of it
+                self._room = torch.empty(stored.numel(), dtype=torch.float32)
         return self._room[: stored.numel()].view(stored.shape).copy_(stored)
 
 
 class _Stored(nn.Module):
-    """What both have: the 16-bit matrix as a buffer, under the name of the float32 parameter."""
+    """What both have: the 16-bit matrix as a buffer, under the name of the float32 parameter.
+
+    It is in `buffers()` and `state_dict()` in 16 bits, and in `parameters()` not at all.
+    """
 
     _scratch: _Scratch
 

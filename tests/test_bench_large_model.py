@@ -39,6 +39,7 @@ def test_both_answers_have_a_cache_of_their_own(tmp_path: Path, capsys: pytest.C
     assert whole["weight_bytes_read"] > 0
     build = found["build"]
     assert "--precision decoder=int4" in build["command"]
+    assert "tiny-float16-int4 " in build["command"]  # `tiny-int4` is that of bench.vlm, from float32
     assert build["checkpoint_bytes"] < build["bundle_bytes"]  # float32 towers, from a checkpoint in 16 bits
     assert found["loss"]["positions"] >= 500
     assert "One answer of 32 tokens" in capsys.readouterr().out

@@ -348,6 +348,28 @@ def test_another_precision_has_a_bundle_of_its_own(tmp_path: Path, monkeypatch: 
     assert built == [("tiny-int8", "decoder=int8")]
 
 
+def test_one_name_in_two_precisions_is_built_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def build(checkpoint: Path, bundle: Path, ratio: float, precision: str) -> None:
+        built.append(f"{checkpoint.name} {ratio} {precision}")
+        bundle.mkdir(exist_ok=True)
+
+    monkeypatch.setattr("bench.workspace.measure_build", build)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = tmp_path / "one", tmp_path / "two"
+    for ratio, checkpoint, precision in (
+        (0.3, one, "fp32"),
+        (0.3, one, "decoder=int4"),
+        (0.3, two, "decoder=int4"),
+        (0.5, two, "decoder=int4"),
+        (0.5, two, "decoder=int4"),
+    ):
+        Workspace(tmp_path, ratio).bundle_of(checkpoint, "x", precision)
+    assert built == ["one 0.3 fp32", "one 0.3 decoder=int4", "two 0.3 decoder=int4", "two 0.5 decoder=int4"]
+
+
 # results that are in the repository
 
 
@@ -383,6 +405,17 @@ def test_a_readme_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     assert readme.main(["--readme", str(target)]) == 2
     assert "README.md needs the lines" in capsys.readouterr().err
     assert target.read_text() == "nothing\n"
+
+
+def test_marks_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(BenchError, match="each once and in that order"):
+        updated(f"{END}\n{BEGIN}\n", "table")
+
+
+def test_a_result_of_another_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    other = RESULTS / "decoder-llava-onevision-0.5b.json"
+    assert readme.main(["--result", str(other)]) == 2
+    assert "give --result one that bench.vlm wrote" in capsys.readouterr().err
 
 
 def test_the_table_is_put_between_the_marks(tmp_path: Path) -> None:

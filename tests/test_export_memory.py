@@ -80,6 +80,28 @@ def test_the_system_is_asked(tmp_path: Path) -> None:
     assert (found is not None and found > 1 << 20) or not Path("/proc/meminfo").is_file()
 
 
+@pytest.mark.parametrize(
+    ("listing", "wanted"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable: 4 kB\nSwapFree: 2 kB\n", 6 * 1024),
+        ("MemAvailable: 4 kB\n", 4 * 1024),
+        ("MemTotal: 9 kB\n", None),
+    ],
+)
+def test_free_swap_counts(
+    listing: str, wanted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text(listing)
+    monkeypatch.setattr("export.memory.Path", lambda _: tmp_path / "meminfo")
+    assert available_bytes() == wanted
+
+
+def test_position_ids_of_old_checkpoints_are_no_other_dtype(tmp_path: Path) -> None:
+    half = files(tmp_path, torch.float16, torch.float16)
+    save_file({"vision_tower.embeddings.position_ids": torch.arange(9)[None]}, tmp_path / "three")
+    assert memory_need([*half, tmp_path / "three"], Precisions()).loading == 0
+
+
 def test_a_build_is_refused_before_it_begins(
     toy_checkpoint: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

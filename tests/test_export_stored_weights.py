@@ -99,6 +99,45 @@ def test_a_shared_matrix_stays_one(toy_checkpoint: Maker, tmp_path: Path) -> Non
     assert model.lm_head.weight.dtype == torch.float32
 
 
+def test_every_matrix_multiplies_as_in_float32(family_checkpoint: Path, tmp_path: Path) -> None:
+    """Also those that no text reaches: the tower's and the projector's."""
+    folder = saved_as(family_checkpoint, tmp_path / "narrow", torch.bfloat16)
+    model, plain = loaded(folder), dict(in_float32(folder).named_modules())
+    random, seen = torch.Generator().manual_seed(0), 0
+    for name, part in model.named_modules():
+        if isinstance(part, StoredLinear):
+            given = torch.randn(2, 3, part.in_features, generator=random)
+        elif isinstance(part, StoredEmbedding):
+            given = torch.arange(part.num_embeddings)[None]
+        else:
+            continue
+        with torch.no_grad():
+            # Products of rows that start at odd places sum in another order.
+            torch.testing.assert_close(part(given), plain[name](given), rtol=1e-6, atol=1e-6, msg=name)
+        seen += 1
+    assert seen > 10
+
+
+def test_tied_matrices_that_the_files_hold_twice_stay_float32(toy_checkpoint: Maker, tmp_path: Path) -> None:
+    folder = saved_as(toy_checkpoint("clip-full-gemma-tied"), tmp_path / "narrow", torch.bfloat16)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    (table,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+    save_file(tensors | {"lm_head.weight": 2 * tensors[table]}, file, metadata={"format": "pt"})
+    model, plain = loaded(folder), in_float32(folder)
+    torch.testing.assert_close(model.lm_head.weight, plain.lm_head.weight, rtol=0, atol=0)
+    assert {part.stored.dtype for part in kept(model)} == {torch.bfloat16}
+
+
+def test_a_model_runs_in_inference_mode_and_outside_of_it(toy_checkpoint: Maker, tmp_path: Path) -> None:
+    model = loaded(saved_as(toy_checkpoint("clip-llama"), tmp_path / "narrow", torch.float16))
+    ids = torch.arange(7)[None]
+    with torch.inference_mode():
+        first = model(input_ids=ids).logits
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, first, rtol=0, atol=0)
+
+
 def test_a_float32_checkpoint_is_loaded_as_ever(toy_checkpoint: Maker) -> None:
     model = loaded(toy_checkpoint("clip-llama"))
     assert not list(kept(model))
@@ -119,6 +158,12 @@ def test_matrices_alone_decide(
     matrix, vector = dtypes
     save_file({"a": torch.zeros(2, 2, dtype=matrix), "b": torch.zeros(2, dtype=vector)}, tmp_path / "x")
     assert stored_dtype([tmp_path / "x"]) is wanted
+
+
+def test_position_ids_of_old_checkpoints_are_no_matrix(tmp_path: Path) -> None:
+    ids = torch.arange(4)[None]
+    save_file({"a": torch.zeros(2, 2, dtype=torch.float16), "position_ids": ids}, tmp_path / "x")
+    assert stored_dtype([tmp_path / "x"]) is torch.float16
 
 
 def test_files_of_two_dtypes_are_loaded_as_ever(tmp_path: Path) -> None:
@@ -188,6 +233,35 @@ def test_casts_of_weights_are_folded_and_written_again(dtype: ir.DataType) -> No
     assert [node.op_type for node in model.graph] == ["Cast", "Add"]
     assert weight.dtype == dtype
     assert weight.const_value.numpy().tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("which", ["weight", "cast"])
+def test_an_output_of_the_graph_keeps_its_dtype(which: str) -> None:
+    model = graph_over(ir.Tensor(np.ones((2, 3), np.float16)))
+    found = model.graph.initializers["w"] if which == "weight" else model.graph[0].outputs[0]
+    model.graph.outputs.append(found)
+    assert fold_casts(model) == 0
+    assert model.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert [node.op_type for node in model.graph] == ["Cast", "Add"]
+
+
+def test_a_cast_in_a_subgraph_is_left_alone() -> None:
+    weight = ir.Value(
+        name="w",
+        const_value=ir.Tensor(np.ones((2, 3), np.float16)),
+        type=ir.TensorType(ir.DataType.FLOAT16),
+        shape=ir.Shape([2, 3]),
+    )
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT})
+        inner = ir.node("Identity", cast.outputs)
+        branches[name] = ir.Graph([], inner.outputs, nodes=[cast, inner], name=name)
+    choice = ir.Value(name="c", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    node = ir.node("If", [choice], branches)
+    graph = ir.Graph([choice], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20})
+    assert fold_casts(ir.Model(graph, ir_version=10)) == 0
+    assert weight.dtype == ir.DataType.FLOAT16
 
 
 def test_a_weight_used_in_16_bits_is_left_alone() -> None:

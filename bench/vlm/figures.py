@@ -14,10 +14,11 @@ from bench.vlm.base import EMBED, PREFILL, TTFT, VISION
 from bench.vlm.rig import Entry, figure_name
 from runtime import contract
 from runtime.bundle import Bundle
+from runtime.decoder import PREFILL_ROWS
 
 __all__ = ["VlmRun", "activation_bytes", "weight_bytes"]
 
-_FLOAT, _CHUNK = 4, 512  # rows of a prefill that the runtime computes at a time
+_FLOAT = 4  # bytes of an activation
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,13 @@ def weight_bytes(bundle: Bundle, decoder: str, pruned: bool) -> int:
 def activation_bytes(config: Any, shape: ModelShape, prompt: int) -> int:
     """The larger of what a layer of the tower and one of the decoder's prefill hold at once, in float32.
 
-    The tower: Q, K, V, the attention logits and probabilities of all heads, or the two sides of its MLP. The
-    decoder, in chunks of 512 rows: Q, K, V and output, or gate, up and their product; and the logits.
+    The tower: Q, K, V and output of attention with the logits and probabilities of all heads, or its MLP's
+    input, output and inside before and after the activation. The decoder, in chunks of `PREFILL_ROWS`: input
+    and output of its MLP, gate, up and their product; and the logits of one position.
     """
     vision, rows = config.vision_config, shape.vision.rows
     attention = 2 * vision.num_attention_heads * rows**2 + 4 * rows * vision.hidden_size
     tower = max(attention, rows * (2 * vision.hidden_size + 2 * vision.intermediate_size))
-    decoder, chunk = shape.decoder, min(prompt, _CHUNK)
+    decoder, chunk = shape.decoder, min(prompt, PREFILL_ROWS)
     prefill = chunk * (2 * decoder.width + 3 * decoder.mlp) + decoder.vocabulary
     return _FLOAT * max(tower, prefill)

@@ -176,6 +176,10 @@ def _notes(run: VlmRun) -> tuple[str, ...]:
         "score+select: kernel time of these nodes in a profiled run of the pruned encoder; part of vision.",
         "Predicted: each stage of the engine's own ratio 1, in proportion to its multiply-adds.",
         "(decoder): the language model alone, with as many random text ids as the pruned prompt has rows.",
-        "Peak RSS counts mapped weight files. Activations: the largest layer, by arithmetic.",
+        "Cosine and same tokens: at the end of the unpruned prompt, and of the unpruned answer. Of a "
+        "language model alone: the mean over 8 positions behind 96 random ids; not to be compared with the "
+        "others.",
+        "Peak RSS counts mapped weight files; a language model alone has room for ratio 1 at every ratio. "
+        "Activations: the largest layer, by arithmetic.",
         *sorted(peers),
     )

@@ -39,11 +39,14 @@ def numbers_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
 
 def fold_casts(model: ir.Model) -> int:
     """Replace every `Cast(16-bit weight)` to float32 by a `Widened` weight of the same name; returns how
-    many weights. One that is also used in 16 bits is left alone."""
+    many weights. One that is also used in 16 bits, in a subgraph or as an output of the graph is left
+    alone."""
     graph, folded = model.graph, 0
     for value in list(graph.initializers.values()):
         casts = [use.node for use in value.uses()]
-        if value.const_value is None or value.dtype not in _STORED or not all(map(_widens, casts)):
+        if value.const_value is None or value.dtype not in _STORED or value.is_graph_output():
+            continue
+        if not casts or not all(_widens(cast, graph) for cast in casts):
             continue
         value.const_value, value.type = Widened(value.const_value), ir.TensorType(_FULL)
         for cast in casts:
@@ -70,5 +73,7 @@ def write_as_casts(model: ir.Model) -> None:
             user.node.replace_input_with(user.idx, cast.outputs[0])
 
 
-def _widens(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type == "Cast" and node.attributes.get_int("to", 0) == _FULL
+def _widens(node: ir.Node, graph: ir.Graph) -> bool:
+    if node.domain != "" or node.op_type != "Cast" or node.attributes.get_int("to", 0) != _FULL:
+        return False
+    return node.graph is graph and not node.outputs[0].is_graph_output()
