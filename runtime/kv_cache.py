@@ -11,10 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from runtime import contract
 from runtime.backend import Backend, CapturingBackend, View
+from runtime.dtypes import storage_dtype
 from runtime.errors import RequestError
 from runtime.manifest import DecoderInfo
 from runtime.rows import copy_view
@@ -27,7 +26,7 @@ BLOCK_ROWS = 256
 
 def cache_bytes(info: DecoderInfo, positions: int) -> int:
     """Bytes of one copy of the cache for `positions` tokens."""
-    item = np.dtype(info.cache_dtype).itemsize
+    item = storage_dtype(info.cache_dtype).itemsize
     return 2 * info.layers * info.kv_heads * info.head_dim * positions * item
 
 

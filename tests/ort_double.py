@@ -23,6 +23,7 @@ from runtime.backends import ort_cuda, ort_device
 __all__ = ["FakeCudart", "FakeOrt", "Heap", "install"]
 
 CPU = "CPUExecutionProvider"
+BFLOAT16 = 16  # its number in ONNX
 
 
 class Value:
@@ -197,7 +198,8 @@ class FakeBinding:
 
     def _check(self, kind: str, index: int, dtype: Any, shape: Any, address: int) -> int:
         assert (kind, index) == ("cuda", 0)
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        itemsize = 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
+        nbytes = int(np.prod(shape, dtype=np.int64)) * itemsize
         assert nbytes == 0 or self.heap.holds(address, nbytes), "not an address of the device"
         return nbytes
 

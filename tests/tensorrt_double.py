@@ -3,7 +3,9 @@
 Device memory is numpy arrays under made-up addresses, so nothing outside an allocation can be touched, and a
 freed one is gone. New memory, and scratch memory after every run, holds NaN. Work is done when it is waited
 for, not when it is enqueued; pinned memory is read and written then, too. Engines are ONNX files run by ONNX
-Runtime, with the profiles of an `EnginePlan`: a shape outside of them is refused.
+Runtime, with the profiles of an `EnginePlan`: a shape outside of them is refused. Graphs in
+bfloat16 run as their twin in float32 whose every value is rounded (`export.precision.emulate`); device memory
+holds 16 bits.
 
 Tests logic, sizes and lifetimes; not TensorRT's kernels, nor its own behaviour where it is not documented.
 """
@@ -23,10 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 
+from export.precision.emulate import emulate_bfloat16
 from runtime import contract
 from runtime.bundle import load_bundle
+from runtime.contract import TensorSpec
+from runtime.dtypes import BFLOAT16
+from runtime.manifest import GraphInfo
 from runtime.tensorrt.plan import Limits, plan_engines
 
 OK, INVALID, NO_MEMORY, ILLEGAL, UNSUPPORTED = 0, 1, 2, 700, 900
@@ -41,7 +48,6 @@ _DTYPES = {
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int64)": ("INT64", np.int64),
     "tensor(bool)": ("BOOL", np.bool_),
-    "tensor(bfloat16)": ("BF16", np.uint16),
 }
 _SHAPE_TENSORS = (contract.NUM_KEEP, contract.GRID, contract.NUM_LOGITS_TO_KEEP)
 
@@ -275,7 +281,7 @@ class ExecutionContextAllocationStrategy(Enum):
     USER_MANAGED = 2
 
 
-DataType = Enum("DataType", [name for name, _ in _DTYPES.values()])
+DataType = Enum("DataType", [*(name for name, _ in _DTYPES.values()), "BF16"])
 
 
 class ILogger:
@@ -321,6 +327,7 @@ class _Engine:
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         self.device, self.logger, self.plan = device, logger, plan
         self.session = onnxruntime.InferenceSession(plan["onnx"], options, providers=["CPUExecutionProvider"])
+        self.brain = frozenset(plan.get("brain", ()))  # tensors in bfloat16, which the twin has in float32
         self.inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
         self.outputs = {tensor.name: tensor for tensor in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]
@@ -340,10 +347,34 @@ class _Engine:
         return tuple(dim if isinstance(dim, int) else -1 for dim in tensor.shape)
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return DataType[_DTYPES[(self.inputs.get(name) or self.outputs[name]).type][0]]
+        return DataType["BF16" if name in self.brain else _DTYPES[self._tensor(name).type][0]]
 
     def dtype(self, name: str) -> Any:
-        return _DTYPES[(self.inputs.get(name) or self.outputs[name]).type][1]
+        """Of the values that ONNX Runtime computes with."""
+        return _DTYPES[self._tensor(name).type][1]
+
+    def stored(self, name: str) -> Any:
+        """Of the values in device memory."""
+        return np.dtype(np.uint16 if name in self.brain else self.dtype(name))
+
+    def read(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """Values of bytes of the device."""
+        values = raw.view(self.stored(name))
+        if name in self.brain:
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.copy()
+
+    def bytes_of(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The way back; what is stored in bfloat16 has been rounded by the graph."""
+        flat = np.ascontiguousarray(array).reshape(-1)
+        if name in self.brain:
+            bits = flat.view(np.uint32)
+            assert not (bits & 0xFFFF).any()
+            flat = (bits >> 16).astype(np.uint16)
+        return flat.view(np.uint8)
+
+    def _tensor(self, name: str) -> Any:
+        return self.inputs.get(name) or self.outputs[name]
 
     def is_shape_inference_io(self, name: str) -> bool:
         return name in _SHAPE_TENSORS
@@ -433,16 +464,15 @@ class _Context:
             feeds = dict(values)
             for name in engine.inputs:
                 if name not in values:
-                    dtype = np.dtype(engine.dtype(name))
-                    count = int(np.prod(shapes[name])) * dtype.itemsize
+                    count = int(np.prod(shapes[name])) * engine.stored(name).itemsize
                     raw = device.at(addresses[name], max(count, 1))[:count]
-                    feeds[name] = raw.view(dtype).reshape(shapes[name]).copy()
+                    feeds[name] = engine.read(name, raw).reshape(shapes[name])
             outputs = engine.session.run(None, feeds)
             if scratch[1]:
                 device.at(*scratch).fill(0xFF)
             for name, array in zip(engine.outputs, outputs, strict=True):
                 assert array.shape == sizes[name]
-                flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                flat = engine.bytes_of(name, array)
                 device.at(addresses[name], max(flat.size, 1))[: flat.size] = flat
 
         device.enqueue(run)
@@ -463,7 +493,8 @@ def write_engines(bundle: Path, folder: Path, limits: Limits | None = None, scra
     folder.mkdir(parents=True, exist_ok=True)
     for number, graph in enumerate(plan.graphs):
         record = {
-            "onnx": str(bundle / graph.file),
+            "onnx": str(_runnable(bundle / graph.file, folder)),
+            "brain": [spec.name for spec in _specs(manifest.graphs[graph.graph]) if spec.dtype == BFLOAT16],
             "profiles": [
                 {name: own.points for name, own in profile.items() if not own.values}
                 for profile in graph.profiles
@@ -475,8 +506,22 @@ def write_engines(bundle: Path, folder: Path, limits: Limits | None = None, scra
             },
             "scratch": scratch * (number + 1),
         }
-        (folder / f"{graph.graph}.engine").write_text(json.dumps(record))
+        (folder / f"{Path(graph.file).stem}.engine").write_text(json.dumps(record))
     return folder
+
+
+def _specs(info: GraphInfo) -> tuple[TensorSpec, ...]:
+    return (*info.inputs, *info.outputs)
+
+
+def _runnable(graph: Path, folder: Path) -> Path:
+    """The graph, or its twin in float32 where it computes in bfloat16."""
+    model = ir.load(graph)
+    if not emulate_bfloat16(model):
+        return graph
+    twin = folder / graph.name
+    ir.save(ir.external_data.load_to_model(model), twin)
+    return twin
 
 
 @contextmanager

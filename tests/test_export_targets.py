@@ -21,7 +21,7 @@ from export.options import BuildOptions, precision_for
 from export.precision import FLOAT32, parse_precision
 from export.targets import TargetVerdict, check_target, decoders_of, target_notes, verdicts_of
 from fopru_graph.lint import TARGETS, lint
-from runtime import contract, load_bundle, manifest
+from runtime import contract, load_bundle
 from tests.conftest import Maker, ToyBuild
 from tests.test_fopru_graph_lint import graph, topk
 
@@ -182,7 +182,6 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 def test_a_precision_that_no_chip_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_target("tensorrt11", 23, FLOAT32)
-    monkeypatch.setattr(manifest, "PRECISIONS", (*manifest.PRECISIONS, "bf16"))
     check_target("jetpack6", 20, parse_precision("bf16"))
     from fopru_graph.lint import targets
 
@@ -260,10 +259,8 @@ def test_the_help_names_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tensorrt-rtx" in capsys.readouterr().out
 
 
-def test_a_bfloat16_bundle(toy_checkpoint: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bfloat16_bundle(toy_checkpoint: Maker, tmp_path: Path) -> None:
     """Built and compared through its twin in float32; the bundle itself says bfloat16."""
-    monkeypatch.setattr(manifest, "PRECISIONS", (*manifest.PRECISIONS, "bf16"))
-    monkeypatch.setattr(manifest, "CACHE_DTYPES", (*manifest.CACHE_DTYPES, "bfloat16"))
     options = BuildOptions(
         str(toy_checkpoint("clip-llama")),
         tmp_path / "b",

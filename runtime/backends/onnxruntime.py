@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime import contract
 from runtime.backend import Array, Backend, BackendOptions, Session, View
+from runtime.dtypes import BFLOAT16, no_bfloat16
 from runtime.errors import BackendError
 from runtime.lazy import require
 
@@ -30,6 +31,7 @@ __all__ = [
 
 _LOG_FATAL = 4
 _MAX_LINES = 6
+_BF16 = "_bf16"  # how names of graph files in this precision end
 
 
 def create(options: BackendOptions) -> Backend:
@@ -59,6 +61,12 @@ class OrtBackend:
         self._ort = ort
         self._options = options
 
+    def kinds_for(self, cache_dtype: str) -> tuple[str, ...]:
+        """`cache_kinds`; raises BackendError for a cache in bfloat16."""
+        if cache_dtype == BFLOAT16:
+            raise no_bfloat16(self.name, "the decoder's KV cache")
+        return self.cache_kinds
+
     def open(self, graph: Path) -> Session:
         """Load an ONNX file with its weight file beside it."""
         settings = session_options(self._ort, self._options.threads)
@@ -66,6 +74,8 @@ class OrtBackend:
             session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime has a dozen exception classes with no common base of its own.
         except Exception as error:
+            if graph.stem.endswith(_BF16):
+                raise no_bfloat16(self.name, str(graph)) from error
             raise BackendError(f"onnxruntime cannot load {graph}: {message_of(error)}") from error
         return OrtSession(session, graph.stem)
 

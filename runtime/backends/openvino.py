@@ -20,6 +20,7 @@ import numpy as np
 
 from runtime import contract
 from runtime.backend import Array, Backend, BackendOptions, Session, View
+from runtime.dtypes import BFLOAT16, no_bfloat16
 from runtime.errors import BackendError
 from runtime.lazy import require
 
@@ -69,6 +70,12 @@ class OvBackend:
         """Keep the imported package, its Core, and the properties of every compiled graph."""
         self.name = name
         self._ov, self._core, self._settings = ov, core, dict(settings)
+
+    def kinds_for(self, cache_dtype: str) -> tuple[str, ...]:
+        """`cache_kinds`; raises BackendError for a cache in bfloat16."""
+        if cache_dtype == BFLOAT16:
+            raise no_bfloat16(self.name, "the decoder's KV cache")
+        return self.cache_kinds
 
     def open(self, graph: Path) -> Session:
         """Read and compile an ONNX file with its weight file beside it."""

@@ -20,6 +20,7 @@ from runtime import contract
 from runtime.backend import Array, BackendOptions, View
 from runtime.backends.cudart import DeviceCopies
 from runtime.backends.onnxruntime import message_of, session_options, shapes_of
+from runtime.dtypes import BFLOAT16, storage_dtype
 from runtime.errors import BackendError
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
 
 CPU = "CPUExecutionProvider"
 _RECORD = "session.record_ep_graph_assignment_info"
+_ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 INSTALL = (
     "install onnxruntime-gpu and the CUDA it was built for with `pip install 'fopru-edge[gpu]' "
@@ -71,11 +73,15 @@ class OrtDevice:
 
 @dataclass(frozen=True)
 class DeviceBuffer:
-    """A flat buffer of `size` values of `dtype` on the device; freed with its last reference."""
+    """A flat buffer of `size` values of `dtype` on the device; freed with its last reference.
+
+    `element` is their type as ONNX Runtime binds it: numpy's, or the number in ONNX of what numpy lacks.
+    """
 
     value: Any
     dtype: np.dtype[Any]
     size: int
+    element: Any
 
     def address(self, view: View) -> int:
         """Where a view of this buffer begins.
@@ -107,7 +113,7 @@ class OrtDeviceBackend:
 
     def kinds_for(self, cache_dtype: str) -> tuple[str, ...]:
         """`cache_kinds` in the order for a decoder whose cache has this dtype."""
-        if cache_dtype == "float16" and contract.SHARED in self.cache_kinds:
+        if cache_dtype in ("float16", BFLOAT16) and contract.SHARED in self.cache_kinds:
             rest = (kind for kind in self.cache_kinds if kind != contract.SHARED)
             return (contract.SHARED, *rest)
         return self.cache_kinds
@@ -140,7 +146,7 @@ class OrtDeviceBackend:
 
         Rows behind the valid ones of a cache may be read under a mask, and 0 x NaN is NaN.
         """
-        kind = np.dtype(dtype)
+        kind = storage_dtype(dtype)
         try:
             # A buffer of no values has no address, which binding wants.
             value = self._ort.OrtValue.ortvalue_from_shape_and_type(
@@ -152,7 +158,8 @@ class OrtDeviceBackend:
                 f"({message_of(error)}): free memory there, or lower the ratio or max_new_tokens"
             ) from error
         self._copies.clear(int(value.data_ptr()), max(1, elements) * kind.itemsize)
-        return DeviceBuffer(value, kind, elements)
+        element = _ONNX_BFLOAT16 if dtype == BFLOAT16 else kind.type
+        return DeviceBuffer(value, kind, elements, element)
 
     def upload(self, array: Array) -> View:
         """A copy of the array on the device."""
@@ -294,7 +301,7 @@ class OrtDeviceBinding:
         for name, view in tensors.items():
             address = view.buffer.address(view)
             try:
-                bind(name, device.kind, device.index, view.buffer.dtype.type, view.shape, address)
+                bind(name, device.kind, device.index, view.buffer.element, view.shape, address)
             except Exception as error:
                 raise BackendError(
                     f"{self._backend.name} cannot bind {name} of {self._name}: {message_of(error)}"

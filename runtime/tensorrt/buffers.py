@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backend import Array, View
+from runtime.dtypes import storage_dtype
 from runtime.errors import BackendError
 from runtime.tensorrt.cuda import Cuda
 
@@ -35,7 +36,7 @@ class Buffer:
     def __init__(self, pool: Pool, block: _Block, size: int, dtype: str) -> None:
         """Own a block of a pool."""
         self._pool, self._block = pool, block
-        self.size, self.dtype = size, np.dtype(dtype)
+        self.size, self.dtype = size, storage_dtype(dtype)
         self.host: Array | None = None
 
     @property
@@ -78,7 +79,7 @@ class Pool:
 
     def take_buffer(self, size: int, dtype: str) -> Buffer:
         """A buffer of anything, to be written whole."""
-        return Buffer(self, self.take(max(size, 1) * np.dtype(dtype).itemsize), size, dtype)
+        return Buffer(self, self.take(max(size, 1) * storage_dtype(dtype).itemsize), size, dtype)
 
     def take(self, nbytes: int) -> _Block:
         """A block of at least so many bytes, 512 of them aligned."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backend import Array, View
+from runtime.dtypes import BFLOAT16, storage_dtype
 from runtime.errors import BackendError
 from runtime.tensorrt.buffers import Buffer, Pool, address_of, elements_of
 from runtime.tensorrt.cuda import Cuda
@@ -23,6 +24,7 @@ __all__ = ["Context", "Engine", "Messages", "Scratch", "TrtBinding", "TrtSession
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
+    "BF16": BFLOAT16,
     "INT64": "int64",
     "INT32": "int32",
     "INT8": "int8",
@@ -300,7 +302,7 @@ class TrtSession:
         if name not in role:
             raise self._unknown(name)
         dtype = self.engine.dtypes[name]
-        if view.buffer.dtype != np.dtype(dtype):
+        if view.buffer.dtype != storage_dtype(dtype):
             raise BackendError(
                 f"{name} of {self.engine.name} is {dtype}, but a buffer of {view.buffer.dtype} is bound: "
                 "convert it"
