@@ -179,7 +179,7 @@ def test_plan_runs_each_measurement_in_turn() -> None:
     first = ["export", "encoder", "vlm", "decoder", "large", "peers"]
     middle = ["exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
-    last = ["families", "tiles"]
+    last = ["target-graphs", "half-precision", "families", "tiles"]
     assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, *middle, "rtx", *last]
     everything_named = [*first, "openvino-pruning", *middle, *large, "rtx", "exactness-clip-l", *last]
     assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named

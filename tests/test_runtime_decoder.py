@@ -128,7 +128,8 @@ def test_logits_come_in_one_buffer(generator: Generator) -> None:
 
 
 def test_unknown_backend() -> None:
-    assert available_backends() == ("onnxruntime", "openvino", "openvino-bf16", "tensorrt")
+    devices = ("ort-cuda", "ort-tensorrt", "tensorrt")
+    assert available_backends() == ("onnxruntime", "openvino", "openvino-bf16", *devices)
     with pytest.raises(BackendError, match='backend is "tensorflow", expected one of onnxruntime'):
         create_backend("tensorflow", BackendOptions())
 
