@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import OptionError
-from export.precision import FLOAT32, Precisions, parse_precision
+from export.precision import FLOAT32, Precision, Precisions, parse_precision
 
 if TYPE_CHECKING:
     from export.families import EncoderInfo
@@ -44,14 +44,15 @@ _TWO_TILES = (512, 1024)  # two tiles side by side fit this best, however many o
 
 
 def precision_for(target: str | None, text: str | None) -> Precisions:
-    """What `--precision` says, else what the target computes in: fp16 for TensorRT, fp32 for all else.
+    """What `--precision` says, and for parts that it leaves out what the target computes in: fp16 for
+    TensorRT, fp32 for all else.
 
     Raises:
         OptionError: an unknown part, precision or option, or a part twice.
     """
-    if text is None:
-        text = "fp32" if target in (None, "ort") else _TENSORRT_PRECISION
-    return parse_precision(text)
+    if target in (None, "ort"):
+        return parse_precision("fp32" if text is None else text)
+    return parse_precision(text or _TENSORRT_PRECISION, Precision(_TENSORRT_PRECISION))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from export.precision.exported import convert_exported, stored_logits
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
 from export.stored_weights import weight_count
-from export.targets import decoders_of, target_notes, verdicts_of
+from export.targets import decoders_of, is_tensorrt, target_notes, verdicts_of
 from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
 from runtime import contract
@@ -50,7 +50,9 @@ def run_build(options: BuildOptions, steps: Steps) -> BuildReport:
         plan = plan_build(options, checkpoint)
         check_memory(weight_files(checkpoint.path), options.precision)
     with writer:
-        exported = convert_exported(_export(plan, writer.path, steps), options.precision, writer.path, steps)
+        exported = _export(plan, writer.path, steps)
+        tensorrt = is_tensorrt(options.target)
+        exported = convert_exported(exported, options.precision, writer.path, steps, tensorrt=tensorrt)
         with steps.step("write the manifest"):
             copy_files(plan, writer.path)
             manifest = manifest_of(plan, exported, writer.path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.errors import OptionError
-from export.precision import PARTS, Precisions
+from export.precision import PARTS, Precision, Precisions
 from fopru_graph.api import load_graph
 from fopru_graph.lint.graph import GraphView, view_of
 from fopru_graph.lint.report import Finding
@@ -16,11 +16,12 @@ from fopru_graph.lint.run import lint_view, target_named
 from fopru_graph.lint.targets import PRECISION_CHIPS, TARGETS, Target
 from runtime import contract, manifest
 
-__all__ = ["TargetVerdict", "check_target", "decoders_of", "target_notes", "verdicts_of"]
+__all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "target_notes", "verdicts_of"]
 
-# Weights in 8 and 4 bits are products of ONNX Runtime's own (MatMulNBits); what TensorRT takes instead needs
-# scales of activations, or `export.precision.qdq`.
+# For ONNX Runtime, weights in 8 and 4 bits are products of its own (MatMulNBits). What TensorRT reads instead
+# (`export.precision.qdq`) has no tables in 4 bits, and its 8 bits need scales of activations.
 _WRITTEN_FOR = {"tensorrt": ("fp32", "fp16", "bf16"), "ort": ("fp32", "fp16", "int8", "int4")}
+_OF_DECODERS = {"tensorrt": ("int4",), "ort": ()}
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,21 @@ def check_target(name: str, opset: int, precisions: Precisions) -> None:
             f"opset is {opset}, but target {name} takes {target.min_opset} to {target.max_opset} "
             f"({target.opset_source}): leave --opset out for 20"
         )
-    allowed = _precisions_for(target)
     for part in PARTS:
-        precision = getattr(precisions, part).name
+        precision, allowed = getattr(precisions, part).name, _precisions_for(target, part)
         if precision not in allowed:
             raise OptionError(
                 f"precision of {part} is {precision}, but target {name} ({target.title}) has "
                 f"{', '.join(allowed)}: give one of these with --precision, or leave it out for "
                 f"{target.precision}"
             )
+    if is_tensorrt(name) and precisions.decoder.weight_only:
+        _check_weight_only(name, precisions.decoder)
+
+
+def is_tensorrt(name: str | None) -> bool:
+    """Whether a target reads graphs with a parser of TensorRT."""
+    return name is not None and target_named(name).family != "ort"
 
 
 def decoders_of(name: str | None, caches: Mapping[str, str]) -> dict[str, str]:
@@ -129,7 +136,17 @@ def _runs(target: Target, graph: str) -> bool:
     return target.family == "ort" or graph != contract.DECODER
 
 
-def _precisions_for(target: Target) -> tuple[str, ...]:
-    written = _WRITTEN_FOR["ort" if target.family == "ort" else "tensorrt"]
+def _check_weight_only(name: str, precision: Precision) -> None:
+    plain = replace(precision, symmetric=True, accuracy_level=Precision(precision.name).accuracy_level)
+    if precision != plain:
+        raise OptionError(
+            f"precision of decoder is {precision.text()}, but TensorRT ({name}) has neither zero points nor "
+            f"an accuracy for weights in {precision.bits} bits: give {plain.text()}"
+        )
+
+
+def _precisions_for(target: Target, part: str) -> tuple[str, ...]:
+    family = "ort" if target.family == "ort" else "tensorrt"
+    written = _WRITTEN_FOR[family] + (_OF_DECODERS[family] if part == "decoder" else ())
     # A bundle says what it holds, so that runtimes which do not know a precision refuse it.
     return tuple(name for name in written if name in target.precisions and name in manifest.PRECISIONS)

@@ -28,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from export.precision.emulate import emulate_bfloat16
+from export.precision.emulate import emulate_bfloat16, emulate_int4
 from runtime import contract
 from runtime.bundle import load_bundle
 from runtime.contract import TensorSpec
@@ -515,9 +515,9 @@ def _specs(info: GraphInfo) -> tuple[TensorSpec, ...]:
 
 
 def _runnable(graph: Path, folder: Path) -> Path:
-    """The graph, or its twin in float32 where it computes in bfloat16."""
+    """The graph, or its twin where ONNX Runtime has no operators for it."""
     model = ir.load(graph)
-    if not emulate_bfloat16(model):
+    if not emulate_bfloat16(model) + emulate_int4(model):
         return graph
     twin = folder / graph.name
     ir.save(ir.external_data.load_to_model(model), twin)

@@ -102,8 +102,8 @@ def test_a_refused_graph_fails_the_build(
     """The bundle is there, and the sentence names graph and node."""
     write = pipeline.convert_exported
 
-    def with_a_bad_node(*arguments: Any) -> Any:
-        exported = write(*arguments)
+    def with_a_bad_node(*arguments: Any, **options: Any) -> Any:
+        exported = write(*arguments, **options)
         path = arguments[2] / contract.graph_file(contract.EMBED_TOKENS)
         model = ir.load(path)
         made = ir.node("BitwiseNot", [model.graph.inputs[0]], name="odd")
@@ -148,12 +148,12 @@ def test_a_component_below_its_floor_fails_the_build(
         ("ort", None, "fp32"),
         ("jetpack7", None, "fp16"),
         ("jetpack6", "fp32", "fp32"),
-        ("jetpack6", "vision=fp16", None),
+        ("jetpack6", "vision=fp16", "fp16"),
+        (None, "vision=fp16", "vision=fp16"),
     ],
 )
-def test_the_precision_of_a_target(target: str | None, text: str | None, expected: str | None) -> None:
-    wanted = parse_precision(expected or "vision=fp16")
-    assert precision_for(target, text) == wanted
+def test_the_precision_of_a_target(target: str | None, text: str | None, expected: str) -> None:
+    assert precision_for(target, text) == parse_precision(expected)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["GraphLogits", "StoredLogits", "convert_bundle", "torch_logits"]
 
 
-def convert_bundle(root: Path, precisions: Precisions, graphs: Sequence[str]) -> dict[str, Converted]:
+def convert_bundle(
+    root: Path, precisions: Precisions, graphs: Sequence[str], *, tensorrt: bool = False
+) -> dict[str, Converted]:
     """Replace float32 graphs by converted ones; weight files that no graph reads any more are removed.
 
     Args:
         root: bundle directory with `onnx/`.
         precisions: parts that are fp32 stay as they are.
         graphs: names of all graphs in it.
+        tensorrt: how weights in 4 bits are written, see `convert_model`.
 
     Returns:
         The converted graphs, by name.
@@ -49,7 +52,8 @@ def convert_bundle(root: Path, precisions: Precisions, graphs: Sequence[str]) ->
         with WeightFile(root / data_file_of(own[0], precision), earlier) as earlier:
             for graph in own:
                 target = root / graph_file_of(graph, precision)
-                made[graph] = convert_graph(root / contract.graph_file(graph), target, precision, earlier)
+                source = root / contract.graph_file(graph)
+                made[graph] = convert_graph(source, target, precision, earlier, tensorrt=tensorrt)
     for graph in made:
         (root / contract.graph_file(graph)).unlink()
     _remove_unread(root / "onnx")

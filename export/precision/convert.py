@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from export.precision.half import halve
 from export.precision.names import HALVES, Precision
+from export.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
 from export.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from export.precision.weight_only import quantize_weights
 from export.precision.widened import Widened, fold_casts, numbers_of
@@ -28,7 +29,7 @@ class Converted:
     Attributes:
         nodes: of the graph.
         replaced: matrices and tables in 4 or 8 bits; 0 for fp16 and bf16.
-        notes: what stayed in float32 although the user may expect otherwise, in sentences.
+        notes: what kept more bits although the user may expect otherwise, in sentences.
     """
 
     nodes: int
@@ -36,9 +37,11 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def convert_graph(source: Path, target: Path, precision: Precision, file: WeightFile) -> Converted:
+def convert_graph(
+    source: Path, target: Path, precision: Precision, file: WeightFile, *, tensorrt: bool = False
+) -> Converted:
     """Write `target` beside `file`, which gets every weight that no graph before has put into it or into the
-    file before it.
+    file before it; see `convert_model`.
 
     Raises:
         OptionError: a weight that float16 cannot hold.
@@ -46,33 +49,45 @@ def convert_graph(source: Path, target: Path, precision: Precision, file: Weight
     """
     model = ir.load(source)
     fold_casts(model)
-    converted = convert_model(model, precision, file)
+    converted = convert_model(model, precision, file, tensorrt=tensorrt)
     write_model(model, target)
     return converted
 
 
-def convert_model(model: ir.Model, precision: Precision, file: WeightFile) -> Converted:
+def convert_model(
+    model: ir.Model, precision: Precision, file: WeightFile, *, tensorrt: bool = False
+) -> Converted:
     """Change a model in place; afterwards every weight of more than 256 bytes lies in `file` or one before
     it.
+
+    `tensorrt`: weights in 4 bits are written as TensorRT reads them, dequantised in front of products in
+    float16 (`qdq`), and not as products of ONNX Runtime's own.
 
     Raises:
         OptionError: a weight that float16 cannot hold.
     """
     replaced, notes = 0, []
-    if precision.weight_only:
+    if precision.weight_only and tensorrt:
+        dialect: Dialect = "tensorrt" if model.opset_imports[""] < INT4_OPSET else "blocked"
+        done = add_qdq(model, QdqFormat(precision.name, precision.block, dialect), {}, file)
+        halve(model, file)
+        replaced = done.products
+        if done.left:
+            notes.append(_left_note(done.left, precision, "float16"))
+    elif precision.weight_only:
         found = quantize_weights(model, precision, file)
         replaced = found.matrices + found.tables
         if found.left:
-            notes.append(_left_note(found.left, precision))
+            notes.append(_left_note(found.left, precision, "float32"))
     elif precision.name in HALVES:
         halve(model, file, precision.name)
     _copy_rest(model.graph, file)
     return Converted(sum(1 for _ in model.graph.all_nodes()), replaced, tuple(notes))
 
 
-def _left_note(left: Sequence[str], precision: Precision) -> str:
+def _left_note(left: Sequence[str], precision: Precision, word: str) -> str:
     shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return f"{precision.name}: {shown} stay float32, their rows are not a multiple of {precision.block}"
+    return f"{precision.name}: {shown} stay {word}, their rows are not a multiple of {precision.block}"
 
 
 def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:

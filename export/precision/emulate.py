@@ -1,8 +1,12 @@
-"""bfloat16 graphs on a processor without kernels for them: the same graph in float32, every value rounded.
+"""Twins of graphs for a processor without kernels for them: bfloat16, and weights in int4 for TensorRT.
 
 ONNX Runtime's CPU provider multiplies no bfloat16. What a GPU computes is near to this: it reads numbers of
 8 bits, sums products in float32 and rounds the sum. So each operator runs in float32 on rounded inputs, and
 what it makes is rounded by two Casts. The order of sums stays this machine's own.
+
+`trt::TRT_INT4DequantizeLinear`, which stands for DequantizeLinear in graphs before opset 21, is renamed. ONNX
+Runtime fuses the standard operator and the product behind it, and rounds activations to 8 bits there, which
+TensorRT does not; a weight of three axes is in the way of that.
 """
 
 from __future__ import annotations
@@ -18,11 +22,25 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from export.precision.qdq import INT4_OPSET, TENSORRT_DOMAIN
 from runtime.bundle import MANIFEST_FILE
 from runtime.contract import TensorSpec
-from runtime.manifest import FileInfo, Manifest
+from runtime.dtypes import BFLOAT16
+from runtime.manifest import DecoderInfo, FileInfo, Manifest
 
-__all__ = ["emulate_bfloat16", "emulated_manifest", "runnable_copy"]
+__all__ = [
+    "TWIN_NOTE",
+    "emulate_bfloat16",
+    "emulate_int4",
+    "emulated_decoder",
+    "emulated_manifest",
+    "runnable_copy",
+]
+
+TWIN_NOTE = (
+    "the decoder was compared through its twin for ONNX Runtime: DequantizeLinear of opset 21 in place of "
+    "TRT_INT4DequantizeLinear, the same integers and scales, products in float16"
+)
 
 _FULL, _BRAIN = ir.DataType.FLOAT, ir.DataType.BFLOAT16
 # These hand on numbers that are rounded already.
@@ -59,14 +77,42 @@ def emulate_bfloat16(model: ir.Model) -> int:
     return rounded
 
 
+def emulate_int4(model: ir.Model) -> int:
+    """Let weights in int4 be dequantised by the standard operator, as [1, K, N] where they were [K, N]; in
+    place.
+
+    The opset becomes 21 where it is less: nothing else in a decoder differs from 20 but the types that
+    operators take.
+
+    Returns:
+        Weights.
+    """
+    nodes = [node for node in model.graph if _is_int4(node)]
+    for node in nodes:
+        node.domain, node.op_type = "", "DequantizeLinear"
+        made = node.outputs[0]
+        if made.shape is None or any(user.op_type != "MatMul" for user in made.consumers()):
+            continue
+        for value in node.inputs[:2]:
+            assert value is not None
+            _add_axis(value)
+        node.attributes["axis"] = ir.AttrInt64("axis", node.attributes.get_int("axis", 1) + 1)
+        made.shape = ir.Shape([1, *made.shape])
+    if nodes:
+        model.opset_imports[""] = max(model.opset_imports[""], INT4_OPSET)
+        model.opset_imports.pop(TENSORRT_DOMAIN, None)
+    return len(nodes)
+
+
 @contextmanager
 def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
-    """A bundle directory that ONNX Runtime runs: `root` itself, or, with bf16 among its precisions, a copy
-    (of hard links, for as long as the context is open) whose bfloat16 graphs are emulated.
+    """A bundle directory that ONNX Runtime runs as TensorRT would: `root` itself, or, with bf16 among its
+    precisions or weights in int4 for TensorRT, a copy (of hard links, for as long as the context is open) of
+    twins.
 
-    Graphs and manifest keep their names; the cache is float32 in the copy.
+    Graphs and manifest keep their names; a cache in bfloat16 is float32 in the copy.
     """
-    if "bf16" not in precisions:
+    if "bf16" not in precisions and not any(map(_has_int4, root.rglob("*.onnx"))):
         yield root
         return
     copy = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
@@ -78,6 +124,7 @@ def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
             elif path.suffix == ".onnx":
                 model = ir.load(path)
                 emulate_bfloat16(model)
+                emulate_int4(model)
                 ir.save(model, target)
             else:
                 os.link(path, target)
@@ -101,12 +148,41 @@ def emulated_manifest(manifest: Manifest, copy: Path) -> Manifest:
     for info in graphs.values():
         content = (copy / info.file).read_bytes()
         files[info.file] = FileInfo(len(content), hashlib.sha256(content).hexdigest())
-    decoder = replace(manifest.decoder, cache_dtype="float32")
-    return replace(manifest, graphs=graphs, decoder=decoder, files=files)
+    return replace(manifest, graphs=graphs, decoder=emulated_decoder(manifest.decoder), files=files)
+
+
+def emulated_decoder(info: DecoderInfo) -> DecoderInfo:
+    """The decoder of a copy: its cache is never bfloat16."""
+    return replace(info, cache_dtype="float32") if info.cache_dtype == BFLOAT16 else info
+
+
+def _has_int4(graph: Path) -> bool:
+    return any(_is_int4(node) for node in ir.load(graph).graph)
+
+
+def _is_int4(node: ir.Node) -> bool:
+    if node.domain == TENSORRT_DOMAIN:
+        return True
+    stored = node.inputs[0] if node.domain == "" and node.op_type == "DequantizeLinear" else None
+    return stored is not None and stored.dtype == ir.DataType.INT4
 
 
 def _full(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, dtype="float32") if spec.dtype == "bfloat16" else spec for spec in specs)
+    return tuple(replace(spec, dtype="float32") if spec.dtype == BFLOAT16 else spec for spec in specs)
+
+
+def _add_axis(value: ir.Value) -> None:
+    tensor = value.const_value
+    assert tensor is not None
+    shape = ir.Shape([1, *tensor.shape.numpy()])
+    if isinstance(tensor, ir.ExternalTensor):
+        place = tensor.location, tensor.offset, tensor.length, tensor.dtype
+        value.const_value = ir.ExternalTensor(
+            *place, shape=shape, name=tensor.name or "", base_dir=tensor.base_dir
+        )
+    else:
+        value.const_value = ir.tensor(tensor.numpy()[None], dtype=tensor.dtype, name=tensor.name)
+    value.shape = shape
 
 
 def _widen(graph: ir.Graph, value: ir.Value) -> None:

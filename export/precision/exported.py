@@ -13,7 +13,7 @@ from export.onnx_from_torch import GraphStats
 from export.precision.bundle import GraphLogits, StoredLogits, convert_bundle
 from export.precision.cases import TEXT, loss_cases
 from export.precision.convert import Converted
-from export.precision.emulate import runnable_copy
+from export.precision.emulate import TWIN_NOTE, emulated_decoder, runnable_copy
 from export.precision.loss import measure_loss
 from export.precision.names import HALVES, Precisions, data_file_of
 from export.steps import Steps
@@ -34,8 +34,12 @@ def stored_logits(model: Any, tokenizer: Any, root: Path) -> StoredLogits:
     return StoredLogits(model, cases, root)
 
 
-def convert_exported(exported: Exported, precisions: Precisions, root: Path, steps: Steps) -> Exported:
+def convert_exported(
+    exported: Exported, precisions: Precisions, root: Path, steps: Steps, *, tensorrt: bool = False
+) -> Exported:
     """Convert the graphs of a bundle directory; what is fp32 stays as it is.
+
+    `tensorrt`: how weights in 4 bits are written, see `convert_model`; the KV cache is float16 then.
 
     Raises:
         OptionError: a weight that float16 cannot hold.
@@ -45,7 +49,7 @@ def convert_exported(exported: Exported, precisions: Precisions, root: Path, ste
     if precisions.decoder.weight_only:
         exported = _without_portable(exported, root)
     with steps.step(f"convert to {precisions.text()}"):
-        made = convert_bundle(root, precisions, tuple(exported.graphs))
+        made = convert_bundle(root, precisions, tuple(exported.graphs), tensorrt=tensorrt)
     graphs = {
         **exported.graphs,
         **{name: _stats(exported.graphs[name], found) for name, found in made.items()},
@@ -57,8 +61,9 @@ def convert_exported(exported: Exported, precisions: Precisions, root: Path, ste
             graphs[name], weight_bytes=data.stat().st_size if owner and data.exists() else 0
         )
     decoder = exported.decoder
-    if precisions.decoder.name in HALVES:
-        decoder = replace(decoder, cache_dtype=_CACHE_DTYPES[precisions.decoder.name])
+    kind = precisions.decoder
+    if kind.name in HALVES or (tensorrt and kind.weight_only):
+        decoder = replace(decoder, cache_dtype=_CACHE_DTYPES.get(kind.name, "float16"))
     notes = [*exported.notes, *(note for found in made.values() for note in found.notes)]
     loss = None
     if exported.logits is not None:
@@ -66,8 +71,8 @@ def convert_exported(exported: Exported, precisions: Precisions, root: Path, ste
             steps.step("measure what the precision costs"),
             runnable_copy(root, precisions.names) as place,
         ):
-            emulated = replace(decoder, cache_dtype="float32") if place != root else decoder
-            graph = GraphLogits(place, precisions, emulated)
+            graph = GraphLogits(place, precisions, emulated_decoder(decoder))
+            notes += [TWIN_NOTE] if place != root and tensorrt and kind.weight_only else []
             loss = measure_loss(exported.logits, graph, exported.logits.cases)
         notes += [loss.warning] if loss.warning else []
     return replace(

@@ -45,7 +45,8 @@ class Precision:
     """How the weights of one part are stored and multiplied.
 
     Attributes:
-        name: one of `PRECISIONS`; int8 and int4 are about weights, activations stay float32.
+        name: one of `PRECISIONS`; int8 and int4 are about weights. Activations stay float32, or float16 in
+            graphs for TensorRT, which have int4 alone, symmetric.
         block: weights of one row that share a scale; int8 and int4 only.
         symmetric: the zero point is the middle of the range; False stores one per block.
         accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits, in blocks
@@ -150,12 +151,12 @@ class Precisions:
 FLOAT32 = Precisions()
 
 
-def parse_precision(text: str) -> Precisions:
+def parse_precision(text: str, rest: Precision | None = None) -> Precisions:
     """Read `--precision`.
 
     `part=name[:option,option]`, comma-separated; a bare name is for every part. Options: `block=32|128`,
-    `symmetric`, `asymmetric`, `accuracy=0|4`. Parts left out are fp32, but `embed` follows `decoder`, with
-    which it shares its weights in most models.
+    `symmetric`, `asymmetric`, `accuracy=0|4`. Parts left out are `rest`, None for fp32, but `embed` follows
+    `decoder`, with which it shares its weights in most models; with a `rest` not into int8 and int4.
 
     Raises:
         OptionError: an unknown part, precision or option, or a part twice.
@@ -178,10 +179,11 @@ def parse_precision(text: str) -> Precisions:
         parts[current] = Precision(kind)
         if colon:
             parts[current] = _with_option(parts[current], option)
-    everything = parts.pop("", Precision())
+    everything = parts.pop("", rest or Precision())
     chosen = {part: parts.get(part, everything) for part in PARTS}
     if "embed" not in parts:
-        chosen["embed"] = chosen["decoder"]
+        follows = rest is None or "decoder" not in parts or not chosen["decoder"].weight_only
+        chosen["embed"] = chosen["decoder"] if follows else everything
     return Precisions(**chosen)
 
 

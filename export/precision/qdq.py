@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -31,16 +31,31 @@ from export.precision.weight_file import WeightFile, initializer_of, row_chunks,
 from export.precision.widened import numbers_of
 from fopru_graph.builder import STAMP
 
-__all__ = ["FORMATS", "QdqFormat", "QdqReport", "add_qdq", "scale_for"]
+__all__ = [
+    "FORMATS",
+    "INT4_OPSET",
+    "TENSORRT_DOMAIN",
+    "Dialect",
+    "QdqFormat",
+    "QdqReport",
+    "add_qdq",
+    "scale_for",
+]
 
 FORMATS = ("int8", "fp8", "int4")
+INT4_OPSET = 21
+"""The first whose DequantizeLinear has blocks and takes 4 bits."""
+
+TENSORRT_DOMAIN = "trt"
+"""Of the operators that TensorRT's parser adds."""
+
+Dialect: TypeAlias = Literal["blocked", "tensorrt"]
+
 _DTYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN, "int4": ir.DataType.INT4}
 _LARGEST = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
 _FULL = ir.DataType.FLOAT
 _CAREFUL_PASSES = ("score", "select")
 _PASS = "qdq"
-_TENSORRT_DOMAIN = "trt"
-_BLOCKED_OPSET = 21
 _OPSET = 19  # the first with float8 and with scales of another type than float32
 _LEAST_SCALE = 2.0**-24  # of float16
 
@@ -57,7 +72,7 @@ class QdqFormat:
 
     name: str
     block: int = 128
-    dialect: Literal["blocked", "tensorrt"] = "blocked"
+    dialect: Dialect = "blocked"
 
     def __post_init__(self) -> None:
         if self.name not in FORMATS:
@@ -132,7 +147,7 @@ def add_qdq(
         product.node.replace_input_with(1, _weight(graph, product, form, file))
         done += 1
     if done and form.weight_only and form.dialect == "tensorrt":
-        model.opset_imports[_TENSORRT_DOMAIN] = 1
+        model.opset_imports[TENSORRT_DOMAIN] = 1
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         if not graph.initializers[name].is_graph_output():
             del graph.initializers[name]
@@ -153,7 +168,7 @@ def scale_for(amax: npt.ArrayLike, form: QdqFormat) -> npt.NDArray[np.float32]:
 def _check(model: ir.Model, form: QdqFormat, amax: Mapping[str, float]) -> None:
     opset = model.opset_imports[""]
     blocked = form.weight_only and form.dialect == "blocked"
-    needed = _BLOCKED_OPSET if blocked else 1 if form.weight_only else _OPSET
+    needed = INT4_OPSET if blocked else 1 if form.weight_only else _OPSET
     if opset < needed:
         raise OptionError(
             f"{form.name} needs operators of opset {needed}, the graph has {opset}: raise its opset"
@@ -226,7 +241,7 @@ def _weight(graph: ir.Graph, product: _Product, form: QdqFormat, file: WeightFil
     if form.weight_only:
         attributes["block_size"] = form.block
         if form.dialect == "tensorrt":
-            operator, domain = "TRT_INT4DequantizeLinear", _TENSORRT_DOMAIN
+            operator, domain = "TRT_INT4DequantizeLinear", TENSORRT_DOMAIN
     else:
         inputs.append(_zero_point(graph, form, scales.shape))
     node = _node(operator, inputs, f"{product.weight.name}_rounded", attributes, domain)
