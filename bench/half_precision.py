@@ -187,8 +187,8 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
     rows = tuple(
         (
             name,
-            f"{each['vision_cosine']:.6f} ({each['vision_cosine_least']:.6f})",
-            f"{each['logits_cosine']:.6f} ({each['logits_cosine_least']:.6f})",
+            f"{1 - each['vision_cosine']:.1e} ({1 - each['vision_cosine_least']:.1e})",
+            f"{1 - each['logits_cosine']:.1e} ({1 - each['logits_cosine_least']:.1e})",
             f"{each['top1']:.1%}",
             str(each["answers_equal"]),
             str(each["kept"][_EQUAL]),
@@ -199,7 +199,7 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
         for name, each in figures.items()
     )
     columns = (
-        *("precision", "cosine, vision (least)", "cosine, logits (least)", "same first token"),
+        *("precision", "1 - cosine, vision (most)", "1 - cosine, logits (most)", "same first token"),
         *(f"same {_ANSWER} tokens", "kept: equal", "near-tie", "different", "overlap (least)"),
     )
     pictures = next(iter(figures.values()))["pictures"]
