@@ -14,7 +14,7 @@ from runtime.kv_cache import KVCache, StackedCache, make_cache
 from runtime.manifest import DecoderInfo
 from runtime.positions import Positions
 from runtime.rows import Mirror, Rows, fetch, view_of
-from runtime.step_graph import PaddedStep, StepTensors
+from runtime.step_graph import PaddedStep, StepTensors, longest_past
 
 __all__ = ["PREFILL_ROWS", "DecoderGraph", "DecoderRun", "Room"]
 
@@ -55,8 +55,13 @@ class DecoderRun:
         room: Room,
         cache: KVCache | None = None,
     ) -> None:
-        """Allocate everything; `cache` is an empty one of at least that capacity, None a new one."""
+        """Allocate everything; `cache` is an empty one of at least that capacity, None a new one.
+
+        Raises:
+            RequestError: the decoder was built for less.
+        """
         self._backend, self._graph, self._info = backend, graph.decoder, info
+        self._check_room(room)
         self.cache = make_cache(backend, info, graph.cache, room.capacity) if cache is None else cache
         self._token = Mirror(backend, np.zeros((1, 1), np.int64))
         self._embedding = View(backend.allocate(info.hidden_size, "float32"), (1, 1, info.hidden_size))
@@ -79,8 +84,10 @@ class DecoderRun:
         The cache grows to `room.capacity` if it is smaller.
 
         Raises:
-            RequestError: the cache has no `length` rows, or the prompt leaves none to compute.
+            RequestError: the cache has no `length` rows, or the prompt leaves none to compute; or the decoder
+            was built for less.
         """
+        self._check_room(room)
         if not 0 <= length <= min(self.cache.length, room.positions.ids.shape[1] - 1):
             raise RequestError(
                 f"cannot keep {length} rows of a cache of {self.cache.length} for a prompt of "
@@ -140,6 +147,16 @@ class DecoderRun:
             View(self._later, self._position_shape(1), offset=generated * len(self._prompt)),
         )
         return self._result()
+
+    def _check_room(self, room: Room) -> None:
+        """Now, not in the middle of an answer: an engine takes a past of so many rows."""
+        limit, rows = longest_past(self._graph), room.positions.ids.shape[1]
+        if room.capacity - 1 > limit:
+            raise RequestError(
+                f"a prompt of {rows} rows and its answer need {room.capacity - 1} rows of KV cache, but the "
+                f"engine takes {limit}: lower the ratio or max_new_tokens, or build engines for more with "
+                "`python -m runtime.engine`"
+            )
 
     def _bind(self) -> Binding:
         """The decoder with what never changes."""

@@ -111,8 +111,8 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
         if not args.json:
             print("\nthe same with trtexec, where there is no Python package:\n")
             print("\n\n".join(job.commands))
-            print(f"\nnext, on the device: python -m runtime.engine {job.bundle.path}")
-            print("(after trtexec: the same with the options of this plan and --record)", flush=True)
+            print(f"\nnext, on the device: {_again(args)}")
+            print("(after trtexec: the same with --record)", flush=True)
     elif not verdict.ok and not args.force and not args.record:
         code = 1
         print(f"refused: {' '.join(verdict.problems)} (--force builds all the same)", file=sys.stderr)
@@ -124,6 +124,19 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
     if args.json:
         print(json.dumps(_record(job, built), indent=2), flush=True)
     return code
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command that builds what was planned: other limits would make another plan."""
+    default = _parser("").parse_args([args.bundle])
+    words = ["python", "-m", "runtime.engine", args.bundle]
+    for name in ("max_images", "max_prompt", "max_new_tokens", "ratio", "max_ratio", "max_image_tokens"):
+        if getattr(args, name) != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", f"{getattr(args, name):g}"]
+    words += [] if args.workspace is None else ["--workspace", f"{args.workspace >> 20}MiB"]
+    words += ["--unpruned"] if args.unpruned else []
+    words += [] if args.timing_cache is None else ["--timing-cache", str(args.timing_cache)]
+    return shlex.join(words)
 
 
 def _planned(args: argparse.Namespace, probe: Probe) -> _Job:

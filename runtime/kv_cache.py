@@ -7,6 +7,7 @@ buffers that take turns.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -18,7 +19,19 @@ from runtime.errors import RequestError
 from runtime.manifest import DecoderInfo
 from runtime.rows import copy_view
 
-__all__ = ["BLOCK_ROWS", "BatchCache", "KVCache", "StackedCache", "cache_bytes", "make_cache", "oversized"]
+__all__ = [
+    "ALIGNMENT",
+    "BLOCK_ROWS",
+    "BatchCache",
+    "KVCache",
+    "StackedCache",
+    "cache_bytes",
+    "make_cache",
+    "oversized",
+]
+
+ALIGNMENT = 256
+"""Bytes that the address of a tensor is a multiple of where runs are recorded: what TensorRT documents."""
 
 BLOCK_ROWS = 256
 """Rows by which the cache of a backend that records runs grows (see `runtime.step_graph`)."""
@@ -64,6 +77,9 @@ class KVCache(ABC):
 
     fixed = False
     """Whether past and present are the same views at every step."""
+
+    row_step = 1
+    """New rows of more than one step can only be written behind a multiple of so many."""
 
     def __init__(self, backend: Backend, info: DecoderInfo, capacity: int) -> None:
         """Allocate the buffers of every tensor."""
@@ -197,7 +213,10 @@ class StackedCache(_AppendCache):
         """Allocate the buffer."""
         self._copy_rows = backend.copy_rows
         super().__init__(backend, info, _in_blocks(capacity))
-        self._new = backend.allocate(len(self._names) * self._row, info.cache_dtype)
+        item = storage_dtype(info.cache_dtype).itemsize
+        self.row_step = ALIGNMENT // math.gcd(ALIGNMENT, self._row * item)
+        self._pitch = -(-self._row * item // ALIGNMENT) * ALIGNMENT // item
+        self._new = backend.allocate(len(self._names) * self._pitch, info.cache_dtype)
 
     def padded(self, rows: int) -> dict[str, View]:
         """Decoder inputs by name, of so many rows: behind the valid ones stands anything finite."""
@@ -206,7 +225,7 @@ class StackedCache(_AppendCache):
     def beside(self) -> dict[str, View]:
         """Decoder outputs by name for one new row that does not go into the cache yet."""
         return {
-            contract.present_name(*own): View(self._new, self._shape(1), offset=place * self._row)
+            contract.present_name(*own): View(self._new, self._shape(1), offset=place * self._pitch)
             for place, own in enumerate(self._names)
         }
 
@@ -214,7 +233,7 @@ class StackedCache(_AppendCache):
         """Copy the row of `beside` behind the valid ones."""
         rows = View(self._new, (len(self._names), self._row))
         target = View(self._buffers[0], rows.shape, offset=self.length * self._row)
-        self._copy_rows(target, rows, (self.capacity * self._row, self._row))
+        self._copy_rows(target, rows, (self.capacity * self._row, self._pitch))
         self.advance(1)
 
     def past(self) -> dict[str, View]:

@@ -142,6 +142,7 @@ class PrefixCache:
         (run, old), self._kept = self._kept, None
         # The last row of the prompt is always run: its logits are wanted, and no cache has them.
         reused = min(old.common(rows), rows.ids.size - 1)
+        reused -= reused % run.cache.row_step
         # A cache of twice the size would outlive the request that needed it, to save a short prefill.
         wasteful = oversized(run.cache, capacity) and 2 * reused < rows.ids.size
         return None if reused == 0 or wasteful else (run, reused)

@@ -18,7 +18,7 @@ from runtime.backend import CapturingBackend, Session, View
 from runtime.kv_cache import BLOCK_ROWS, StackedCache
 from runtime.rows import Mirror
 
-__all__ = ["PaddedStep", "StepTensors"]
+__all__ = ["PaddedStep", "StepTensors", "longest_past"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class StepTensors:
     embedding: View
     logits: View
     count: View
+
+
+def longest_past(decoder: Session) -> int:
+    """Rows of the longest past that a decoder takes, where it says so."""
+    limits: dict[str, tuple[int, ...]] = getattr(decoder, "greatest", {})
+    return limits.get(contract.past_name(0, "key"), (1, 1 << 62))[1]
 
 
 class PaddedStep:
@@ -48,9 +54,7 @@ class PaddedStep:
         self._backend, self._cache, self._tensors = backend, cache, tensors
         self._embed, self._decoder = sessions
         self._position = Mirror(backend, np.zeros((1, 1) if axes == 1 else (axes, 1, 1), np.int64))
-        # The longest past that the engine takes, where it says so.
-        limits: dict[str, tuple[int, ...]] = getattr(self._decoder, "greatest", {})
-        self._limit = limits.get(contract.past_name(0, "key"), (1, 1 << 62))[1]
+        self._limit = longest_past(self._decoder)
         self._renew()
 
     def prepare(self, length: int, capacity: int) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import onnx
 
-__all__ = ["SHAPE_TENSORS", "fake_tensorrt"]
+__all__ = ["DAMAGED", "OF_ANOTHER_DEVICE", "SHAPE_TENSORS", "fake_tensorrt"]
 
 SHAPE_TENSORS = ("num_keep", "num_logits_to_keep", "grid")
+DAMAGED, OF_ANOTHER_DEVICE = b"damaged", b"of another device"
+"""Timing caches that TensorRT makes nothing of, and that it does not attach."""
 
 
 @dataclass
@@ -83,15 +85,21 @@ class _Config:
         self.builder_optimization_level = -1
         self.profiles: list[_Profile] = []
         self.cache: _Cache | None = None
+        self.flags = {"TF32"}
+
+    def clear_flag(self, flag: Enum) -> None:
+        self.flags.remove(flag.name)
 
     def set_memory_pool_limit(self, pool: Enum, size: int) -> None:
         self.pools[pool.name] = size
 
-    def create_timing_cache(self, content: bytes) -> _Cache:
-        return _Cache(content)
+    def create_timing_cache(self, content: bytes) -> _Cache | None:
+        return None if content == DAMAGED else _Cache(content)
 
     def set_timing_cache(self, cache: _Cache, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        if cache.content == OF_ANOTHER_DEVICE:
+            return False
         self.cache = cache
         return True
 
@@ -156,6 +164,7 @@ def fake_tensorrt(version: str = "10.3.0", *, fails: str = "", name: str = "tens
     module.ILogger = Logger  # type: ignore[attr-defined]
     module.Builder = Builder  # type: ignore[attr-defined]
     module.OnnxParser = Parser  # type: ignore[attr-defined]
+    module.BuilderFlag = Enum("BuilderFlag", ["TF32"])  # type: ignore[attr-defined]
     module.MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])  # type: ignore[attr-defined]
     flag = Enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
     flag.__int__ = lambda _self: 1  # type: ignore[attr-defined]

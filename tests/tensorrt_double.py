@@ -67,7 +67,10 @@ class Device:
     pinned: dict[int, np.ndarray] = field(default_factory=dict)
     recording: list[Callable[[], None]] | None = None
     unrecordable: bool = False
+    coherent: bool = False
+    """Copies from pageable memory read it when they are done, too: CUDA does not promise otherwise."""
     broken: int = OK
+    last_error: int = OK
     _queue: list[Callable[[], None]] = field(default_factory=list)
     _next: int = 0x7_0000_0000
 
@@ -121,6 +124,7 @@ def cudart(device: Device) -> types.ModuleType:
             setattr(module, name, getattr(_Cudart(device), name) if callable(value) else value)
     module.cudaMemcpyKind = _Kind  # type: ignore[attr-defined]
     module.cudaStreamCaptureMode = _Mode  # type: ignore[attr-defined]
+    module.cudaDeviceAttr = _Attribute  # type: ignore[attr-defined]
     return module
 
 
@@ -132,6 +136,10 @@ class _Kind(IntEnum):
 
 class _Mode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
+
+
+class _Attribute(IntEnum):
+    cudaDevAttrPageableMemoryAccess = 88
 
 
 class _Cudart:
@@ -153,11 +161,23 @@ class _Cudart:
     def cudaMemGetInfo(self) -> tuple[int, int, int]:
         return OK, self._device.total - self._device.used, self._device.total
 
+    def cudaGetLastError(self) -> tuple[int]:
+        self._device.last_error = OK
+        return (OK,)
+
+    def cudaGetDevice(self) -> tuple[int, int]:
+        return OK, 0
+
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
+        assert (attribute, device) == (_Attribute.cudaDevAttrPageableMemoryAccess, 0)
+        return OK, int(self._device.coherent)
+
     def cudaMalloc(self, size: int) -> tuple[int, int | None]:
         if self._device.recording is not None:
             return UNSUPPORTED, None
         self._device.counts["malloc"] += 1
         address = self._device.allocate(size)
+        self._device.last_error = NO_MEMORY if address is None else self._device.last_error
         return (NO_MEMORY, None) if address is None else (OK, address)
 
     def cudaFree(self, address: int) -> tuple[int]:
@@ -187,8 +207,9 @@ class _Cudart:
             return (INVALID,)
         if kind == _Kind.cudaMemcpyHostToDevice:
             device.counts["to_device"] += 1
-            # Pageable memory is read before the call returns.
-            held = None if device.is_pinned(src) else ctypes.string_at(src, count)
+            # Pageable memory is staged, so read before the call returns, where the device cannot read it.
+            late = device.coherent or device.is_pinned(src)
+            held = None if late else ctypes.string_at(src, count)
 
             def write() -> None:
                 content = ctypes.string_at(src, count) if held is None else held
@@ -383,6 +404,13 @@ class _Engine:
         profile: list[list[int]] = self.plan["profiles"][index][name]
         return profile
 
+    def get_tensor_profile_values(self, index: int, name: str) -> list[list[int]]:
+        """The order of the binding, not that of its documentation."""
+        assert name in _SHAPE_TENSORS
+        least, most = self.plan["values"].get(name, (None, None))
+        size = int(np.prod(self.get_tensor_shape(name)))
+        return [] if least is None else [[least] * size, [most] * size, [most] * size]
+
     def create_execution_context(self, strategy: Any) -> _Context:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         self.device.counts["contexts"] += 1
@@ -405,6 +433,8 @@ class _Context:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == 17
+        if not 0 <= index < self._engine.num_optimization_profiles:
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile = index
         return True
 
@@ -425,6 +455,8 @@ class _Context:
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        # "The pointer must have at least 256-byte alignment" (NvInferRuntime.h); host memory is numpy's own.
+        assert name in _SHAPE_TENSORS or address % 256 == 0, name
         self._addresses[name] = address
         return address != 0
 

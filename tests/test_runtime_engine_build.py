@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +32,7 @@ from runtime.tensorrt.engines import (
 )
 from runtime.tensorrt.identity import EngineIdentity
 from runtime.tensorrt.plan import EnginePlan, InputProfile, Limits, plan_engines
-from tests.engine_double import fake_tensorrt
+from tests.engine_double import DAMAGED, OF_ANOTHER_DEVICE, fake_tensorrt
 
 ORIN = EngineIdentity("orin", 87, "10.3.0", "6.2")
 SMALL = Limits(max_images=2, max_prompt=40, max_new_tokens=10)
@@ -50,15 +53,18 @@ def plan(bundle: Bundle) -> EnginePlan:
     return plan_engines(bundle.manifest, SMALL, 256 << 20)
 
 
-def test_the_builder_is_told_what_the_plan_says(bundle: Bundle, plan: EnginePlan) -> None:
+def test_the_builder_is_told_what_the_plan_says(bundle: Bundle, plan: EnginePlan, tmp_path: Path) -> None:
     trt = fake_tensorrt()
     builder = EngineBuilder(trt, plan, b"earlier")
     graph = plan.graph(contract.DECODER_PORTABLE)
-    engine = json.loads(builder.build(bundle.graph(graph.graph), graph))
+    size = builder.build(bundle.graph(graph.graph), graph, tmp_path / "engine")
+    engine = json.loads((tmp_path / "engine").read_bytes())
+    assert size == (tmp_path / "engine").stat().st_size
     ((network, config),) = trt.built
     assert engine[0] == network.flags == 1 << 1  # strongly typed, by its number in this module
     assert config.pools == {"WORKSPACE": 256 << 20}
     assert config.builder_optimization_level == 3
+    assert config.flags == set()  # no TF32
     assert config.cache.content == b"earlier"
     assert builder.timings == b"earlier+"
     prefill, decode = config.profiles
@@ -72,10 +78,10 @@ def test_the_builder_is_told_what_the_plan_says(bundle: Bundle, plan: EnginePlan
     [("10.16.0", "tensorrt", 2), ("11.1.0", "tensorrt", 0), ("1.7.1", "tensorrt_rtx", 0)],
 )
 def test_strong_types_are_a_flag_in_tensorrt_10_only(
-    version: str, name: str, flags: int, bundle: Bundle, plan: EnginePlan
+    version: str, name: str, flags: int, plan: EnginePlan, bundle: Bundle
 ) -> None:
-    trt = fake_tensorrt(version, name=name)
-    EngineBuilder(trt, plan).build(bundle.graph(contract.EMBED_TOKENS), plan.graph(contract.EMBED_TOKENS))
+    trt, graph = fake_tensorrt(version, name=name), contract.EMBED_TOKENS
+    EngineBuilder(trt, plan).build(bundle.graph(graph), plan.graph(graph), bundle.path / "engine")
     assert trt.built[0][0].flags == flags
 
 
@@ -96,7 +102,10 @@ def test_what_tensorrt_refuses_is_one_sentence(
 ) -> None:
     builder = EngineBuilder(fake_tensorrt(fails=fails), plan)
     with pytest.raises(EngineError, match=message) as told:
-        builder.build(bundle.graph(contract.EMBED_TOKENS), plan.graph(contract.EMBED_TOKENS))
+        builder.build(
+            bundle.graph(contract.EMBED_TOKENS), plan.graph(contract.EMBED_TOKENS), bundle.path / "engine"
+        )
+    assert not (bundle.path / "engine").exists()
     assert "\n" not in str(told.value)
 
 
@@ -111,7 +120,9 @@ def test_an_input_without_profile_is_refused(bundle: Bundle, plan: EnginePlan) -
         ),
     ):
         with pytest.raises(EngineError, match=f"{words}, for which the plan has no profile"):
-            builder.build(bundle.graph(graph.graph), replace(graph, profiles=(profile,)))
+            builder.build(
+                bundle.graph(graph.graph), replace(graph, profiles=(profile,)), bundle.path / "engine"
+            )
 
 
 def test_engines_are_written_and_found(bundle: Bundle, plan: EnginePlan, tmp_path: Path) -> None:
@@ -138,6 +149,38 @@ def test_a_second_build_takes_up_the_timings(bundle: Bundle, plan: EnginePlan) -
     made = build_engines(bundle, ORIN, EngineBuilder(fake_tensorrt(), other))
     assert (made.folder / TIMING_CACHE).read_bytes() == b"+++" + b"++++"
     assert find_engines(bundle, ORIN).path(contract.VISION_ENCODER).is_file()
+
+
+@pytest.mark.parametrize("content", [DAMAGED, OF_ANOTHER_DEVICE])
+def test_timings_that_tensorrt_does_not_take(
+    content: bytes, bundle: Bundle, plan: EnginePlan, tmp_path: Path
+) -> None:
+    cache = tmp_path / "my.cache"
+    cache.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match="does not take the timing cache, which is of another device or vers"
+    ):
+        made = build_engines(bundle, ORIN, EngineBuilder(fake_tensorrt(), plan), cache)
+    assert cache.read_bytes() == (made.folder / TIMING_CACHE).read_bytes() == b"+++"
+
+
+def test_a_build_that_was_killed_leaves_nothing_to_the_next(bundle: Bundle, plan: EnginePlan) -> None:
+    root = bundle.path / "engines"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, running, other = (
+        root / f".{tag}.build{process}.x{end}"
+        for tag, process, end in (
+            (ORIN.tag, ended.pid, ".old"),
+            (ORIN.tag, os.getpid(), ""),
+            (f"{ORIN.tag}.1", ended.pid, ""),
+        )
+    )
+    for folder in (left, running, other):
+        folder.mkdir(parents=True)
+        (folder / "vision_encoder_fopru.engine").write_bytes(b"half")
+    build_engines(bundle, ORIN, EngineBuilder(fake_tensorrt(), plan))
+    assert sorted(root.iterdir()) == sorted([root / ORIN.tag, running, other])
 
 
 @pytest.mark.parametrize("fails", ["parse", "build", "interrupt"])

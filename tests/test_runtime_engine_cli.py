@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,18 @@ def test_a_plan_needs_no_device(bundle: Path, tmp_path: Path, capsys: pytest.Cap
     assert out.count("\ntrtexec \\\n") == 3
     assert "--profile=1" in out
     assert not (bundle / "engines").exists()
+
+
+def test_a_plan_says_how_to_build_it(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*LIMITS, "--max-ratio", "0.5", "--workspace", "512MiB", "--unpruned", "--timing-cache", "a b"]
+    assert main([str(bundle), "--plan-only", *given], probe=nothing(tmp_path)) == 0
+    (line,) = [
+        each for each in capsys.readouterr().out.splitlines() if each.startswith("next, on the device")
+    ]
+    words = shlex.split(line)[shlex.split(line).index("python") :]
+    assert words == ["python", "-m", "runtime.engine", str(bundle), *given]
 
 
 def test_a_plan_as_json(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,15 @@ def test_llava_next_by_hand(family_bundle: Bundles) -> None:
     assert profile["pixel_values"][2] == (UNITS_PER_CALL, 3, 32, 32)
 
 
+def test_rows_of_all_tiles_want_every_token(family_bundle: Bundles) -> None:
+    # The host compares the rows of all tiles, so that the encoder keeps all of each, whatever the ratio.
+    manifest = manifest_of(family_bundle("llava_next"))
+    stitched = replace(manifest, pruning=replace(manifest.pruning, strategy="row", row_scope="stitched"))
+    plan = plan_engines(stitched, replace(SMALL, max_ratio=0.5), 1 << 30)
+    assert points(plan, contract.VISION_ENCODER_FOPRU)["num_keep"] == ((4,), (16,), (16,))
+    assert plan.visual.most_rows < 88
+
+
 def test_smolvlm_by_hand(family_bundle: Bundles) -> None:
     # The longest edge becomes 96 = 3 tiles: a square is 3 x 3 tiles and the overview, 10 units of 16 tokens.
     plan = plan_engines(manifest_of(family_bundle("smolvlm")), SMALL, 1 << 30)
@@ -252,6 +261,7 @@ def test_trtexec_by_hand(family_bundle: Bundles, tmp_path: Path) -> None:
         "--onnx=b/onnx/vision_encoder_fopru.onnx",
         "--saveEngine=b/engines/x/vision_encoder_fopru.engine",
         "--stronglyTyped",
+        "--noTF32",
         "--skipInference",
         "--minShapes=pixel_values:1x3x32x32,num_keep:1",
         "--optShapes=pixel_values:1x3x32x32,num_keep:5",
@@ -261,7 +271,7 @@ def test_trtexec_by_hand(family_bundle: Bundles, tmp_path: Path) -> None:
         "--timingCacheFile=b/t.cache",
     ]
     words = trtexec_command(plan, plan.graph(contract.DECODER_PORTABLE), paths)
-    assert words[5:13] == [
+    assert words[6:14] == [
         "--profile=0",
         "--minShapes=inputs_embeds:1x1x32,attention_mask:1x1,position_ids:1x1,num_logits_to_keep:1,"
         "past_key_values.*:1x0x2x8",

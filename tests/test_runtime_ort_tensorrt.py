@@ -85,6 +85,27 @@ def test_options(ort: FakeOrt, root: Path) -> None:
     assert "num_logits_to_keep:1" in decoder["trt_profile_max_shapes"].split(",")
 
 
+def test_files_with_the_suffix_of_a_precision(ort: FakeOrt, root: Path) -> None:
+    record = json.loads((root / "bundle.json").read_text())
+    files = record["files"]
+    for info in record["graphs"].values():
+        old, new = info["file"], info["file"].replace(".onnx", "_fp16.onnx")
+        (root / old).rename(root / new)
+        info["file"], files[new] = new, files.pop(old)
+    (root / "bundle.json").write_text(json.dumps(record))
+    backend, manifest = create_backend("ort-tensorrt", BackendOptions()), load_bundle(root).manifest
+    for name in (contract.EMBED_TOKENS, contract.VISION_ENCODER, contract.DECODER_PORTABLE):
+        backend.open(root / manifest.graphs[name].file)
+    assert [Path(session["path"]).stem for session in ort.sessions] == [
+        f"{name}_fp16" for name in (contract.EMBED_TOKENS, contract.VISION_ENCODER, contract.DECODER_PORTABLE)
+    ]
+    (root / PLAN_FILE).write_text(json.dumps(plan_engines(manifest, Limits(), 1 << 20).to_dict()))
+    with pytest.raises(
+        BackendError, match=r"the plan of .* has no vision_encoder_fp16.onnx, only onnx/vision_.*--unpruned"
+    ):
+        create_backend("ort-tensorrt", BackendOptions()).open(root / manifest.graphs["vision_encoder"].file)
+
+
 def test_prefill_and_decode_share_a_profile() -> None:
     prefill = {
         "x": InputProfile((1, 1), (1, 200), (1, 512)),

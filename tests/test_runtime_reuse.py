@@ -122,7 +122,7 @@ class FakeRun:
     """A run as far as the prefix cache knows it."""
 
     def __init__(self, capacity: int = 20) -> None:
-        self.cache = SimpleNamespace(capacity=capacity, allocated_bytes=8 * capacity)
+        self.cache = SimpleNamespace(capacity=capacity, allocated_bytes=8 * capacity, row_step=1)
         self.rewound: list[tuple[int, int]] = []
 
     def rewind(self, length: int, room: Room) -> None:
@@ -152,6 +152,14 @@ def test_a_prompt_that_begins_the_same_goes_on(ids: list[int], reused: int) -> N
     found = start(prefix, ids, 25)
     assert (found.run, found.reused) == (run, reused)
     assert run.rewound == [(reused, 25)]
+
+
+def test_rows_are_kept_in_the_steps_of_a_cache() -> None:
+    for tokens, reused in (([1, 2, 3, 4, 5], 4), ([1, 2, 3, 9], 2), ([1, 9], 0)):
+        prefix, run = kept([1, 2, 3, 4, 5])
+        run.cache.row_step = 2
+        found = start(prefix, tokens)
+        assert (found.reused, found.run is run) == (reused, reused > 0)
 
 
 def test_a_run_in_use_serves_nobody_else() -> None:

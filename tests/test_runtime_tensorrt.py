@@ -15,7 +15,7 @@ import pytest
 from runtime import contract
 from runtime.bundle import load_bundle
 from runtime.check import check_bundle
-from runtime.errors import BackendError
+from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.parity import format_report
 from runtime.request import Request, Turn
@@ -235,6 +235,27 @@ def test_without_recording_it_is_slower_and_says_so(pair: Pair) -> None:
     assert pair.device.counts["launched"] == 0
 
 
+def test_more_visual_tokens_than_the_engines_keep_are_refused(
+    double: Double, tmp_path: Path, family_bundle: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = write_engines(family_bundle("llava"), tmp_path, Limits(2, 64, 64, max_ratio=0.3))
+    with installed(Device(), engines, monkeypatch):
+        generator = Generator(double.bundle("llava"), "tensorrt", reuse=NO_REUSE)
+        for choice in ({"ratio": 0.5}, {"selector": "rank"}):  # the second wants the scores of all tokens
+            with pytest.raises(
+                BackendError, match=r"not built for num_keep \[\d+\], only for \[1\]..\[5\]: ask for less"
+            ):
+                generator.generate(ask("hi", *photos(), **choice))
+        assert generator.generate(ask("hi", *photos())).token_ids
+
+
+def test_a_device_that_reads_host_memory_is_asked(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(Device(coherent=True), double.engines("llava"), monkeypatch):
+        generator = Generator(double.bundle("llava"), "tensorrt")
+        found = generator.generate(ask("hi", *photos())).token_ids
+    assert found == Generator(double.bundle("llava"), threads=1).generate(ask("hi", *photos())).token_ids
+
+
 def test_a_prompt_past_the_engines_is_refused(
     double: Double, tmp_path: Path, family_bundle: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,17 +270,25 @@ def test_a_prompt_past_the_engines_is_refused(
             generator.generate(ask("a question of many more letters than eight"))
         assert generator.generate(ask("hi", max_new_tokens=4)).token_ids
         generator.release(contract.EMBED_TOKENS)
-        with pytest.raises(BackendError, match=r"not built for past_key_values|not built for attention_mask"):
+        with pytest.raises(
+            RequestError,
+            match=r"of \d+ rows and its answer need \d+ rows of KV cache, but the engine takes 256: lower "
+            "the ratio or max_new_tokens, or build engines for more",
+        ):
             generator.generate(ask("hi", max_new_tokens=300))
 
 
 def test_memory_that_is_short_is_a_sentence(pair: Pair) -> None:
-    pair.device.total = pair.device.used + (2 << 20)
+    pair.ours.generate(ask("hi"))
+    pair.ours.forget()
+    pool = pair.ours.backend.pool  # type: ignore[attr-defined]
+    pool.trim()
+    pair.device.total = pair.device.used + (16 << 10)
     positions = pair.ours.prompt(np.array([1]), ()).positions
     with pytest.raises(
         BackendError,
         match=r"the device has \d+ of \d+ MiB free, but \d+ MiB are needed in one piece: lower the ratio or",
     ):
-        pair.ours.decoder_run(1 << 17, positions)
+        pair.ours.decoder_run(500, positions)
     pair.device.total = 1 << 30
     pair.same(ask("hi", *photos()))

@@ -83,7 +83,10 @@ def test_a_session_takes_host_arrays(backend: TrtBackend, graph: Path, device: D
     ("given", "message"),
     [
         (feeds(9), r"sum was not built for x of shape \[9, 2\], only for \[1, 2\]\.\.\[4, 2\] or \[5, 2\]"),
-        (feeds(2, 4), "tensorrt failed in sum: Shape tensor num_keep is outside of its profile"),
+        (
+            feeds(2, 4),
+            r"engine of sum was not built for num_keep \[4\], only for \[1\]\.\.\[3\]: ask for less with",
+        ),
         ({"x": feeds(1)["x"]}, "tensorrt cannot run sum without num_keep"),
         ({**feeds(1), "z": np.zeros(1)}, "sum has no tensor z, only x, num_keep, y, first"),
     ],
@@ -110,6 +113,17 @@ def test_what_cannot_be_bound(backend: TrtBackend, graph: Path) -> None:
     lost = View(backend.allocate(1, "int64"), (1,))
     with pytest.raises(BackendError, match="num_keep of sum sizes other tensors and is read on the host"):
         session.bind({**inputs, contract.NUM_KEEP: lost}, outputs).run()
+    with pytest.raises(
+        BackendError, match="y of sum begins 8 bytes behind a multiple of 256, where TensorRT"
+    ):
+        session.bind(inputs, {**outputs, "y": View(backend.allocate(9, "float32"), (2, 2), 2)}).run()
+
+
+def test_a_profile_that_is_refused(backend: TrtBackend, graph: Path) -> None:
+    session = backend.open(graph)
+    session.engine.engine.num_optimization_profiles = 0  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match="tensorrt cannot take profile 0 of sum: TensorRT gave no reason"):
+        session.run(feeds(2))
 
 
 def test_engines_that_cannot_be_opened(backend: TrtBackend, tmp_path: Path) -> None:
@@ -159,6 +173,24 @@ def test_idle_memory_makes_way(backend: TrtBackend, device: Device) -> None:
         backend.allocate(6 << 20, "int8")
     del idle
     assert backend.allocate(6 << 20, "int8").size == 6 << 20
+
+
+def test_idle_memory_is_a_quarter_of_what_was_in_use_at_most(backend: TrtBackend, device: Device) -> None:
+    # A KV cache of another size for every request: without a limit, one of each would be held.
+    for size in (300, 60, 180, 230, 90, 140, 300, 220):
+        backend.allocate(size << 20, "int8")
+        assert device.used <= 375 << 20
+    kept = backend.allocate(220 << 20, "int8")
+    counted = device.counts["malloc"]
+    del kept
+    backend.allocate(220 << 20, "int8")
+    assert device.counts["malloc"] == counted
+
+
+def test_no_error_is_left_behind_by_memory_that_was_short(backend: TrtBackend, device: Device) -> None:
+    with pytest.raises(BackendError, match="are needed in one piece"):
+        backend.allocate(2 << 30, "int8")
+    assert device.last_error == 0
 
 
 def test_copies_and_what_they_refuse(backend: TrtBackend) -> None:
@@ -229,8 +261,23 @@ def test_no_driver_is_a_sentence() -> None:
                 return lambda _: (0, b"CUDA driver version is insufficient for CUDA runtime version")
             return lambda *_: (35, None)
 
-    with pytest.raises(BackendError, match=r"cudaStreamCreateWithFlags: CUDA driver .* \(error 35\)"):
+    with pytest.raises(
+        BackendError,
+        match=r"an NVIDIA GPU with its driver \(CUDA failed in cudaStreamCreateWithFlags: CUDA driver .*"
+        r" \(error 35\)\): use another backend",
+    ):
         Cuda(NoDriver())
+
+
+def test_no_libcuda_is_a_sentence() -> None:
+    class NoLibrary:
+        """The bindings where there is no driver at all."""
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    with pytest.raises(BackendError, match=r"driver \(Failed to dlopen libcuda.so.1\): use another backend"):
+        Cuda(NoLibrary())
 
 
 # Rows

@@ -97,7 +97,7 @@ class OrtTensorrtBackend(OrtDeviceBackend):
                 "bundle writable, or copy it to where it is"
             ) from error
         plan = self._plans[root]
-        options = provider_options(plan.graph(graph.stem), plan.workspace, folder)
+        options = provider_options(_planned(plan, root, graph), plan.workspace, folder)
         (name, _), cuda = self._device.providers
         return replace(self._device, providers=((name, options), cuda))
 
@@ -144,6 +144,17 @@ def joined_profile(profiles: Iterable[Mapping[str, InputProfile]]) -> dict[str, 
         high = tuple(map(max, zip(*(own.maximum for own in same), strict=True)))
         joined[name] = InputProfile(low, high if last.values else last.optimum, high, last.values)
     return joined
+
+
+def _planned(plan: EnginePlan, root: Path, graph: Path) -> GraphPlan:
+    """The plan of an ONNX file, whose name may have the suffix of a precision."""
+    found = [each for each in plan.graphs if root / each.file == graph]
+    if not found:
+        raise BackendError(
+            f"the plan of {root} has no {graph.name}, only {', '.join(each.file for each in plan.graphs)}: "
+            f"write one of this bundle, with --unpruned, to {PLAN_FILE}, or remove that file"
+        )
+    return found[0]
 
 
 def _plan_of(root: Path) -> EnginePlan:

@@ -23,6 +23,7 @@ __all__ = ["Buffer", "Pending", "Pool", "address_of", "elements_of"]
 _SMALL, _MEDIUM = 64 << 10, 4 << 20
 _STEPS = (512, 64 << 10, 2 << 20)
 _SPARE = 1.25  # a block this much larger than asked for may serve
+_LEAST_IDLE = 64 << 20
 
 _Block = tuple[int, int]  # address, bytes
 
@@ -52,8 +53,10 @@ class Buffer:
 class Pool:
     """Blocks of device memory and of pinned host memory.
 
-    `give` keeps a block for the next who asks for about that size; what is idle is freed when the device runs
-    out. Frees everything with itself, after the last buffer.
+    `give` keeps a block for the next who asks for about that size. What is idle is freed, the largest first,
+    when the device runs out, or when all blocks would be a quarter (or 64 MiB, if that is more) above what
+    was ever in use at once: CPU and GPU of a Jetson share memory, and Linux may end the process before
+    `cudaMalloc` says no. Frees everything with itself, after the last buffer.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -63,6 +66,7 @@ class Pool:
         self._idle_pinned: list[_Block] = []
         self.allocated = 0
         """Bytes of device memory that are held, idle ones included."""
+        self._most_used = 0
         weakref.finalize(self, _free_all, cuda, self._idle, self._idle_pinned)
 
     def allocate(self, size: int, dtype: str) -> Buffer:
@@ -85,8 +89,19 @@ class Pool:
         """A block of at least so many bytes, 512 of them aligned."""
         wanted = _rounded(nbytes)
         block = _best(self._idle, wanted)
-        if block is not None:
-            return block
+        if block is None:
+            block = self._new(wanted)
+        used = self.allocated - sum(nbytes for _, nbytes in self._idle)
+        self._most_used = max(self._most_used, used)
+        return block
+
+    def _new(self, wanted: int) -> _Block:
+        used = self.allocated - sum(nbytes for _, nbytes in self._idle)
+        most = max(self._most_used, used + wanted)
+        limit = max(int(_SPARE * most), most + _LEAST_IDLE)
+        self._idle.sort(key=lambda block: block[1])
+        while self._idle and self.allocated + wanted > limit:
+            self._free_one()
         address = self._cuda.malloc(wanted)
         if address is None and self._idle:
             self.trim()
@@ -107,9 +122,12 @@ class Pool:
     def trim(self) -> None:
         """Free what is idle."""
         while self._idle:
-            address, nbytes = self._idle.pop()
-            self._cuda.free(address)
-            self.allocated -= nbytes
+            self._free_one()
+
+    def _free_one(self) -> None:
+        address, nbytes = self._idle.pop()
+        self._cuda.free(address)
+        self.allocated -= nbytes
 
     def fetch(self, view: View) -> Pending:
         """Start to copy the values of a view to the host."""

@@ -1,12 +1,13 @@
 """Build one engine with TensorRT's Python package, or with `tensorrt_rtx`, which has the same names.
 
-Networks are strongly typed: precisions stand in the ONNX file, and no builder flag changes one. Weights are
-read from their file by the parser, so that a graph may have more than 2 GB of them.
+Networks are strongly typed: precisions stand in the ONNX file, and no builder flag changes one; TF32, which
+would, is off. Weights are read from their file by the parser, so that a graph may have more than 2 GB.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,14 @@ class EngineBuilder:
     timings: bytes = b""
     configure: Callable[[Any], None] | None = None
 
-    def build(self, onnx: Path, graph: GraphPlan) -> bytes:
-        """The serialised engine of a graph.
+    def build(self, onnx: Path, graph: GraphPlan, target: Path) -> int:
+        """Write the engine of a graph to a file, and return its size.
+
+        TensorRT's own copy is written: another one of gigabytes is what a board may lack just then.
 
         Raises:
             EngineError: the parser refuses the graph, an input has no profile, or no engine can be built.
+            OSError: the file cannot be written.
         """
         errors: list[str] = []
         log = _logger(self.trt, errors)
@@ -50,10 +54,11 @@ class EngineBuilder:
         config = builder.create_builder_config()
         config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.plan.workspace)
         config.builder_optimization_level = self.plan.level
+        # On by default, and of 10 bits: float32 in a graph is float32, in fp16 bundles what needs to be.
+        config.clear_flag(self.trt.BuilderFlag.TF32)
         timed = self.trt.__name__ == "tensorrt"  # TensorRT for RTX times nothing, and warns about a cache
         if timed:
-            # A cache of another device or version would only be ignored: its folder is this device's own.
-            config.set_timing_cache(config.create_timing_cache(self.timings), ignore_mismatch=False)
+            self._use_timings(config)
         for number, sizes in enumerate(graph.profiles):
             config.add_optimization_profile(self._profile(builder, network, graph, number, sizes))
         if self.configure is not None:
@@ -65,9 +70,24 @@ class EngineBuilder:
                 f"TensorRT built no engine of {graph.graph} ({why}): free memory and try again, or give "
                 "smaller limits"
             )
+        with target.open("wb") as stream:
+            size = stream.write(engine)
         if timed:
-            self.timings = bytes(config.get_timing_cache().serialize())
-        return bytes(engine)
+            cache = config.get_timing_cache()
+            self.timings = b"" if cache is None else bytes(cache.serialize())
+        return size
+
+    def _use_timings(self, config: Any) -> None:
+        """Attach the timing cache; TensorRT takes none of another version or device."""
+        cache = config.create_timing_cache(self.timings)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+        warnings.warn(
+            "TensorRT does not take the timing cache, which is of another device or version, or damaged: "
+            "this build begins a new one, and takes as long as a first",
+            stacklevel=3,
+        )
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def _network_flags(self) -> int:
         """Strongly typed, which is a flag in TensorRT 10 and the only way in 11 and in TensorRT for RTX."""

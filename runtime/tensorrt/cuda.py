@@ -47,7 +47,13 @@ class Cuda:
     def __init__(self, cudart: Any) -> None:
         """Make the stream, which starts CUDA on the device."""
         self._rt = cudart
-        self._stream = self._call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        try:
+            self._stream = self._call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+        except (BackendError, RuntimeError) as error:  # the bindings raise where there is no libcuda at all
+            raise BackendError(
+                f"tensorrt needs an NVIDIA GPU with its driver ({error}): use another backend"
+            ) from error
+        self._coherent = self._reads_host_memory()
         kinds = cudart.cudaMemcpyKind
         self._to_device, self._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
         self._inside = kinds.cudaMemcpyDeviceToDevice
@@ -66,6 +72,7 @@ class Cuda:
         """The address of new device memory; None where there is not enough."""
         error, address = self._rt.cudaMalloc(nbytes)
         if int(error) == _OUT_OF_MEMORY:
+            self._rt.cudaGetLastError()  # else the next look at it, by whomever, finds this one
             return None
         self._check("cudaMalloc", error)
         return int(address)
@@ -85,6 +92,8 @@ class Cuda:
     def to_device(self, target: int, source: int, nbytes: int) -> None:
         """From host memory, which may change once this has returned unless it is pinned."""
         self._call("cudaMemcpyAsync", target, source, nbytes, self._to_device, self._stream)
+        if self._coherent:
+            self.synchronize()
 
     def to_host(self, target: int, source: int, nbytes: int) -> None:
         """Into host memory: there after `wait` or `synchronize`."""
@@ -150,6 +159,12 @@ class Cuda:
     def drop(self, made: Any) -> None:
         """Let a recorded graph go."""
         self._call("cudaGraphExecDestroy", made)
+
+    def _reads_host_memory(self) -> bool:
+        """Whether the device reads any memory of the host by itself, as Thor does. CUDA need not stage copies
+        from pageable memory there, and promises nowhere that they are done when the call returns."""
+        attribute = self._rt.cudaDeviceAttr.cudaDevAttrPageableMemoryAccess
+        return bool(self._call("cudaDeviceGetAttribute", attribute, self._call("cudaGetDevice")))
 
     def _call(self, name: str, *arguments: Any) -> Any:
         error, *values = getattr(self._rt, name)(*arguments)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -161,15 +162,15 @@ def build_engines(
         folder.parent.mkdir(exist_ok=True)
         if known.is_file():
             builder.timings = known.read_bytes()
-        partial = Path(tempfile.mkdtemp(prefix=f".{identity.tag}.", dir=folder.parent))
+        _clear_leftovers(folder)
+        partial = Path(tempfile.mkdtemp(prefix=f"{_partial_prefix(folder)}{os.getpid()}.", dir=folder.parent))
         files = {}
         for graph in builder.plan.graphs:
             if progress is not None:
                 progress(graph)
-            engine = builder.build(bundle.graph(graph.graph), graph)
             name = f"{graph.graph}.engine"
-            (partial / name).write_bytes(engine)
-            files[graph.graph] = EngineFile(name, len(engine), graph_hash(bundle.manifest, graph.graph))
+            size = builder.build(bundle.graph(graph.graph), graph, partial / name)
+            files[graph.graph] = EngineFile(name, size, graph_hash(bundle.manifest, graph.graph))
             if timing_cache is not None:
                 write_whole(timing_cache, builder.timings)
         (partial / TIMING_CACHE).write_bytes(builder.timings)
@@ -236,6 +237,21 @@ def _record(path: Path, run: str) -> _Record:
         return _Record(identity, EnginePlan.from_dict(data.get("plan"), "plan"), engines)
     except (OSError, ValueError, AttributeError, BundleError) as error:
         raise EngineError(f"{path} cannot be read ({error}): {run}") from error
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what builds left that were killed, which no code of theirs can: gigabytes, maybe, and a board
+    that was short of memory is where it happens."""
+    prefix, processes = _partial_prefix(folder), Path("/proc")
+    for path in folder.parent.glob(f"{prefix}*"):
+        process = path.name.removeprefix(prefix).partition(".")[0]
+        if (processes / "self").exists() and not (processes / process).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _partial_prefix(folder: Path) -> str:
+    """Of the folder of a build, before the number of its process."""
+    return f".{folder.name}.build"
 
 
 def _replace(partial: Path, folder: Path) -> None:

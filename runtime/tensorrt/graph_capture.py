@@ -27,13 +27,13 @@ class CapturedRun:
             CaptureError: TensorRT or CUDA cannot record it.
             BackendError: it cannot run at all.
         """
-        self._contexts: list[Context] = []
         for binding in bindings:
             binding.complete()
-            context = binding.session.own_context(binding.inputs)
+        # All first: the scratch block may grow for one of them, and a run before that would not count.
+        self._contexts: list[Context] = [binding.session.own_context(binding.inputs) for binding in bindings]
+        for context, binding in zip(self._contexts, bindings, strict=True):
             context.bind(binding.inputs, binding.outputs)
             context.enqueue()
-            self._contexts.append(context)
         try:
             self._launch: Launch = cuda.capture(self._enqueue)
         except BackendError as error:

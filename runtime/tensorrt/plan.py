@@ -324,9 +324,13 @@ class _Planner:
         return (1, 1), (rows, max(1, self.visual.tokens // rows)), (most, most)
 
     def _kept(self, tokens: int) -> int:
+        if self.manifest.pruning.row_scope == "stitched":  # the host compares all rows of all tiles
+            return tokens
         return self._at_ratio(tokens, self.limits.max_ratio)
 
     def _usual_kept(self) -> int:
+        if self.manifest.pruning.row_scope == "stitched":
+            return self.visual.tokens
         if self.usual.ratio is not None:
             return self._at_ratio(self.visual.tokens, self.usual.ratio)
         share = (self.usual.tokens or 1) // self.visual.units

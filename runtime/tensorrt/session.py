@@ -16,6 +16,7 @@ import numpy as np
 from runtime.backend import Array, View
 from runtime.dtypes import BFLOAT16, storage_dtype
 from runtime.errors import BackendError
+from runtime.kv_cache import ALIGNMENT
 from runtime.tensorrt.buffers import Buffer, Pool, address_of, elements_of
 from runtime.tensorrt.cuda import Cuda
 
@@ -110,6 +111,7 @@ class Engine:
         # These are read on the host, when a run is enqueued: they size other tensors.
         self.on_host = {own for own in inputs if engine.is_shape_inference_io(own)}
         self.profiles = [self._profile(index) for index in range(engine.num_optimization_profiles)]
+        self.values = [self._values(index) for index in range(engine.num_optimization_profiles)]
         # The tightest first: a decoding step fits the prefill profile, too.
         self._order = sorted(range(len(self.profiles)), key=self._volume)
 
@@ -145,6 +147,20 @@ class Engine:
             "build engines for more with `python -m runtime.engine`"
         )
 
+    def check_values(self, name: str, values: Array, profile: int) -> None:
+        """Refuse values of a shape tensor that a profile does not take.
+
+        Raises:
+            BackendError: they are too small or too large.
+        """
+        least, most = self.values[profile].get(name, ((), ()))
+        if any(not low <= value <= high for low, value, high in zip(least, values.flat, most, strict=False)):
+            raise BackendError(
+                f"the engine of {self.name} was not built for {name} {values.tolist()}, only for "
+                f"{list(least)}..{list(most)}: ask for less with the graph's own selector, or build engines "
+                "for more with `python -m runtime.engine`"
+            )
+
     def refuse(self, what: str) -> BackendError:
         """The error of a call that TensorRT refused."""
         return BackendError(f"tensorrt {what} {self.name}: {self.messages.take()}")
@@ -165,6 +181,16 @@ class Engine:
             else:
                 fixed = tuple(dim for dim in dims if dim is not None)
                 found[name] = fixed, fixed
+        return found
+
+    def _values(self, index: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Least and greatest content of every shape tensor, where the profile names one."""
+        found = {}
+        for name in self.on_host:
+            # The binding takes the profile first, whatever its documentation calls the two.
+            points = self.engine.get_tensor_profile_values(index, name)
+            if points:
+                found[name] = tuple(map(int, points[0])), tuple(map(int, points[-1]))
         return found
 
     def _volume(self, index: int) -> int:
@@ -189,13 +215,17 @@ class Context:
         Raises:
             BackendError: TensorRT refuses.
         """
-        self._engine, self._cuda = engine, cuda
+        self._engine, self._cuda, self._profile = engine, cuda, profile
         trt = engine.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = engine.engine.create_execution_context(strategy)
         if self._context is None:
             raise engine.refuse("cannot make an execution context for")
-        if not self._context.set_optimization_profile_async(profile, cuda.stream):
+        try:  # it returns True, or raises RuntimeError
+            taken = self._context.set_optimization_profile_async(profile, cuda.stream)
+        except RuntimeError:
+            taken = False
+        if not taken:
             raise engine.refuse(f"cannot take profile {profile} of")
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         scratch.attach(self, int(engine.engine.device_memory_size_v2))
@@ -212,7 +242,10 @@ class Context:
         """
         engine, context = self._engine, self._context
         for name, view in inputs.items():
-            address = _host_address(engine, name, view) if name in engine.on_host else address_of(view)
+            if name in engine.on_host:
+                address = self._host_address(name, view)
+            else:
+                address = _aligned(engine, name, view)
             wanted = address, view.shape
             # What is on the host may have new values at the old address.
             if self._bound.get(name) == wanted and name not in engine.on_host:
@@ -227,12 +260,25 @@ class Context:
                     f"tensorrt failed in {engine.name}: {name} comes out as {list(got)}, but a view of "
                     f"{list(view.shape)} is bound"
                 )
-            address = address_of(view)
+            address = _aligned(engine, name, view)
             if self._bound.get(name) == (address, view.shape):
                 continue
             if not context.set_tensor_address(name, address):
                 raise engine.refuse(f"does not take an address for {name} in")
             self._bound[name] = address, view.shape
+
+    def _host_address(self, name: str, view: View) -> int:
+        """Of values that are read when a run is enqueued."""
+        engine, size = self._engine, elements_of(view.shape)
+        address_of(view)
+        host = view.buffer.host
+        if host is None:
+            raise BackendError(
+                f"{name} of {engine.name} sizes other tensors and is read on the host, but its values are on "
+                "the device: bind what `upload` returned"
+            )
+        engine.check_values(name, host[view.offset : view.offset + size], self._profile)
+        return int(host.ctypes.data) + view.offset * int(host.itemsize)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of an output for the inputs that are bound."""
@@ -368,15 +414,15 @@ def upload(pool: Pool, cuda: Cuda, array: Array) -> View:
     return View(buffer, array.shape)
 
 
-def _host_address(engine: Engine, name: str, view: View) -> int:
-    address_of(view)
-    host = view.buffer.host
-    if host is None:
+def _aligned(engine: Engine, name: str, view: View) -> int:
+    """The address of a tensor, which TensorRT documents to be a multiple of 256."""
+    address = address_of(view)
+    if address % ALIGNMENT:
         raise BackendError(
-            f"{name} of {engine.name} sizes other tensors and is read on the host, but its values are on the "
-            "device: bind what `upload` returned"
+            f"{name} of {engine.name} begins {address % ALIGNMENT} bytes behind a multiple of {ALIGNMENT}, "
+            "where TensorRT takes no tensor: bind a view that begins at one"
         )
-    return int(host.ctypes.data) + view.offset * int(host.itemsize)
+    return address
 
 
 def _dims(shape: Any) -> tuple[int | None, ...]:

@@ -37,6 +37,7 @@ def trtexec_command(plan: EnginePlan, graph: GraphPlan, paths: TrtexecPaths) -> 
         f"--onnx={paths.bundle / graph.file}",
         f"--saveEngine={paths.engines / f'{graph.graph}.engine'}",
         "--stronglyTyped",
+        "--noTF32",
         "--skipInference",
     ]
     for number, profile in enumerate(graph.profiles):
