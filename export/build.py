@@ -267,9 +267,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         metavar="SPEC",
-        help="fp32, fp16, bf16 (TensorRT), int8 or int4 (weights alone, ONNX Runtime), for all graphs or per "
-        "part, as in vision=fp16,decoder=int4; int8 and int4 take :block=32|128, symmetric|asymmetric, "
-        "accuracy=0|4 (default: fp16 with a TensorRT --target, else fp32)",
+        help="fp32, fp16, bf16 (TensorRT), int8 or int4 (weights alone; with a TensorRT --target int4 of the "
+        "decoder), for all graphs or per part, as in vision=fp16,decoder=int4; int8 and int4 take "
+        ":block=32|128, symmetric|asymmetric, accuracy=0|4 "
+        "(default: fp16 with a TensorRT --target, else fp32)",
     )
     parser.add_argument(
         "--image",

@@ -65,8 +65,8 @@ __all__ = ["main"]
 _EPILOG = """
 Engines are built for --max-images, --max-prompt and --max-new-tokens at most; longer requests are refused.
 The ratio is the fraction of visual tokens KEPT: --max-ratio 0.3 builds engines that never keep more, and
-their KV cache and scratch memory are smaller. Exit codes: 0 done, 1 it would not fit (--force goes on), 2 an
-error in one sentence, 130 Ctrl-C, 141 the reader of stdout left.
+their KV cache and scratch memory are smaller. Exit codes: 0 done, 1 it would not fit (--force goes on, a
+plan alone ends with 0), 2 an error in one sentence, 130 Ctrl-C, 141 the reader of stdout left.
 """
 _LEAST_WORKSPACE = 256 << 20
 
@@ -120,7 +120,9 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
         built = _built(args, job, probe)
         if not args.json:
             print(f"engines in {built.folder}")
-            print(f"next: python -m runtime.check {job.bundle.path} --backend tensorrt", flush=True)
+            check = f"python -m runtime.check {job.bundle.path} --backend tensorrt"
+            ask = f"python -m runtime {job.bundle.path} --backend tensorrt --image FILE --prompt TEXT"
+            print(f"next: {check if args.unpruned else ask}", flush=True)
     if args.json:
         print(json.dumps(_record(job, built), indent=2), flush=True)
     return code

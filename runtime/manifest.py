@@ -246,7 +246,8 @@ class DecoderInfo:
 class GraphInfo:
     """One graph file with the tensors that cross its border, in order.
 
-    `precision` is that of its weights: int8 and int4 leave activations in float32.
+    `precision` is that of its weights: int8 and int4 leave activations in float32, int4 decoders for TensorRT
+    in float16.
     """
 
     file: str

@@ -105,7 +105,7 @@ def test_engines_are_built_on_the_device(
     out, err = capsys.readouterr()
     folder = bundle / "engines/orin-sm87-trt10.3.0-jp6.2"
     assert f"engines in {folder}" in out
-    assert f"next: python -m runtime.check {bundle} --backend tensorrt" in out
+    assert f"next: python -m runtime {bundle} --backend tensorrt --image FILE --prompt TEXT" in out
     assert "building decoder_model_portable" in err
     assert cache.read_bytes() == b"+++"
     assert len(trt.built) == 3

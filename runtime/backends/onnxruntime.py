@@ -45,6 +45,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     options.log_severity_level = _LOG_FATAL
     # A plan of memory is kept for every combination of input shapes: decoding has a new one for each token.
     options.enable_mem_pattern = False
+    # Products with dequantised 4-bit weights would round their activations to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -367,7 +367,10 @@ def _rows_per_token(vision: Mapping[str, Any], manifest: Manifest) -> tuple[int,
 
 def _item(manifest: Manifest, graph: str) -> int:
     """Bytes of an activation: integers are about weights alone."""
-    return 2 if manifest.graphs[graph].precision in ("fp16", "bf16") else _FLOAT
+    decoder = manifest.decoder
+    # An int4 decoder for TensorRT has the activations of its cache.
+    half = graph in decoder.caches and decoder.cache_dtype != "float32"
+    return 2 if half or manifest.graphs[graph].precision in ("fp16", "bf16") else _FLOAT
 
 
 def _portable(decoder: DecoderInfo) -> str:
