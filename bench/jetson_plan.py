@@ -42,7 +42,8 @@ IMAGES = (4, 1)
 WORKSPACE = 1 << 30  # what the command gives a board of 8 GB
 GIB = 1 << 30
 
-_INT4 = 0.5 + 4 / 32  # half a byte, and a float32 scale per block of 32, as `--precision decoder=int4` writes
+# half a byte, and a float16 scale per block of 32, as `--target jetpack6 --precision decoder=int4` writes
+_INT4 = 0.5 + 2 / 32
 _SHA = "0" * 64
 
 
@@ -172,8 +173,8 @@ _NOTES = (
     "No board was used: sizes are counted from shapes, free memory is MemTotal as users report it less 0.9 "
     "GiB for a system without desktop. What a board really takes is for `python -m runtime.engine` there.",
     "Ratio is the greatest fraction kept (--max-ratio); 512 text tokens and 256 new ones at most.",
-    "int4: the decoder's matrices in 4 bits with a float32 scale per 32; everything else, the KV cache and "
-    "activations of vision in float16, activations of the decoder in float32.",
+    "int4: the decoder's matrices in 4 bits with a float16 scale per 32; everything else, the KV cache and "
+    "activations in float16.",
     "build peak: twice the weights of the largest graph, its scratch memory, 1 GiB of workspace and CUDA; "
     "language models were seen to take 3 to 4 times their weights. Swap counts for it.",
     '"in one piece" is the largest single allocation; boards under 12 GiB are refused where it exceeds the '

@@ -198,12 +198,13 @@ def _add_component(table: Table, component: dict[str, Any], reasons: bool) -> No
     """Rows of a part of the bundle that is not float32: how far it is from PyTorch in float32 as a whole."""
     from rich.markup import escape
 
-    floor = component["floor"] or {}
+    floor, chosen = component["floor"] or {}, component.get("chosen")
     for what, found, least in (
         ("1 - cosine", component["cosine"], floor.get("cosine")),
         ("tokens changed", component["top1"], floor.get("top1")),
+        ("worth of kept tokens lost", chosen, floor.get("chosen")),
     ):
-        if found is None and not (what == "1 - cosine" and floor):
+        if found is None and not (what == "1 - cosine" and floor and chosen is None):
             continue
         ok = found is not None and (least is None or found >= least)
         verdict = "[green]ok[/]" if ok and floor else "said, not judged" if ok else "[red]TOO FAR[/]"

@@ -13,7 +13,7 @@ from fopru_graph.api import load_graph
 from fopru_graph.lint.graph import GraphView, view_of
 from fopru_graph.lint.report import Finding
 from fopru_graph.lint.run import lint_view, target_named
-from fopru_graph.lint.targets import PRECISION_CHIPS, TARGETS, Target
+from fopru_graph.lint.targets import OP_RELEASES, PRECISION_CHIPS, TARGETS, Target
 from runtime import contract, manifest
 
 __all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "target_notes", "verdicts_of"]
@@ -21,6 +21,7 @@ __all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "targe
 # For ONNX Runtime, weights in 8 and 4 bits are products of its own (MatMulNBits). What TensorRT reads instead
 # (`export.precision.qdq`) has no tables in 4 bits, and its 8 bits need scales of activations.
 _WRITTEN_FOR = {"tensorrt": ("fp32", "fp16", "bf16"), "ort": ("fp32", "fp16", "int8", "int4")}
+_FUSED_NORMS = 23  # the opset from which every language model has RMSNormalization
 _OF_DECODERS = {"tensorrt": ("int4",), "ort": ()}
 
 
@@ -57,6 +58,12 @@ def check_target(name: str, opset: int, precisions: Precisions) -> None:
         raise OptionError(
             f"opset is {opset}, but target {name} takes {target.min_opset} to {target.max_opset} "
             f"({target.opset_source}): leave --opset out for 20"
+        )
+    young = OP_RELEASES["RMSNormalization"]
+    if opset >= _FUSED_NORMS and target.before(*young):
+        raise OptionError(
+            f"opset is {opset}, which writes norms as RMSNormalization, but target {name} ({target.title}) "
+            f"takes that from TensorRT {young[0]}.{young[1]} on: leave --opset out for 20"
         )
     for part in PARTS:
         precision, allowed = getattr(precisions, part).name, _precisions_for(target, part)

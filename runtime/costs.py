@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -30,10 +31,12 @@ _FP32 = "fp32"
 
 @dataclass(frozen=True)
 class Floor:
-    """How exact a component in a precision has to be: mean cosine, and fraction of likeliest tokens kept."""
+    """How exact a component in a precision has to be: mean cosine, fraction of likeliest tokens kept, and
+    how good the visual tokens are that it chooses (`runtime.parity.StageResult.chosen`)."""
 
     cosine: float
     top1: float
+    chosen: float = 0.8
 
 
 FLOORS: Mapping[str, Floor] = MappingProxyType({"fp16": Floor(0.999, 0.95), "bf16": Floor(0.99, 0.9)})
@@ -52,12 +55,15 @@ class Component:
     """How exact one component of a bundle is beside PyTorch in float32.
 
     Attributes:
-        name: `vision` (rows of the unpruned encoder's features) or `decoder` (centred logits of every
-            position of text, the visual rows being PyTorch's).
+        name: `vision` (rows of the unpruned encoder's features), `pruned vision` (those of the pruned one,
+            where it keeps the tokens of float32), `selection` (the tokens it keeps), `decoder` (centred
+            logits of every position of text, the visual rows being PyTorch's), or the name of a further
+            decoder graph (its logits behind the prompt of the golden tensors).
         precision: of its graphs.
-        cosine: mean over rows; None where it is no number.
-        top1: fraction of positions that keep the likeliest token; None for `vision`.
+        cosine: mean over rows; None where it is no number, and for `selection`.
+        top1: fraction of positions that keep the likeliest token; `decoder` alone has one.
         floor: what is asked of it; None: nothing.
+        chosen: of `selection` alone: how good the kept tokens are, see `runtime.parity.StageResult`.
     """
 
     name: str
@@ -65,12 +71,21 @@ class Component:
     cosine: float | None
     top1: float | None = None
     floor: Floor | None = None
+    chosen: float | None = None
 
     @property
     def failure(self) -> str | None:
         """A sentence's end where it is below its floor, None where it is not."""
         if self.floor is None:
             return None
+        if self.chosen is not None:
+            if self.chosen >= self.floor.chosen:
+                return None
+            return (
+                f"{self.name} in {self.precision} keeps tokens worth {self.chosen:.2f}, where those of "
+                f"float32 are 1 and the worst ones 0, at least {self.floor.chosen:g} is expected: give "
+                "vision another --precision"
+            )
         if self.cosine is None or self.cosine < self.floor.cosine:
             found = "no number" if self.cosine is None else f"{self.cosine:.5f}"
             return (
@@ -101,16 +116,45 @@ def components_of(
     """
     found = []
     vision = precisions.get(contract.VISION_ENCODER, _FP32)
-    stage = next((each for each in report.stages if each.name == "image_features"), None)
+    stages = {each.name: each for each in report.stages}
+    stage = stages.get("image_features")
     if vision != _FP32 and stage is not None:
         found.append(Component("vision", vision, stage.cosine, floor=FLOORS.get(vision)))
+    found += _pruned(stages, precisions)
     decoder = precisions.get(_first_decoder(precisions), _FP32)
     if decoder == _FP32:
         decoder = precisions.get(contract.EMBED_TOKENS, _FP32)
     if decoder != _FP32 and loss is not None:
         cosine, top1 = loss["mean_cosine"], loss["top1_agreement"]
         found.append(Component("decoder", decoder, cosine, top1, FLOORS.get(decoder)))
-    return tuple(found)
+    return (*found, *_further(stages, precisions))
+
+
+def _pruned(stages: Mapping[str, StageResult], precisions: Mapping[str, str]) -> list[Component]:
+    """Of the graph that scores and selects, which is another one than that of `vision`."""
+    precision = precisions.get(contract.VISION_ENCODER_FOPRU, _FP32)
+    kept, features = stages.get("kept_indices"), stages.get("pruned_features")
+    if precision == _FP32 or kept is None or features is None:
+        return []
+    found, floor = [], FLOORS.get(precision)
+    if kept.chosen is not None:
+        found.append(Component("selection", precision, None, floor=floor, chosen=kept.chosen))
+    if kept.max_abs_diff == 0.0:  # else rows of other tokens stand beside each other
+        found.append(Component("pruned vision", precision, features.cosine, floor=floor))
+    return found
+
+
+def _further(stages: Mapping[str, StageResult], precisions: Mapping[str, str]) -> list[Component]:
+    """Decoder graphs that the loss of logits is not measured with."""
+    kept = stages.get("kept_indices")
+    if kept is None or kept.max_abs_diff != 0.0:  # another prompt
+        return []
+    graphs = ((stage, name.partition(" of ")[2]) for name, stage in stages.items() if _base(name) == "logits")
+    return [
+        Component(graph, precisions[graph], stage.cosine, floor=FLOORS.get(precisions[graph]))
+        for stage, graph in graphs
+        if precisions.get(graph, _FP32) != _FP32
+    ]
 
 
 def judged(
@@ -138,6 +182,7 @@ def costs_of(report: ParityReport, precisions: Mapping[str, str]) -> dict[str, f
         stage.name: stage.max_abs_diff
         for stage in report.stages
         if stage.max_abs_diff is not None
+        and isfinite(stage.max_abs_diff)  # JSON has no other numbers, and the stage diverges then
         and _precision_before(stage.name, precisions) != _FP32
         and (stage.max_abs_diff > 0 or _base(stage.name) not in _INTEGERS)
     }

@@ -84,6 +84,8 @@ class StageResult:
 
     `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
     compare. `cosine` is the mean over rows of the last axis, of features and logits that could be compared.
+    `chosen`, of kept indices: how good the choice is by the reference's scores, from 0 (the least ones are
+    kept) to 1 (the same or as good).
     """
 
     name: str
@@ -94,6 +96,7 @@ class StageResult:
     detail: str = ""
     skipped: bool = False
     cosine: float | None = None
+    chosen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class ParityReport:
         return {
             "ok": self.ok,
             "first_divergence": self.first_divergence,
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [_plain(stage) for stage in self.stages],
         }
 
 
@@ -164,6 +167,8 @@ def compare(
             if stage.name == "kept_indices" and not result.ok and units is not None:
                 result = _judge_tie(result, reference, measured, units)
                 tied = result.ok
+            if stage.name == "kept_indices" and units is not None:
+                result = replace(result, chosen=_chosen(reference, measured, units))
             results.append(result)
     return ParityReport(tuple(results))
 
@@ -350,6 +355,36 @@ def _judge_tie(
         tied.extend(int(token) for token in swapped)
     detail = f"near-tie: the scores of tokens {tied} are equal within {TIE_WINDOW:g} of the boundary score"
     return StageResult(result.name, result.max_abs_diff, result.tolerance, result.reason, True, detail)
+
+
+def _plain(stage: StageResult) -> dict[str, Any]:
+    """For JSON, which has no NaN and no infinity: a difference is None then, and a tolerance 0."""
+    found = asdict(stage)
+    for name, none in (("max_abs_diff", None), ("tolerance", 0.0)):
+        if found[name] is not None and not np.isfinite(found[name]):
+            found[name] = none
+    return found
+
+
+def _chosen(reference: Mapping[str, Array], measured: Mapping[str, Array], units: UnitScores) -> float | None:
+    """Sum of the reference's scores of what is kept, between the least it could be (0) and the reference's
+    own (1); None where indices and scores do not belong together."""
+    wanted, got = reference["kept_indices"], measured["kept_indices"]
+    counts, scores = reference.get("kept_counts"), reference.get("token_scores")
+    if counts is None or scores is None or wanted.shape != got.shape or scores.size != sum(units.tokens):
+        return None
+    ends, starts = np.cumsum(counts)[:-1], np.cumsum(units.tokens)[:-1]
+    parts = (np.split(wanted, ends), np.split(got, ends), np.split(scores.astype(np.float64), starts))
+    if len({len(part) for part in parts}) > 1:
+        return None
+    lost = most = 0.0
+    for kept, other, own in zip(*parts, strict=True):
+        if not np.isfinite(own).all() or (other.size and not 0 <= other.min() <= other.max() < own.size):
+            return None
+        best = own[kept].sum()
+        lost += max(0.0, best - own[other].sum())
+        most += best - np.sort(own)[: kept.size].sum()
+    return 1.0 - lost / most if most > 0 else 1.0
 
 
 def _depends(stage: Stage, reference: Mapping[str, Array], measured: Mapping[str, Array]) -> bool:

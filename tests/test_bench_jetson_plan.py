@@ -40,7 +40,7 @@ def test_stored_bytes_of_a_precision() -> None:
     data = contract.data_file(contract.DECODER_PORTABLE)
     total, matrices = parameters("decoder")
     assert llava_manifest("fp16").files[data].bytes == 2 * total
-    assert llava_manifest("int4").files[data].bytes == matrices * 5 // 8 + 2 * (total - matrices)
+    assert llava_manifest("int4").files[data].bytes == matrices * 9 // 16 + 2 * (total - matrices)
     assert llava_manifest("int4").graphs[contract.VISION_ENCODER_FOPRU].precision == "fp16"
 
 

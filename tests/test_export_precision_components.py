@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import asdict
 
 import numpy as np
@@ -11,8 +12,8 @@ from rich.console import Console
 
 from export.report import parity_table
 from runtime import contract
-from runtime.costs import FLOORS, Component, Floor, components_of
-from runtime.parity import STAGES, ParityReport, compare, row_cosine
+from runtime.costs import FLOORS, Component, Floor, components_of, costs_of
+from runtime.parity import STAGES, ParityReport, UnitScores, compare, row_cosine
 
 HALF = dict.fromkeys((contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU), "fp16")
 LOSS = {"mean_cosine": 0.9995, "top1_agreement": 0.97}
@@ -57,7 +58,8 @@ def test_float32_has_no_components() -> None:
 
 def test_components_of_a_half_bundle() -> None:
     everything = {**HALF, contract.EMBED_TOKENS: "fp16", contract.DECODER_PORTABLE: "fp16"}
-    vision, decoder = components_of(report(np.ones((2, 4))), everything, LOSS)
+    vision, pruned, decoder = components_of(report(np.ones((2, 4))), everything, LOSS)
+    assert pruned == Component("pruned vision", "fp16", pytest.approx(1.0), None, FLOORS["fp16"])
     assert vision == Component("vision", "fp16", pytest.approx(1.0), None, FLOORS["fp16"])
     assert decoder == Component("decoder", "fp16", 0.9995, 0.97, FLOORS["fp16"])
     assert vision.failure is decoder.failure is None
@@ -80,6 +82,11 @@ def test_weights_alone_have_no_floor() -> None:
         (Component("vision", "fp16", 0.998, None, FLOORS["fp16"]), "vision in fp16 has the cosine 0.99800"),
         (Component("vision", "fp16", None, None, FLOORS["fp16"]), "has the cosine no number to float32"),
         (Component("decoder", "bf16", 0.98, 1.0, FLOORS["bf16"]), "at least 0.99 is expected"),
+        (
+            Component("selection", "fp16", None, None, FLOORS["fp16"], 0.5),
+            "selection in fp16 keeps tokens worth 0.50, where those of float32 are 1 and the worst ones 0, "
+            "at least 0.8 is expected: give vision another --precision",
+        ),
         (Component("decoder", "fp16", 1.0, 0.9, FLOORS["fp16"]), "keeps 90.0% of the likeliest tokens"),
     ],
 )
@@ -89,11 +96,72 @@ def test_below_the_floor_the_component_is_named(component: Component, sentence: 
     assert component.to_dict() == {**asdict(component), "ok": False, "failure": component.failure}
 
 
+def chosen(scores: list[float], kept: list[int]) -> ParityReport:
+    """Two units of four tokens, two of each kept; the reference keeps the best."""
+    reference = {stage.name: np.ones((2, 4)) for stage in STAGES}
+    reference |= {
+        "kept_counts": np.array([2, 2]),
+        "token_scores": np.array([*scores, 4.0, 3.0, 2.0, 1.0], np.float32),
+        "kept_indices": np.array([0, 1, 0, 1]),
+    }
+    measured = {**reference, "kept_indices": np.array([*kept, 0, 1])}
+    return compare(reference, measured, UnitScores((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "worth"),
+    [
+        ([4.0, 3.0, 2.0, 1.0], [0, 1], 1.0),
+        ([4.0, 3.0, 2.0, 1.0], [2, 3], 0.5),  # the worst of one unit, the best of the other
+        ([4.0, 3.0, 2.0, 1.0], [0, 2], 0.875),  # 1 of 4 + 4 lost
+        ([4.0, 3.0, 3.0, 1.0], [0, 2], 1.0),  # a tie costs nothing
+        ([1.0, 1.0, 1.0, 1.0], [2, 3], 1.0),
+        ([4.0, 3.0, 2.0, 1.0], [0, 9], None),  # no token of this unit
+        ([4.0, 3.0, float("nan"), 1.0], [0, 1], None),
+    ],
+)
+def test_what_kept_tokens_are_worth(scores: list[float], kept: list[int], worth: float | None) -> None:
+    found = chosen(scores, kept)
+    stage = next(each for each in found.stages if each.name == "kept_indices")
+    assert stage.chosen == (worth if worth is None else pytest.approx(worth))
+    names = [component.name for component in components_of(found, HALF, None)]
+    same = kept == [0, 1]
+    assert names == [
+        "vision",
+        *(["selection"] if worth is not None else []),
+        *(["pruned vision"] if same else []),
+    ]
+
+
+def test_numbers_that_are_none_can_be_written_as_json() -> None:
+    for value in (np.nan, np.inf):
+        features = np.ones((2, 4))
+        features[0, 0] = value
+        found = report(features)
+        assert found.first_divergence == "image_features"
+        assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["ok"] is False
+    reference = {stage.name: np.full((2, 4), np.nan) for stage in STAGES}
+    json.dumps(compare(reference, reference).to_dict(), allow_nan=False)
+    assert "image_features" not in costs_of(report(np.full((2, 4), np.nan)), HALF)
+
+
+def test_a_further_decoder_is_a_component() -> None:
+    reference = {stage.name: np.ones((2, 4)) for stage in STAGES}
+    name = f"logits of {contract.DECODER_PORTABLE}"
+    found = compare(reference, {**reference, name: -np.ones((2, 4))})
+    both = {contract.DECODER: "fp16", contract.DECODER_PORTABLE: "fp16"}
+    first, second = components_of(found, both, LOSS)
+    assert (first.name, first.failure) == ("decoder", None)
+    assert second.failure is not None
+    assert second.failure.startswith("decoder_model_portable in fp16 has the cosine -1.00000")
+
+
 def test_the_parity_table_has_a_row_for_each_number() -> None:
     found = (
         Component("vision", "fp16", 0.9, None, FLOORS["fp16"]),
         Component("decoder", "int4", 0.87, 0.8),
         Component("decoder", "fp16", None, 1.0, FLOORS["fp16"]),
+        Component("selection", "fp16", None, None, FLOORS["fp16"], 0.5),
     )
     parity = {**report(np.ones((2, 4))).to_dict(), "components": [each.to_dict() for each in found]}
     for reasons in (False, True):
@@ -107,4 +175,5 @@ def test_the_parity_table_has_a_row_for_each_number() -> None:
             ["decoder in int4: tokens changed", "2.0e-01", "-", "said, not judged"],
             ["decoder in fp16: 1 - cosine", "-", "1.0e-03", "TOO FAR"],
             ["decoder in fp16: tokens changed", "0.0e+00", "5.0e-02", "ok"],
+            ["selection in fp16: worth of kept tokens lost", "5.0e-01", "2.0e-01", "TOO FAR"],
         ]

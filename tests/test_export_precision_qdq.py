@@ -234,6 +234,11 @@ def test_tensorrts_own_operator_holds_the_same_integers(tmp_path: Path) -> None:
         (INT8, {"amax": {"z": 1.0}}, "amax is given for 'z', which the graph does not have"),
         (INT8, {"amax": {"x": 0.0}}, "amax of 'x' is 0.0, but it is a positive number"),
         (INT8, {"amax": {"x": float("nan")}}, "amax of 'x' is nan"),
+        (
+            INT8,
+            {"amax": {"x": 1e7}},
+            r"amax of 'x' is 1e\+07, and its scale would be more than float16 holds",
+        ),
     ],
 )
 def test_refusals(form: QdqFormat, options: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,11 @@ def test_a_target_decides_precision_and_graphs(orin_build: Made) -> None:
 
 
 def test_the_parity_of_a_target_build_has_components(orin_build: Made) -> None:
-    vision, decoder = orin_build.report["parity"]["components"]
-    assert (vision["name"], decoder["name"]) == ("vision", "decoder")
+    components = orin_build.report["parity"]["components"]
+    vision, selection, pruned, decoder = components
+    assert [each["name"] for each in components] == ["vision", "selection", "pruned vision", "decoder"]
+    assert (selection["chosen"], selection["cosine"]) == (1.0, None)
+    assert pruned["cosine"] > 0.99999
     # Far above the floors: 11 bits on four layers.
     assert vision["cosine"] > 0.99999
     assert decoder["cosine"] > 0.9999
@@ -137,8 +141,58 @@ def test_a_component_below_its_floor_fails_the_build(
     )
     report = build(options)
     assert not report.ok
-    (failure,) = report.failures
+    failure, of_pruned = report.failures
+    assert of_pruned.startswith("pruned vision in fp16")
     assert failure.startswith("vision in fp16 has the cosine 1.00000 to float32, at least 1 is expected")
+
+
+def keep_the_least(model: ir.Model) -> None:
+    next(node for node in model.graph if node.op_type == "TopK").attributes["largest"] = ir.AttrInt64(
+        "largest", 0
+    )
+
+
+def negate_features(model: ir.Model) -> None:
+    value = model.graph.outputs[0]
+    assert value.name == contract.IMAGE_FEATURES
+    value.name = "positive"
+    node = ir.node("Neg", [value])
+    made = node.outputs[0]
+    made.name, made.type, made.shape = contract.IMAGE_FEATURES, value.type, value.shape
+    model.graph.append(node)
+    model.graph.outputs[0] = made
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        (keep_the_least, "selection in fp16 keeps tokens worth 0.0"),
+        (negate_features, "pruned vision in fp16 has the cosine -"),
+    ],
+)
+def test_a_broken_pruned_encoder_fails_the_build(
+    change: Callable[[ir.Model], None],
+    failure: str,
+    toy_checkpoint: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = pipeline.convert_exported
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        exported = write(*arguments, **options)
+        (path,) = (arguments[2] / "onnx").glob("vision_encoder_fopru*.onnx")
+        model = ir.load(path)
+        change(model)
+        ir.save(model, path)
+        return exported
+
+    monkeypatch.setattr(pipeline, "convert_exported", broken)
+    options = BuildOptions(
+        str(toy_checkpoint("clip-llama")), tmp_path / "b", precision=parse_precision("vision=fp16")
+    )
+    (found,) = build(options).failures
+    assert found.startswith(failure)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +217,10 @@ def test_the_precision_of_a_target(target: str | None, text: str | None, expecte
         (
             {"target": "jetpack6", "opset": 23},
             "opset is 23, but target jetpack6 takes 9 to 20 .*leave --opset",
+        ),
+        (
+            {"target": "jetpack7", "opset": 23},
+            "opset is 23, which writes norms as RMSNormalization, .* TensorRT 10.15 on: leave --opset",
         ),
         (
             {"target": "jetpack6", "precision": parse_precision("decoder=int4")},
@@ -272,7 +330,7 @@ def test_a_bfloat16_bundle(toy_checkpoint: Maker, tmp_path: Path) -> None:
     built = load_bundle(tmp_path / "b").manifest
     assert {info.precision for info in built.graphs.values()} == {"bf16"}
     assert built.decoder.cache_dtype == "bfloat16"
-    vision, decoder = report.parity["components"]
+    vision, decoder = report.parity["components"][0], report.parity["components"][-1]
     assert 0.999 < vision["cosine"] < 1 - 1e-7  # rounded to 8 bits, and not more than that
     assert 0.999 < decoder["cosine"] < 1 - 1e-7
     assert report.notes[-1] == "bf16 needs SM80 or newer: not for SM75"

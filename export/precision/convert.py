@@ -86,8 +86,9 @@ def convert_model(
 
 
 def _left_note(left: Sequence[str], precision: Precision, word: str) -> str:
+    odd = " or they have an odd number of columns" if word == "float16" else ""  # 4 bits are packed in pairs
     shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return f"{precision.name}: {shown} stay {word}, their rows are not a multiple of {precision.block}"
+    return f"{precision.name}: {shown} stay {word}, their rows are not a multiple of {precision.block}{odd}"
 
 
 def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:

@@ -57,7 +57,7 @@ _FULL = ir.DataType.FLOAT
 _CAREFUL_PASSES = ("score", "select")
 _PASS = "qdq"
 _OPSET = 19  # the first with float8 and with scales of another type than float32
-_LEAST_SCALE = 2.0**-24  # of float16
+_LEAST_SCALE, _GREATEST_SCALE = 2.0**-24, 65504.0  # of float16
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,11 @@ def _check(model: ir.Model, form: QdqFormat, amax: Mapping[str, float]) -> None:
         if not 0 < greatest < float("inf"):
             raise OptionError(
                 f"amax of {name!r} is {greatest}, but it is a positive number: calibrate it anew"
+            )
+        if greatest > _GREATEST_SCALE * _LARGEST[form.name]:
+            raise OptionError(
+                f"amax of {name!r} is {greatest:g}, and its scale would be more than float16 holds "
+                f"({_GREATEST_SCALE:g}): leave this product out with skip"
             )
 
 
