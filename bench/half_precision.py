@@ -209,8 +209,8 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
         "as a twin in float32 whose every value is rounded; no GPU was used.",
         "Kept tokens: a near-tie is a difference in which each token that one side alone keeps has a float32 "
         f"score within 2^-{TIE_BITS['fp16']} (fp16) or 2^-{TIE_BITS['bf16']} (bf16) of the last kept one's.",
-        "Scores are computed in float32 from the softmax on; the products of the scoring layer, Q with K, are "
-        "in 16 bits.",
+        "Scores are computed in float32 from the softmax on; the products of the scoring layer, Q with K, "
+        "are in 16 bits.",
     )
     return Result(
         "half-precision-demo",

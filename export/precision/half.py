@@ -4,8 +4,8 @@ One walk over the graph in its order. Products, convolutions, attention and fuse
 last two sum in float32 inside). These stay float32: everything from a Pow, a Reduce, a Sqrt or an Exp to the
 next product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, and
 all nodes that score and select tokens, from the softmax down to TopK (at opset 20 the product of Q and K in
-front of it is in 16 bits). Graph inputs and outputs stay float32, except the KV cache, which is half as large;
-logits are the 16-bit products of the head, widened.
+front of it is in 16 bits). Graph inputs and outputs stay float32, except the KV cache, which is half as
+large; logits are the 16-bit products of the head, widened.
 
 Which of the two an elementwise node runs in depends on its inputs: float32 as soon as one leans to float32.
 What leans to 16 bits although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax,
