@@ -115,13 +115,13 @@ def serve(open_engine: Callable[[], Callable[[Order], Order] | None]) -> int:
 
 
 def memory_counters() -> dict[str, int]:
-    """Bytes of this process: the most it had resident, and what of it is anonymous now; without what the
-    system does not tell (only Linux does, and not in every container)."""
+    """Bytes of this process: the most it had resident, and what is anonymous or pages of files now; without
+    what the system does not tell (only Linux does, and not in every container)."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return {}
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    counters = {"peak_rss": "VmHWM", "anonymous": "RssAnon"}
+    counters = {"peak_rss": "VmHWM", "anonymous": "RssAnon", "file": "RssFile"}
     return {name: int(lines[key].split()[0]) * 1024 for name, key in counters.items() if key in lines}
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.child import memory_counters
 from runtime.bundle import load_bundle
 from runtime.generator import Generator
 from runtime.golden import load_record
@@ -48,13 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _resident() -> dict[str, Any]:
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {
-        name: int(found[key].split()[0]) * 1024 if key in found else None
-        for name, key in (("anonymous_bytes", "RssAnon"), ("file_bytes", "RssFile"))
-    }
+    counters = memory_counters()
+    return {f"{name}_bytes": counters.get(name) for name in ("anonymous", "file")}
 
 
 if __name__ == "__main__":

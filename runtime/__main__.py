@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from runtime.backend import available_backends
 from runtime.bundle import load_bundle
 from runtime.chat import HELP, Chat
-from runtime.errors import FopruError, RequestError
+from runtime.errors import RequestError
 from runtime.generator import Generator
-from runtime.output import output_failed
+from runtime.output import exit_code_of
 from runtime.overlay import check_overlay, check_place, draw_overlay, save_png
 from runtime.request import Request
 from runtime.selectors import allowed_selectors
@@ -42,18 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A chat from a pipe answers on after an error, and exits 2 in the end.
     """
     args = _parser().parse_args(argv)
-    try:
-        if args.interactive:
-            return _chat(args)
-        return _ask(args)
-    except FopruError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except OSError as error:
-        return output_failed(error)
+    return exit_code_of(lambda: _chat(args) if args.interactive else _ask(args), interrupted="\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from runtime.backend import available_backends
 from runtime.bundle import Bundle, load_bundle
 from runtime.costs import judged
-from runtime.errors import FopruError
 from runtime.generator import Generator
 from runtime.golden import load_golden, load_record
-from runtime.output import output_failed
+from runtime.output import exit_code_of
 from runtime.parity import ParityReport, compare, format_report, measure
 from runtime.plan import Amount
 from runtime.reuse import NO_REUSE
@@ -49,18 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="onnxruntime", help=f"one of {', '.join(available_backends())}")
     parser.add_argument("--threads", type=int, help="threads inside one operator (default: all cores)")
     args = parser.parse_args(argv)
-    try:
-        bundle = load_bundle(args.bundle)
-        report = check_bundle(bundle, args.backend, args.threads)
-        _print(bundle, report, args.json)
-        return 0 if report.ok else 1
-    except FopruError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        return output_failed(error)
+    return exit_code_of(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    bundle = load_bundle(args.bundle)
+    report = check_bundle(bundle, args.backend, args.threads)
+    _print(bundle, report, args.json)
+    return 0 if report.ok else 1
 
 
 def _print(bundle: Bundle, report: ParityReport, as_json: bool) -> None:

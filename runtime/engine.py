@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle, load_bundle
-from runtime.errors import EngineError, FopruError
-from runtime.output import output_failed
+from runtime.errors import EngineError
+from runtime.output import exit_code_of
 from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.engines import (
     TIMING_CACHE,
@@ -89,16 +89,7 @@ def main(
 ) -> int:
     """The command line; `probe` is how the device is asked."""
     args = _parser(prog).parse_args(argv)
-    try:
-        return _run(args, probe or Probe())
-    except FopruError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except OSError as error:
-        return output_failed(error)
+    return exit_code_of(lambda: _run(args, probe or Probe()), interrupted="\n")
 
 
 def _run(args: argparse.Namespace, probe: Probe) -> int:

@@ -20,7 +20,8 @@ from runtime import contract
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import EngineError
 from runtime.manifest import FileInfo
-from runtime.tensorrt.builder import EngineBuilder, write_whole
+from runtime.output import write_whole
+from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.engines import (
     RECORD,
     TIMING_CACHE,

@@ -25,8 +25,8 @@ from runtime.device_report.machine import find_machine
 from runtime.device_report.measure import RATIOS, Plan, measure_backend, request_of
 from runtime.device_report.page import page_of
 from runtime.device_report.record import BackendRecord, BundleRecord, Refusal, Report
-from runtime.errors import BackendError, FopruError, RequestError
-from runtime.output import output_failed
+from runtime.errors import BackendError, RequestError
+from runtime.output import exit_code_of, write_whole
 
 __all__ = ["main", "make_report"]
 
@@ -44,22 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 everything ran and agrees, 1 something does not, 2 an error in one line, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    try:
-        bundle = load_bundle(args.bundle, verify=args.child is None)
-        plan = _plan(args)
-        if args.child is not None:
-            return _child(bundle, args.backend[0], plan, Path(args.child))
-        command = shlex.join(["python", "-m", "runtime.device_report", *arguments])
-        report = make_report(bundle, args.backend, plan, command)
-        _write(report, Path(args.output))
-        return 0 if report.ok else 1
-    except FopruError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        return output_failed(error)
+    return exit_code_of(lambda: _measured(args, arguments))
+
+
+def _measured(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    bundle = load_bundle(args.bundle, verify=args.child is None)
+    plan = _plan(args)
+    if args.child is not None:
+        return _child(bundle, args.backend[0], plan, Path(args.child))
+    command = shlex.join(["python", "-m", "runtime.device_report", *arguments])
+    report = make_report(bundle, args.backend, plan, command)
+    _write(report, Path(args.output))
+    return 0 if report.ok else 1
 
 
 def make_report(bundle: Bundle, backends: Sequence[str], plan: Plan, command: str) -> Report:
@@ -221,9 +217,7 @@ def _write(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
     for name, content in (("report.json", text), ("report.md", page_of(report))):
-        partial = folder / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(folder / name)
+        write_whole(folder / name, content.encode())
     print(f"{folder / 'report.json'} and {folder / 'report.md'}: send both back")
 
 

@@ -6,7 +6,6 @@ would, is off. Weights are read from their file by the parser, so that a graph m
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from runtime.errors import EngineError
 from runtime.tensorrt.plan import EnginePlan, GraphPlan, InputProfile
 
-__all__ = ["EngineBuilder", "write_whole"]
+__all__ = ["EngineBuilder"]
 
 _ONE_LINE = 400
 
@@ -130,19 +129,6 @@ class EngineBuilder:
                 "other limits"
             )
         return profile
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that a build that dies leaves no half of it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        partial = Path(stream.name)
-        try:
-            stream.write(content)
-            stream.flush()
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _one_line(text: str) -> str:

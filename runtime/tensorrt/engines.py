@@ -24,7 +24,8 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError, EngineError
 from runtime.manifest import Manifest
-from runtime.tensorrt.builder import EngineBuilder, write_whole
+from runtime.output import write_whole
+from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.identity import EngineIdentity
 from runtime.tensorrt.memory import weight_files
 from runtime.tensorrt.plan import EnginePlan, GraphPlan
