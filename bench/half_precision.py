@@ -3,10 +3,11 @@
     python -m bench.half_precision                       the demo checkpoint, 200 pictures
     python -m bench.half_precision --images 10
 
-Per picture: cosine of the vision features (rows of the unpruned encoder) and of the logits behind the pruned
-prompt, whether the likeliest token is the same, and whether the same visual tokens are kept. Two scores tie
-when they are closer than the rounding of the features they come from: a difference of kept tokens counts as a
-near-tie when each token that only one side keeps has a float32 score within `TIE_BITS` of the K-th one.
+Per picture: cosine and size of the vision features (rows of the unpruned encoder) and of the logits behind
+the pruned prompt, whether the likeliest token is the same, and whether the same visual tokens are kept. Two
+scores tie when they are closer than the rounding of the features they come from: a difference of kept tokens
+counts as a near-tie when each token that only one side keeps has a float32 score within `TIE_BITS` of the
+K-th one.
 
 ONNX Runtime's processor runs float16 graphs by casting to float32 and back around each operator, and bfloat16
 graphs not at all: those run as their twin in float32 whose every value is rounded
@@ -44,7 +45,7 @@ from export.precision.emulate import emulate_bfloat16
 from export.writer import file_infos
 from runtime import Generator, contract, load_bundle
 from runtime.bundle import MANIFEST_FILE
-from runtime.parity import measure, row_cosine
+from runtime.parity import length_gain, measure, row_cosine
 from runtime.plan import Amount
 from runtime.reuse import NO_REUSE
 
@@ -64,6 +65,7 @@ class Agreement:
 
     vision: list[float] = field(default_factory=list)
     logits: list[float] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)
     top1: list[bool] = field(default_factory=list)
     answers: list[bool] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -75,6 +77,10 @@ class Agreement:
         wanted, got = (arrays["logits"].reshape(1, -1).astype(np.float64) for arrays in (reference, measured))
         # A number added to all logits changes nothing, and would hide differences.
         self.logits.append(row_cosine(wanted - wanted.mean(), got - got.mean()) or 0.0)
+        self.gains += [
+            length_gain(reference["image_features"], measured["image_features"]) or 0.0,
+            length_gain(wanted - wanted.mean(), got - got.mean()) or 0.0,
+        ]
         self.top1.append(bool(wanted.argmax() == got.argmax()))
         self.answers.append(np.array_equal(reference["tokens"], measured["tokens"]))
         kept = reference["kept_indices"]
@@ -89,6 +95,7 @@ class Agreement:
             "vision_cosine_least": min(self.vision),
             "logits_cosine": float(np.mean(self.logits)),
             "logits_cosine_least": min(self.logits),
+            "gain_farthest": max(self.gains, key=lambda gain: abs(gain - 1)),
             "top1": float(np.mean(self.top1)),
             "answers_equal": sum(self.answers),
             "kept": {verdict: self.kept.count(verdict) for verdict in (_EQUAL, _TIE, _DIFFERENT)},
@@ -189,6 +196,7 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
             name,
             f"{1 - each['vision_cosine']:.1e} ({1 - each['vision_cosine_least']:.1e})",
             f"{1 - each['logits_cosine']:.1e} ({1 - each['logits_cosine_least']:.1e})",
+            f"{each['gain_farthest'] - 1:+.1e}",
             f"{each['top1']:.1%}",
             str(each["answers_equal"]),
             str(each["kept"][_EQUAL]),
@@ -199,7 +207,8 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
         for name, each in figures.items()
     )
     columns = (
-        *("precision", "1 - cosine, vision (most)", "1 - cosine, logits (most)", "same first token"),
+        *("precision", "1 - cosine, vision (most)", "1 - cosine, logits (most)"),
+        *("size of either - 1 (most)", "same first token"),
         *(f"same {_ANSWER} tokens", "kept: equal", "near-tie", "different", "overlap (least)"),
     )
     pictures = next(iter(figures.values()))["pictures"]
@@ -209,8 +218,7 @@ def _result(figures: dict[str, Any], threads: int) -> Result:
         "as a twin in float32 whose every value is rounded; no GPU was used.",
         "Kept tokens: a near-tie is a difference in which each token that one side alone keeps has a float32 "
         f"score within 2^-{TIE_BITS['fp16']} (fp16) or 2^-{TIE_BITS['bf16']} (bf16) of the last kept one's.",
-        "Scores are computed in float32 from the softmax on; the products of the scoring layer, Q with K, "
-        "are in 16 bits.",
+        "The scoring layer's products of Q with K, all behind them, and the LM head are computed in float32.",
     )
     return Result(
         "half-precision-demo",

@@ -198,9 +198,12 @@ def _add_component(table: Table, component: dict[str, Any], reasons: bool) -> No
     """Rows of a part of the bundle that is not float32: how far it is from PyTorch in float32 as a whole."""
     from rich.markup import escape
 
-    floor, chosen = component["floor"] or {}, component.get("chosen")
+    floor, chosen, gain = component["floor"] or {}, component.get("chosen"), component.get("gain")
+    near = None if gain is None else 1 - abs(gain - 1)
+    nearest = None if "gain" not in floor else 1 - floor["gain"]
     for what, found, least in (
         ("1 - cosine", component["cosine"], floor.get("cosine")),
+        ("size", near, nearest),
         ("tokens changed", component["top1"], floor.get("top1")),
         ("worth of kept tokens lost", chosen, floor.get("chosen")),
     ):

@@ -35,6 +35,7 @@ __all__ = [
     "compare",
     "compare_stage",
     "format_report",
+    "length_gain",
     "measure",
     "row_cosine",
 ]
@@ -83,7 +84,8 @@ class StageResult:
     compared.
 
     `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
-    compare. `cosine` is the mean over rows of the last axis, of features and logits that could be compared.
+    compare. `cosine` is the mean over rows of the last axis, of features and logits that could be compared,
+    and `gain` how many times as large they are: a wrong scale turns no row.
     `chosen`, of kept indices: how good the choice is by the reference's scores, from 0 (the least ones are
     kept) to 1 (the same or as good).
     """
@@ -96,6 +98,7 @@ class StageResult:
     detail: str = ""
     skipped: bool = False
     cosine: float | None = None
+    gain: float | None = None
     chosen: float | None = None
 
 
@@ -194,8 +197,10 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
     tolerance = stage.tolerance * scale
     ok = largest <= tolerance  # false for NaN
     detail = "" if ok else _first_difference(reference, measured, difference, tolerance)
-    cosine = row_cosine(reference, measured) if stage.scale == OF_MAX else None
-    return StageResult(stage.name, largest, tolerance, stage.reason, ok, detail, cosine=cosine)
+    result = StageResult(stage.name, largest, tolerance, stage.reason, ok, detail)
+    if stage.scale != OF_MAX:
+        return result
+    return replace(result, cosine=row_cosine(reference, measured), gain=length_gain(reference, measured))
 
 
 def row_cosine(reference: Array, measured: Array) -> float | None:
@@ -209,6 +214,15 @@ def row_cosine(reference: Array, measured: Array) -> float | None:
     cosines = (one * other).sum(axis=1) / np.where(lengths > 0, lengths, 1)
     cosines[(lengths == 0) & (one == other).all(axis=1)] = 1.0
     return float(cosines.mean()) if cosines.size else 1.0
+
+
+def length_gain(reference: Array, measured: Array) -> float | None:
+    """Length of the one array, taken whole, over that of its reference, in float64; None where it is no
+    number."""
+    one, other = (float(np.linalg.norm(array.astype(np.float64))) for array in (reference, measured))
+    if one == 0.0:
+        return 1.0 if other == 0.0 else None
+    return other / one if np.isfinite(other) else None
 
 
 def measure(

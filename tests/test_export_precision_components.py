@@ -12,11 +12,12 @@ from rich.console import Console
 
 from export.report import parity_table
 from runtime import contract
-from runtime.costs import FLOORS, Component, Floor, components_of, costs_of
-from runtime.parity import STAGES, ParityReport, UnitScores, compare, row_cosine
+from runtime.costs import FLOORS, Component, components_of, costs_of
+from runtime.parity import STAGES, ParityReport, UnitScores, compare, length_gain, row_cosine
 
 HALF = dict.fromkeys((contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU), "fp16")
-LOSS = {"mean_cosine": 0.9995, "top1_agreement": 0.97}
+LOSS = {"mean_cosine": 0.9995, "mean_gain": 1.001, "top1_agreement": 0.97}
+ONE = pytest.approx(1.0)
 
 
 def report(features: np.ndarray) -> ParityReport:
@@ -52,6 +53,24 @@ def test_features_and_logits_carry_their_cosine() -> None:
     assert cosines["kept_indices"] is None
 
 
+def test_a_wrong_scale_fails_though_no_row_turns() -> None:
+    found = {each.name: each for each in components_of(report(np.full((2, 4), 3.0)), HALF, None)}
+    assert found["vision"].cosine == ONE
+    assert found["vision"].failure is not None
+    assert "3.000 times as large" in found["vision"].failure
+    assert found["pruned vision"].failure is None
+
+
+def test_the_gain_is_that_of_the_whole_array() -> None:
+    one = np.array([[3.0, 0.0], [0.0, 4.0]], np.float32)
+    assert length_gain(one, 2 * one) == 2.0
+    assert length_gain(one, np.array([[0.0, 0.0], [0.0, 10.0]])) == 2.0
+    assert length_gain(0 * one, 0 * one) == 1.0
+    assert length_gain(0 * one, one) is None
+    assert length_gain(one, np.full_like(one, np.nan)) is None
+    assert length_gain(one, np.full_like(one, np.inf)) is None
+
+
 def test_float32_has_no_components() -> None:
     assert components_of(report(np.ones((2, 4))), {}, None) == ()
 
@@ -59,19 +78,19 @@ def test_float32_has_no_components() -> None:
 def test_components_of_a_half_bundle() -> None:
     everything = {**HALF, contract.EMBED_TOKENS: "fp16", contract.DECODER_PORTABLE: "fp16"}
     vision, pruned, decoder = components_of(report(np.ones((2, 4))), everything, LOSS)
-    assert pruned == Component("pruned vision", "fp16", pytest.approx(1.0), None, FLOORS["fp16"])
-    assert vision == Component("vision", "fp16", pytest.approx(1.0), None, FLOORS["fp16"])
-    assert decoder == Component("decoder", "fp16", 0.9995, 0.97, FLOORS["fp16"])
+    assert pruned == Component("pruned vision", "fp16", ONE, None, FLOORS["fp16"], gain=ONE)
+    assert vision == Component("vision", "fp16", ONE, None, FLOORS["fp16"], gain=ONE)
+    assert decoder == Component("decoder", "fp16", 0.9995, 0.97, FLOORS["fp16"], gain=1.001)
     assert vision.failure is decoder.failure is None
 
 
 def test_an_embedding_alone_counts_as_the_decoder() -> None:
     (found,) = components_of(report(np.ones((2, 4))), {contract.EMBED_TOKENS: "bf16"}, LOSS)
-    assert (found.name, found.precision, found.floor) == ("decoder", "bf16", Floor(0.99, 0.9))
+    assert (found.name, found.precision, found.floor) == ("decoder", "bf16", FLOORS["bf16"])
 
 
 def test_weights_alone_have_no_floor() -> None:
-    poor = {"mean_cosine": 0.5, "top1_agreement": 0.1}
+    poor = {"mean_cosine": 0.5, "mean_gain": 2.0, "top1_agreement": 0.1}
     (found,) = components_of(report(np.ones((2, 4))), {contract.DECODER: "int4"}, poor)
     assert (found.floor, found.failure, found.to_dict()["ok"]) == (None, None, True)
 
@@ -88,6 +107,12 @@ def test_weights_alone_have_no_floor() -> None:
             "at least 0.8 is expected: give vision another --precision",
         ),
         (Component("decoder", "fp16", 1.0, 0.9, FLOORS["fp16"]), "keeps 90.0% of the likeliest tokens"),
+        (
+            Component("vision", "fp16", 1.0, None, FLOORS["fp16"], gain=3.0),
+            "vision in fp16 makes numbers 3.000 times as large as in float32, 0.98 to 1.02 is expected: give "
+            "this part another --precision",
+        ),
+        (Component("decoder", "bf16", 1.0, 1.0, FLOORS["bf16"], gain=0.9), "0.900 times as large"),
     ],
 )
 def test_below_the_floor_the_component_is_named(component: Component, sentence: str) -> None:
@@ -162,6 +187,7 @@ def test_the_parity_table_has_a_row_for_each_number() -> None:
         Component("decoder", "int4", 0.87, 0.8),
         Component("decoder", "fp16", None, 1.0, FLOORS["fp16"]),
         Component("selection", "fp16", None, None, FLOORS["fp16"], 0.5),
+        Component("vision", "fp16", 1.0, None, FLOORS["fp16"], gain=1.25),
     )
     parity = {**report(np.ones((2, 4))).to_dict(), "components": [each.to_dict() for each in found]}
     for reasons in (False, True):
@@ -176,4 +202,6 @@ def test_the_parity_table_has_a_row_for_each_number() -> None:
             ["decoder in fp16: 1 - cosine", "-", "1.0e-03", "TOO FAR"],
             ["decoder in fp16: tokens changed", "0.0e+00", "5.0e-02", "ok"],
             ["selection in fp16: worth of kept tokens lost", "5.0e-01", "2.0e-01", "TOO FAR"],
+            ["vision in fp16: 1 - cosine", "0.0e+00", "1.0e-03", "ok"],
+            ["vision in fp16: size", "2.5e-01", "2.0e-02", "TOO FAR"],
         ]

@@ -163,6 +163,7 @@ def test_a_decoder_in_float16_is_close_to_float32(tmp_path: Path) -> None:
 def test_float32_islands(tmp_path: Path) -> None:
     made = dtypes(halved(decoder(tmp_path)))
     full = "square mean with_eps root inverse normed hidden position angle cosine bias biased probabilities"
+    full += " logits"
     half = "q_rows q k v_rows products scores mixed merged projected residual present.0.key"
     assert {name: made[name] for name in full.split()} == dict.fromkeys(full.split(), ir.DataType.FLOAT)
     assert {name: made[name] for name in half.split()} == dict.fromkeys(half.split(), ir.DataType.FLOAT16)
@@ -173,9 +174,11 @@ def test_a_value_is_cast_once(tmp_path: Path) -> None:
     # The norm's result goes to three products, the angles to two: one Cast each.
     assert sorted(casts) == [
         "cosine_float16",
+        "head_fp16_float",
         "hidden_float16",
         "inputs_embeds_float16",
         "probabilities_float16",
+        "residual_float",
         "scores_float",
     ]
 
@@ -237,6 +240,55 @@ def test_a_pruned_encoder_selects_in_float32(tmp_path: Path) -> None:
         ir.DataType.FLOAT16,
     }
     assert floats == {ir.DataType.FLOAT}
+
+
+def test_scores_start_at_a_float32_product(tmp_path: Path) -> None:
+    """Scores tap a softmax at opset 20: the product below it is float32, those of others are not."""
+    sketch = Sketch(layers=2, feature_layer=1, grid=(4, 5))
+    onnx.save(build(sketch), tmp_path / "encoder.onnx")
+    prune_file(tmp_path / "encoder.onnx", tmp_path / "pruned.onnx", PruneOptions(special_tokens=1))
+    graph = ir.load(halved(tmp_path / "pruned.onnx")).graph
+    below = []
+    for node in graph:
+        if node.op_type == "Softmax":
+            value = node.inputs[0]
+            while value is not None and value.producer() is not None and value.producer().op_type != "MatMul":
+                value = value.producer().inputs[0]
+            below.append(None if value is None else value.dtype)
+    assert below.count(ir.DataType.FLOAT) == 1
+    assert below.count(ir.DataType.FLOAT16) == len(below) - 1 > 0
+
+
+def test_the_head_multiplies_in_float32(tmp_path: Path) -> None:
+    """Its weights take 16 bits in the file, and its sums keep what 16 bits would round away."""
+    source = decoder(tmp_path)
+    head = next(node for node in ir.load(source).graph if node.outputs[0].name == "logits").inputs[1]
+    target = halved(source)
+    made = next(node for node in ir.load(target).graph if node.outputs[0].name == "logits")
+    widened = made.inputs[1].producer()
+    assert made.op_type == "MatMul"
+    assert widened is not None
+    assert (widened.op_type, widened.inputs[0].dtype) == ("Cast", ir.DataType.FLOAT16)
+    np.testing.assert_array_equal(
+        widened.inputs[0].const_value.numpy(), head.const_value.numpy().astype(np.float16)
+    )
+    logits = outputs(target, request(np.float16))["logits"]
+    assert (logits != logits.astype(np.float16)).mean() > 0.9
+
+
+def test_a_head_in_four_bits_stays_in_float16(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[1, seq, 4] x) => (float[1, seq, 2] logits)
+    <uint8[4, 2] packed = {1, 2, 3, 4, 5, 6, 7, 8}, float[2] scale = {0.5, 0.25}>
+    {
+        head = DequantizeLinear <axis = 1> (packed, scale)
+        logits = MatMul(x, head)
+    }
+    """
+    ir.save(ir.from_proto(onnx.parser.parse_model(text)), tmp_path / "a.onnx")
+    made = ir.load(halved(tmp_path / "a.onnx")).graph
+    assert [node.inputs[0].dtype for node in made if node.op_type == "MatMul"] == [ir.DataType.FLOAT16]
 
 
 def test_both_encoders_share_the_float16_file(tmp_path: Path) -> None:

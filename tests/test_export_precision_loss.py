@@ -24,12 +24,16 @@ def reference(case: LossCase) -> np.ndarray:
     return WANTED[len(case.ids)]
 
 
+def centred(rows: torch.Tensor) -> torch.Tensor:
+    return rows - rows.mean(1, keepdim=True)
+
+
 def test_every_number_is_torchs() -> None:
     loss = measure_loss(reference, lambda case: GOT[len(case.ids)], CASES)
     one, other = (
         torch.tensor(np.concatenate([side[7], side[4]]), dtype=torch.float64) for side in (WANTED, GOT)
     )
-    cosines = torch.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True))
+    cosines = torch.cosine_similarity(centred(one), centred(other))
     divergence = torch.nn.functional.kl_div(
         other.log_softmax(1), one.log_softmax(1), log_target=True, reduction="batchmean"
     )
@@ -37,6 +41,7 @@ def test_every_number_is_torchs() -> None:
         positions=11,
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
+        mean_gain=float((centred(other).norm(dim=1) / centred(one).norm(dim=1)).mean()),
         top1_agreement=float((one.argmax(1) == other.argmax(1)).double().mean()),
         mean_kl=float(divergence),
         max_abs_diff=float((one - other).abs().max()),

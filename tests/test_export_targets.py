@@ -135,7 +135,7 @@ def test_a_component_below_its_floor_fails_the_build(
 ) -> None:
     from runtime import costs
 
-    monkeypatch.setattr(costs, "FLOORS", {"fp16": costs.Floor(1.0, 0.5)})
+    monkeypatch.setattr(costs, "FLOORS", {"fp16": costs.Floor(1.0, 0.5, 0.0)})
     options = BuildOptions(
         str(toy_checkpoint("clip-llama")), tmp_path / "b", precision=parse_precision("vision=fp16")
     )

@@ -89,16 +89,52 @@ def test_halves_take_half(manifest: Manifest) -> None:
     halved = replace(manifest, graphs=graphs, decoder=replace(manifest.decoder, cache_dtype="float16"))
     config = {
         "vision_config": {"hidden_size": 64, "intermediate_size": 100, "num_heads": 2, "patch_size": 4},
-        "text_config": {"intermediate_size": 48, "num_attention_heads": 4},
+        "text_config": {"intermediate_size": 48, "num_attention_heads": 4, "tie_word_embeddings": False},
     }
     sizes = sizes_from_config(config, halved)
     # 32 x 32 px in patches of 4 x 4 are 64, four to a token.
     assert sizes == ModelSizes(BlockSizes(64, 100, 2, 2), BlockSizes(32, 48, 4, 2), 4, 1)
     plan = plan_engines(halved, SMALL, MIB)
-    need = memory_of(plan, halved, sizes)
+    need = memory_of(plan, sized(halved, 1000), sizes)
+    # The head, 262 words of 32 columns, is float32 in an engine: 2 bytes more than in its file.
+    assert need.weights[contract.DECODER_PORTABLE] == 2000 + 2 * 262 * 32
+    assert need.weights[contract.EMBED_TOKENS] == 2000
     assert need.kv == 2 * 2 * 8 * 256 * 2
     # Logits and probabilities of the attention stay float32: 2 x 2 heads x 65 x 65 of 4 bytes.
     assert need.activations[contract.VISION_ENCODER_FOPRU] == 2 * (2 * 5 * 64 * 65 + 4 * 4 * 65 * 65)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tied", "more"),
+    [
+        ("fp32", False, 0.0),
+        ("fp32", True, 4.0),  # its file is another graph's
+        ("fp16", True, 4.0),
+        ("bf16", False, 2.0),
+        ("int4", False, 0.0),
+        ("int4", True, 0.5),
+    ],
+)
+def test_the_head_of_an_engine(manifest: Manifest, precision: str, tied: bool, more: float) -> None:
+    graphs = {name: replace(info, precision=precision) for name, info in manifest.graphs.items()}
+    made = sized(replace(manifest, graphs=graphs), 10_000)
+    sizes = ModelSizes(BlockSizes(32, 48, 4), BlockSizes(32, 48, 4), tied=tied)
+    need = memory_of(plan_engines(made, SMALL, MIB), made, sizes)
+    assert need.weights[contract.DECODER_PORTABLE] == 20_000 + more * 262 * 32
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({"tie_word_embeddings": False}, False),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, True),
+        ({}, True),
+    ],
+)
+def test_whether_the_head_is_tied(manifest: Manifest, config: dict[str, object], tied: bool) -> None:
+    sizes = sizes_from_config(config, manifest)
+    assert sizes.tied is tied
+    assert ("tie_word_embeddings" in sizes.guessed) is (not config)
 
 
 def test_less_is_kept_less_is_needed(manifest: Manifest) -> None:
@@ -122,7 +158,7 @@ def test_what_a_configuration_does_not_say_is_guessed_and_named(manifest: Manife
     assert sizes.guessed == (
         *("vision_config.hidden_size", "vision_config.intermediate_size"),
         *("vision_config.num_attention_heads", "text_config.intermediate_size"),
-        "text_config.num_attention_heads",
+        *("text_config.num_attention_heads", "tie_word_embeddings"),
     )
 
 

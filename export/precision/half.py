@@ -2,10 +2,11 @@
 
 One walk over the graph in its order. Products, convolutions, attention and fused norms run in 16 bits (the
 last two sum in float32 inside). These stay float32: everything from a Pow, a Reduce, a Sqrt or an Exp to the
-next product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, and
-all nodes that score and select tokens, from the softmax down to TopK (at opset 20 the product of Q and K in
-front of it is in 16 bits). Graph inputs and outputs stay float32, except the KV cache, which is half as
-large; logits are the 16-bit products of the head, widened.
+next product (a norm written out), Softmax and the additions of its mask, angles until their Cos and Sin, all
+nodes that score and select tokens, from the product of Q with K down to TopK, and the LM head, whose sums
+are compared with each other as scores are. Weights of the head are 16 bits in the file and widened behind it
+(an engine holds them wide); a head in 4 bits makes products of 16. Graph inputs and outputs stay float32,
+except the KV cache, which is half as large.
 
 Which of the two an elementwise node runs in depends on its inputs: float32 as soon as one leans to float32.
 What leans to 16 bits although it is computed in float32: graph inputs, and what lies in [-1, 1] (Softmax,
@@ -33,6 +34,7 @@ from export.errors import OptionError
 from export.precision.weight_file import INLINE_BYTES, WeightFile, initializer_of, row_chunks, source_of
 from export.precision.widened import numbers_of
 from fopru_graph.builder import STAMP
+from runtime import contract
 
 __all__ = ["HalfReport", "halve"]
 
@@ -48,6 +50,7 @@ _PRODUCTS = (
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
     *("QuantizeLinear", "DequantizeLinear", "TRT_INT4DequantizeLinear"),
 )
+_MATRIX_PRODUCTS = ("MatMul", "Gemm")
 _NORMS = (
     *("LayerNormalization", "SimplifiedLayerNormalization"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
@@ -129,6 +132,7 @@ class _Walk:
         self._leans: dict[ir.Value, ir.DataType] = {}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._half = self._full = 0
+        self._exact = _exact_products(model.graph)
 
     def run(self) -> HalfReport:
         for value in self._graph.inputs:
@@ -171,7 +175,9 @@ class _Walk:
 
     def _dtype(self, node: ir.Node, floats: list[ir.Value]) -> ir.DataType:
         half = self._kind.dtype
-        if _is_careful(node) or _subgraphs(node) or not _is_defined(node, self._opset, self._kind):
+        if _is_careful(node) or node in self._exact or _subgraphs(node):
+            return _FULL
+        if not _is_defined(node, self._opset, self._kind):
             return _FULL
         if node.op_type in _PRODUCTS:
             if node.op_type == "Attention" and node.domain == "":
@@ -186,6 +192,8 @@ class _Walk:
         return half if all(_is_representable(tensor, self._kind) for tensor in constants) else _FULL
 
     def _read_in(self, node: ir.Node, dtype: ir.DataType) -> None:
+        if node in self._exact:
+            self._store_half(node)
         for position, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FULL, self._kind.dtype) and value.dtype != dtype:
                 node.replace_input_with(position, self._as(value, dtype))
@@ -195,9 +203,16 @@ class _Walk:
                     if value is not None and value.dtype == self._kind.dtype and _is_of(value, self._graph):
                         inner.replace_input_with(position, self._as(value, _FULL))
 
+    def _store_half(self, node: ir.Node) -> None:
+        """Weights of a float32 product take 16 bits in the file, as all others do."""
+        for position, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and value.dtype == _FULL:
+                stored = self._half_weight(value)
+                node.replace_input_with(position, self._as(stored, _FULL))
+
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if (value, dtype) not in self._casts:
-            if value.is_initializer() and value.const_value is not None:
+            if value.is_initializer() and value.const_value is not None and dtype != _FULL:
                 return self._half_weight(value)
             self._casts[value, dtype] = self._cast(value, dtype)
         return self._casts[value, dtype]
@@ -286,6 +301,47 @@ def _has_type(operator: str, opset: int, word: str) -> bool:
 
 def _is_careful(node: ir.Node) -> bool:
     return node.metadata_props.get(STAMP) in _CAREFUL_PASSES
+
+
+def _exact_products(graph: ir.Graph) -> set[ir.Node]:
+    """Products whose sums are read as numbers, not as features: Q with K below the softmax that scores are
+    made of, and the LM head. Weights in few bits are for products in 16 bits, which a head of such stays."""
+    scored = [
+        value.producer()
+        for node in graph
+        if _is_careful(node)
+        for value in node.inputs
+        if value is not None and value.producer() is not None
+    ]
+    softmaxes = _behind([node for node in scored if node is not None], ("Softmax",))
+    heads = [value.producer() for value in graph.outputs if value.name == contract.LOGITS]
+    products = _behind([up for node in softmaxes for up in _producers(node)], _MATRIX_PRODUCTS)
+    products |= _behind([node for node in heads if node is not None], _MATRIX_PRODUCTS)
+    return {node for node in products if not any(_is_packed(each) for each in _producers(node))}
+
+
+def _behind(nodes: list[ir.Node], kinds: tuple[str, ...]) -> set[ir.Node]:
+    """The first nodes of these kinds upstream, past nodes that compute element by element or move."""
+    found, seen, waiting = set(), set(), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in kinds:
+            found.add(node)
+        elif node.op_type in (*_FOLLOW, "Softmax", "Cast"):
+            waiting.extend(_producers(node))
+    return found
+
+
+def _producers(node: ir.Node) -> list[ir.Node]:
+    made = (value.producer() for value in node.inputs if value is not None)
+    return [producer for producer in made if producer is not None]
+
+
+def _is_packed(node: ir.Node) -> bool:
+    return node.op_type.endswith("DequantizeLinear")
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Graph]:

@@ -52,6 +52,7 @@ class PrecisionLoss:
         positions: how many were compared.
         mean_cosine, min_cosine: of two rows of logits, each minus its mean (adding a number to all logits
             changes no token, and would hide differences).
+        mean_gain: length of such a row over that of float32's: a cosine does not see a wrong scale.
         top1_agreement: fraction of positions with the same most likely token.
         mean_kl: KL divergence of the probabilities from those of float32, in nats.
         max_abs_diff: largest difference of two logits.
@@ -60,6 +61,7 @@ class PrecisionLoss:
     positions: int
     mean_cosine: float
     min_cosine: float
+    mean_gain: float
     top1_agreement: float
     mean_kl: float
     max_abs_diff: float
@@ -100,6 +102,7 @@ def _read(logits: Logits, case: LossCase) -> npt.NDArray[np.float32]:
 
 def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> PrecisionLoss:
     cosines: list[float] = []
+    gains: list[float] = []
     divergences: list[float] = []
     largest: list[float] = []
     agreeing = 0
@@ -110,7 +113,9 @@ def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Precisi
             )
         for wanted, got in zip(reference, measured, strict=True):  # row by row: [S, V] in float64 is large
             one, other = wanted.astype(np.float64), got.astype(np.float64)
-            cosines.append(_cosine(one, other))
+            cosine, gain = _cosine_and_gain(one, other)
+            cosines.append(cosine)
+            gains.append(gain)
             divergences.append(_divergence(one, other))
             agreeing += int(one.argmax() == other.argmax() and np.isfinite(other).all())
             largest.append(float(np.abs(one - other).max()))
@@ -120,16 +125,19 @@ def _loss(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Precisi
         positions=len(cosines),
         mean_cosine=float(np.mean(cosines)),
         min_cosine=float(np.min(cosines)),
+        mean_gain=float(np.mean(gains)),
         top1_agreement=agreeing / len(cosines),
         mean_kl=float(np.mean(divergences)),
         max_abs_diff=float(np.max(largest)),
     )
 
 
-def _cosine(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+def _cosine_and_gain(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[float, float]:
     one, other = one - one.mean(), other - other.mean()
-    length = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / length if length else float(np.array_equal(one, other))
+    wanted, got = float(np.linalg.norm(one)), float(np.linalg.norm(other))
+    if wanted * got == 0.0:
+        return (1.0, 1.0) if np.array_equal(one, other) else (0.0, float("inf") if got else 0.0)
+    return float(one @ other) / (wanted * got), got / wanted
 
 
 def _divergence(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

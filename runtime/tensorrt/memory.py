@@ -1,6 +1,7 @@
 """Preflight: what engines need, in bytes by part, against what the device has free. Arithmetic, nothing runs.
 
-    weights      the graphs' ONNX files, weight data included: an engine holds about as much
+    weights      the graphs' ONNX files, weight data included: an engine holds about as much; the LM head is
+                 float32 there where the file has 16 bits, and a head tied to the embeddings is a second copy
     KV cache     2 x layers x rows x kv_heads x head_dim, rows in whole blocks of 256
     I/O          every input and output at its greatest profile, without the cache
     activations  of a block: (5 w + 2 m) rows, or the attention where that is more: logits and probabilities,
@@ -52,7 +53,8 @@ OVERHEAD = 512 * MIB
 BUILD_FACTOR, FIELD_FACTOR = 2, 4
 _SMALL_BOARD = 12 * GIB  # where a missing contiguous piece ended a build
 _FLOAT = 4
-_WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5}  # else 2
+_FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+_HEAD_BYTES = {**_FILE_BYTES, "fp16": 4.0, "bf16": 4.0}  # in an engine: its product is a float32 island
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ class BlockSizes:
 @dataclass(frozen=True)
 class ModelSizes:
     """Blocks of both towers. `rows_per_token`, `extra_rows`: a unit of N tokens is N times the one plus the
-    other in the encoder. `guessed` names what the configuration does not say."""
+    other in the encoder. `tied`: the LM head is the embedding table, and lies in another graph's file.
+    `guessed` names what the configuration does not say."""
 
     vision: BlockSizes
     text: BlockSizes
     rows_per_token: int = 1
     extra_rows: int = 1
+    tied: bool = False
     guessed: tuple[str, ...] = ()
 
 
@@ -199,7 +203,10 @@ def sizes_from_config(config: Mapping[str, Any], manifest: Manifest) -> ModelSiz
         *block(text, decoder.hidden_size, decoder.head_dim, "text_config"),
         _item(manifest, _portable(decoder)),
     )
-    return ModelSizes(seen, spoken, *_rows_per_token(vision, manifest), tuple(guessed))
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if not isinstance(tied, bool):
+        guessed.append("tie_word_embeddings")
+    return ModelSizes(seen, spoken, *_rows_per_token(vision, manifest), tied is not False, tuple(guessed))
 
 
 def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> MemoryNeed:
@@ -208,14 +215,15 @@ def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> Memory
         graph.graph: sum(manifest.files[name].bytes for name in weight_files(manifest, graph.graph))
         for graph in plan.graphs
     }
+    name, head, stored = _portable(manifest.decoder), *_head_bytes(manifest)
+    weights[name] += head if sizes.tied else head - stored
     activations = {graph.graph: _activations(graph, manifest, sizes) for graph in plan.graphs}
     build = {name: BUILD_FACTOR * weights[name] + activations[name] + plan.workspace for name in weights}
     decoder = manifest.decoder
     kv = cache_bytes(decoder, plan.cache_rows)
-    head = manifest.graphs[_portable(decoder)].precision
     candidates = {
         f"scratch memory of {max(activations, key=activations.__getitem__)}": max(activations.values()),
-        "the LM head": round(decoder.vocab_size * decoder.hidden_size * _WEIGHT_BYTES.get(head, 2.0)),
+        "the LM head": head,
         "one tensor of the KV cache": kv // (2 * decoder.layers),
     }
     largest = max(candidates, key=candidates.__getitem__)
@@ -229,6 +237,13 @@ def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> Memory
         build_field=FIELD_FACTOR * max(weights.values()),
         largest=(largest, candidates[largest]),
     )
+
+
+def _head_bytes(manifest: Manifest) -> tuple[int, int]:
+    """Of the LM head in an engine and in its file."""
+    decoder = manifest.decoder
+    precision, count = manifest.graphs[_portable(decoder)].precision, decoder.vocab_size * decoder.hidden_size
+    return round(count * _HEAD_BYTES[precision]), round(count * _FILE_BYTES[precision])
 
 
 def preflight(need: MemoryNeed, free: FreeMemory | None) -> Preflight:
