@@ -63,10 +63,16 @@ def read_result(path: Path) -> Result:
     """The result written at `path`.
 
     Raises:
-        BenchError: the file has another format.
+        BenchError: there is no such file, or it has another format.
     """
-    content = json.loads(path.read_text())
-    if content.pop("format", None) != FORMAT:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BenchError(
+            f"no result can be read from {path} ({error}): give a file of {RESULTS.relative_to(ROOT)}, or "
+            "run the measurement that writes it"
+        ) from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise BenchError(f"{path} is not a result of format {FORMAT}: run the measurement again")
     content["environment"] = Environment(**content["environment"])
     content["tables"] = tuple(

@@ -52,7 +52,8 @@ def precision_for(target: str | None, text: str | None) -> Precisions:
     """
     if target in (None, "ort"):
         return parse_precision("fp32" if text is None else text)
-    return parse_precision(text or _TENSORRT_PRECISION, Precision(_TENSORRT_PRECISION))
+    rest = _TENSORRT_PRECISION
+    return parse_precision(rest if text is None else text, Precision(rest))
 
 
 @dataclass(frozen=True)

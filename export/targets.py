@@ -11,6 +11,7 @@ from export.errors import OptionError
 from export.precision import PARTS, Precision, Precisions
 from fopru_graph.api import load_graph
 from fopru_graph.lint.graph import GraphView, view_of
+from fopru_graph.lint.registry import RULES
 from fopru_graph.lint.report import Finding
 from fopru_graph.lint.run import lint_view, target_named
 from fopru_graph.lint.targets import OP_RELEASES, PRECISION_CHIPS, TARGETS, Target
@@ -22,6 +23,7 @@ __all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "targe
 # (`export.precision.qdq`) has no tables in 4 bits, and its 8 bits need scales of activations.
 _WRITTEN_FOR = {"tensorrt": ("fp32", "fp16", "bf16"), "ort": ("fp32", "fp16", "int8", "int4")}
 _FUSED_NORMS = 23  # the opset from which every language model has RMSNormalization
+_FUSED_ATTENTION = 23  # and every vision encoder Attention; decoders are written without it
 _OF_DECODERS = {"tensorrt": ("int4",), "ort": ()}
 
 
@@ -50,8 +52,8 @@ def check_target(name: str, opset: int, precisions: Precisions) -> None:
     """Compare a target with the options of a build.
 
     Raises:
-        OptionError: an opset that its parser does not take, or a precision that no chip of it computes in or
-            that is not written for it.
+        OptionError: an opset that its parser does not take, a precision that no chip of it computes in or
+            that is not written for it, or the two of them together.
     """
     target = target_named(name)
     if not target.min_opset <= opset <= target.max_opset:
@@ -64,6 +66,13 @@ def check_target(name: str, opset: int, precisions: Precisions) -> None:
         raise OptionError(
             f"opset is {opset}, which writes norms as RMSNormalization, but target {name} ({target.title}) "
             f"takes that from TensorRT {young[0]}.{young[1]} on: leave --opset out for 20"
+        )
+    # For the family whose lint calls it an error; full TensorRT is warned about after the export.
+    refuses = RULES["attention-kernel"].severities.get(target.family) == "error"
+    if opset >= _FUSED_ATTENTION and refuses and precisions.vision.name == "fp32":
+        raise OptionError(
+            f"opset is {opset} and precision of vision is fp32, but target {name} ({target.title}) builds no "
+            "float32 Attention: leave --opset out for 20, or give --precision vision=fp16 or vision=bf16"
         )
     for part in PARTS:
         precision, allowed = getattr(precisions, part).name, _precisions_for(target, part)

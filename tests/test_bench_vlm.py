@@ -418,6 +418,20 @@ def test_a_result_of_another_measurement_is_refused(capsys: pytest.CaptureFixtur
     assert "give --result one that bench.vlm wrote" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "why"), [(None, "No such file"), ("{", "Expecting property name")])
+def test_a_result_that_cannot_be_read(
+    text: str | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nowhere.json"
+    if text is not None:
+        path.write_text(text)
+    assert readme.main(["--result", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: no result can be read from {path} (")
+    assert why in shown
+    assert shown.endswith("): give a file of bench/results, or run the measurement that writes it\n")
+
+
 def test_the_table_is_put_between_the_marks(tmp_path: Path) -> None:
     target = tmp_path / "README.md"
     target.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")

@@ -231,6 +231,11 @@ def test_the_precision_of_a_target(target: str | None, text: str | None, expecte
             "precision of vision is bf16, but target ort .* has fp32, fp16, int8, int4: .* out for fp32",
         ),
         ({"precision": parse_precision("vision=bf16")}, "precision is bf16, which ONNX Runtime does not"),
+        (
+            {"target": "tensorrt-rtx", "opset": 23, "precision": parse_precision("fp16,vision=fp32")},
+            "opset is 23 and precision of vision is fp32, but target tensorrt-rtx .* builds no float32 "
+            "Attention: leave --opset out for 20, or give --precision vision=fp16 or vision=bf16",
+        ),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
@@ -248,6 +253,19 @@ def test_a_precision_that_no_chip_has_is_refused(monkeypatch: pytest.MonkeyPatch
         OptionError, match=r"precision of vision is bf16, but target jetpack6 .* has fp32, fp16: "
     ):
         check_target("jetpack6", 20, parse_precision("bf16"))
+
+
+def test_opset_23_is_for_half_precision_with_tensorrt_for_rtx() -> None:
+    for precision in ("fp16", "bf16", "vision=fp16"):  # the decoder is written without Attention
+        check_target("tensorrt-rtx", 23, parse_precision(precision))
+    check_target("tensorrt-rtx", 20, FLOAT32)
+    check_target("tensorrt11", 23, FLOAT32)  # not seen there: a warning of the lint
+
+
+@pytest.mark.parametrize("target", [None, "ort", "jetpack6", "tensorrt-rtx"])
+def test_an_empty_precision_is_none(target: str | None) -> None:
+    with pytest.raises(OptionError, match=r"precision is '', expected .*fp32, fp16, bf16, int8, int4"):
+        precision_for(target, "")
 
 
 def test_decoders_of_targets() -> None:
@@ -314,7 +332,9 @@ def test_every_graph_is_asked_about_but_a_decoder_that_is_not_for_the_target(tmp
 def test_the_help_names_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         build_module.main(["--help"])
-    assert "tensorrt-rtx" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "tensorrt-rtx" in shown
+    assert "a component is less exact than the floor of its precision" in shown
 
 
 def test_a_bfloat16_bundle(toy_checkpoint: Maker, tmp_path: Path) -> None:

@@ -274,13 +274,43 @@ def test_engines_of_trtexec_are_taken_up(bundle: Bundle, plan: EnginePlan) -> No
     folder = engine_folder(bundle, ORIN)
     folder.mkdir(parents=True)
     for graph in plan.graphs[1:]:
-        (folder / f"{graph.graph}.engine").write_bytes(b"by trtexec")
+        (folder / f"{graph.graph}.engine").write_bytes(b"by trtexec" + bytes(2048))
     with pytest.raises(
         EngineError, match=r"there is no engine .*vision_encoder_fopru\.engine: run its trtexec"
     ):
         record_engines(bundle, ORIN, plan)
-    (folder / f"{plan.graphs[0].graph}.engine").write_bytes(b"by trtexec")
+    (folder / f"{plan.graphs[0].graph}.engine").write_bytes(b"by trtexec" + bytes(2048))
     assert record_engines(bundle, ORIN, plan) == find_engines(bundle, ORIN)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (b"", "is no engine, it has 0 bytes: run its trtexec command first, which `python -m runtime.engine"),
+        (bytes(1023), "is no engine, it has 1023 bytes"),
+        (b"&&&& RUNNING TensorRT.trtexec\n" * 99, "is no engine, but text: run its trtexec"),
+        (b'{"layers": ["one"]}' * 99, "is no engine, but text"),
+        (None, r"embed_tokens\.engine is no engine, but begins like an ONNX graph: run its trtexec"),
+        ("folder", r"there is no engine .*embed_tokens\.engine: run its trtexec"),
+    ],
+)
+def test_what_is_certainly_no_engine_is_not_taken_up(
+    wrong: bytes | str | None, message: str, bundle: Bundle, plan: EnginePlan
+) -> None:
+    folder = engine_folder(bundle, ORIN)
+    folder.mkdir(parents=True)
+    for graph in plan.graphs:
+        (folder / f"{graph.graph}.engine").write_bytes(b"vtrt" + bytes(2048))
+    place = folder / "embed_tokens.engine"
+    if wrong == "folder":
+        place.unlink()
+        place.mkdir()
+    else:
+        graph_file = bundle.graph("vision_encoder_fopru").read_bytes()  # larger than 1 KiB
+        place.write_bytes(graph_file if wrong is None else wrong)
+    with pytest.raises(EngineError, match=message):
+        record_engines(bundle, ORIN, plan)
+    assert not (folder / RECORD).exists()
 
 
 @needs_rtx
@@ -298,6 +328,7 @@ def test_tensorrt_for_rtx_builds_every_engine(family: str, family_bundle: Bundle
     plan = plan_engines(bundle.manifest, replace(SMALL, unpruned=True, max_ratio=0.5), 256 << 20)
     identity = EngineIdentity("none", 86, str(trt.__version__), None)
     made = build_engines(bundle, identity, EngineBuilder(trt, plan, configure=for_sm86))
+    assert record_engines(bundle, identity, plan) == made  # it takes real ones for engines
     assert find_engines(bundle, identity) == made
     assert set(made.files) == {graph.graph for graph in plan.graphs}
     assert min(file.bytes for file in made.files.values()) > 10_000

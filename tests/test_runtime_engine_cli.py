@@ -146,7 +146,7 @@ def test_trtexec_alone(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"mkdir -p {folder}" in out
     folder.mkdir(parents=True)
     for graph in ("vision_encoder_fopru", "embed_tokens", "decoder_model_portable"):
-        (folder / f"{graph}.engine").write_bytes(b"built")
+        (folder / f"{graph}.engine").write_bytes(b"built" + bytes(2048))
     assert main([str(bundle), *LIMITS, "--record"], probe=probe) == 0
     assert (folder / "engines.json").is_file()
 

@@ -49,6 +49,9 @@ ENGINES = "engines"
 RECORD = "engines.json"
 TIMING_CACHE = "timing.cache"
 _FORMAT = 1
+_LEAST_ENGINE = 1 << 10  # that of one small operator has several KiB
+_HEAD = 4096  # bytes that are looked at
+_ONNX_START = 0x08  # field 1 of a ModelProto, its IR version
 
 
 @dataclass(frozen=True)
@@ -192,22 +195,44 @@ def build_engines(
 def record_engines(bundle: Bundle, identity: EngineIdentity, plan: EnginePlan) -> EngineSet:
     """Take up engines that `trtexec` built from the commands of a plan: writes `engines.json` beside them.
 
+    TensorRT documents no header of an engine, so that a file is one is not checked: refused is what certainly
+    is none, a folder, a few bytes, text, or an ONNX graph. Whether it is of this graph, this plan and this
+    device shows when it is loaded.
+
     Raises:
-        EngineError: one is missing.
+        EngineError: one is missing, or certainly no engine.
     """
     folder = engine_folder(bundle, identity)
     files = {}
     for graph in plan.graphs:
         path = folder / f"{graph.graph}.engine"
-        if not path.is_file() or not path.stat().st_size:
+        wrong = _no_engine(path)
+        if wrong:
             raise EngineError(
-                f"there is no engine {path}: run its trtexec command first, which `python -m runtime.engine "
-                f"{bundle.path} --plan-only` prints"
+                f"{wrong}: run its trtexec command first, which `python -m runtime.engine {bundle.path} "
+                "--plan-only` prints"
             )
         onnx = graph_hash(bundle.manifest, graph.graph)
         files[graph.graph] = EngineFile(path.name, path.stat().st_size, onnx)
     write_whole(folder / RECORD, _record_text(identity, plan, files).encode())
     return EngineSet(folder, identity, plan, files)
+
+
+def _no_engine(path: Path) -> str:
+    """Why a file is certainly no engine, empty where it may be one.
+
+    The first bytes of engines differ between products and releases, with sizes behind them that text has not.
+    """
+    if not path.is_file():
+        return f"there is no engine {path}"
+    size = path.stat().st_size
+    if size < _LEAST_ENGINE:
+        return f"{path} is no engine, it has {size} bytes"
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head[0] == _ONNX_START:
+        return f"{path} is no engine, but begins like an ONNX graph"
+    return "" if 0 in head else f"{path} is no engine, but text"
 
 
 @dataclass(frozen=True)
