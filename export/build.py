@@ -188,8 +188,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.build",
         description="Make a bundle with pruned visual tokens from a Hugging Face checkpoint.",
-        epilog="Exit codes: 0 done, 1 written but a stage diverges from PyTorch, a component is less exact than "
-        "the floor of its precision, or the target refuses a graph, 2 an error, 130 Ctrl-C.",
+        epilog="Exit codes: 0 done, 1 written but a stage diverges from PyTorch, a component is less exact "
+        "than the floor of its precision, or the target refuses a graph, 2 an error, 130 Ctrl-C.",
     )
     parser.add_argument(
         "--model",

@@ -25,6 +25,7 @@ from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.engines import (
     TIMING_CACHE,
     EngineSet,
+    build_command,
     build_engines,
     engine_folder,
     find_engines,
@@ -120,16 +121,23 @@ def _run(args: argparse.Namespace, probe: Probe) -> int:
 
 
 def _again(args: argparse.Namespace) -> str:
-    """The command that builds what was planned: other limits would make another plan."""
-    default = _parser("").parse_args([args.bundle])
-    words = ["python", "-m", "runtime.engine", args.bundle]
-    for name in ("max_images", "max_prompt", "max_new_tokens", "ratio", "max_ratio", "max_image_tokens"):
-        if getattr(args, name) != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", f"{getattr(args, name):g}"]
-    words += [] if args.workspace is None else ["--workspace", f"{args.workspace >> 20}MiB"]
-    words += ["--unpruned"] if args.unpruned else []
-    words += [] if args.timing_cache is None else ["--timing-cache", str(args.timing_cache)]
-    return shlex.join(words)
+    """The command that builds what was planned."""
+    command = build_command(args.bundle, _limits(args), args.workspace)
+    if args.timing_cache is None:
+        return command
+    return f"{command} --timing-cache {shlex.quote(str(args.timing_cache))}"
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    return Limits(
+        max_images=args.max_images,
+        max_prompt=args.max_prompt,
+        max_new_tokens=args.max_new_tokens,
+        ratio=args.ratio,
+        max_ratio=args.max_ratio,
+        max_image_tokens=args.max_image_tokens,
+        unpruned=args.unpruned,
+    )
 
 
 def _planned(args: argparse.Namespace, probe: Probe) -> _Job:
@@ -150,15 +158,7 @@ def _planned(args: argparse.Namespace, probe: Probe) -> _Job:
         free: FreeMemory | None = BOARDS[args.board]
     else:  # this machine's memory says nothing about another device
         free = None if target is not None and args.plan_only else _free(identity, probe)
-    limits = Limits(
-        max_images=args.max_images,
-        max_prompt=args.max_prompt,
-        max_new_tokens=args.max_new_tokens,
-        ratio=args.ratio,
-        max_ratio=args.max_ratio,
-        max_image_tokens=args.max_image_tokens,
-        unpruned=args.unpruned,
-    )
+    limits = _limits(args)
     most = TARGETS["jetpack6"].workspace if target is None else target.workspace
     plan = plan_engines(bundle.manifest, limits, args.workspace or _workspace(free, most))
     sizes = sizes_from_config(_config(bundle), bundle.manifest)

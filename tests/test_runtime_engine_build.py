@@ -25,6 +25,7 @@ from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.engines import (
     RECORD,
     TIMING_CACHE,
+    build_command,
     build_engines,
     engine_folder,
     find_engine,
@@ -246,8 +247,14 @@ def test_engines_of_another_graph_are_refused(bundle: Bundle, plan: EnginePlan) 
 
 def test_an_engine_that_was_not_built(bundle: Bundle, plan: EnginePlan) -> None:
     made = build_engines(bundle, ORIN, EngineBuilder(fake_tensorrt(), plan))
-    with pytest.raises(EngineError, match=r"has no engine of vision_encoder, only of .*--unpruned`"):
+    again = (
+        f"run `python -m runtime.engine {bundle.path} --max-images 2 --max-prompt 40 --max-new-tokens 10 "
+        "--workspace 256MiB --unpruned`"
+    )
+    with pytest.raises(EngineError, match=f"has no engine of vision_encoder, only of .*: {again}$"):
         made.path(contract.VISION_ENCODER)
+    with pytest.raises(EngineError, match=f": {again}$"):  # what `runtime.check` meets
+        find_engine(bundle.graph(contract.VISION_ENCODER), ORIN)
     with pytest.raises(EngineError, match="has no engine of decoder_model_merged, only of"):
         find_engine(bundle.graph(contract.DECODER), ORIN)
     with pytest.raises(EngineError, match="is no graph of the bundle"):
@@ -311,6 +318,15 @@ def test_what_is_certainly_no_engine_is_not_taken_up(
     with pytest.raises(EngineError, match=message):
         record_engines(bundle, ORIN, plan)
     assert not (folder / RECORD).exists()
+
+
+def test_the_command_that_builds_has_all_limits() -> None:
+    limits = Limits(3, 40, 1_000_000, 0.25, 1 / 3, 900, unpruned=True)
+    assert build_command("a b", limits, 512 << 20) == (
+        "python -m runtime.engine 'a b' --max-images 3 --max-prompt 40 --max-new-tokens 1000000 --ratio 0.25 "
+        "--max-ratio 0.3333333333333333 --max-image-tokens 900 --workspace 512MiB --unpruned"
+    )
+    assert build_command("b", Limits()) == "python -m runtime.engine b"
 
 
 @needs_rtx

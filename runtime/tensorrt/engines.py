@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from runtime import contract
 from runtime.bundle import Bundle, load_bundle
 from runtime.decode import decode
 from runtime.errors import BundleError, EngineError
@@ -28,7 +30,7 @@ from runtime.output import write_whole
 from runtime.tensorrt.builder import EngineBuilder
 from runtime.tensorrt.identity import EngineIdentity
 from runtime.tensorrt.memory import weight_files
-from runtime.tensorrt.plan import EnginePlan, GraphPlan
+from runtime.tensorrt.plan import EnginePlan, GraphPlan, Limits
 from runtime.version import __version__
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "TIMING_CACHE",
     "EngineFile",
     "EngineSet",
+    "build_command",
     "build_engines",
     "engine_folder",
     "find_engine",
@@ -79,12 +82,24 @@ class EngineSet:
             EngineError: it was not built.
         """
         if graph not in self.files:
-            extra = " --unpruned" if graph == "vision_encoder" else ""
+            unpruned = self.plan.limits.unpruned or graph == contract.VISION_ENCODER
+            limits = replace(self.plan.limits, unpruned=unpruned)
+            again = build_command(str(self.folder.parent.parent), limits, self.plan.workspace)
             raise EngineError(
-                f"{self.folder} has no engine of {graph}, only of {', '.join(self.files)}: run "
-                f"`python -m runtime.engine {self.folder.parent.parent}{extra}`"
+                f"{self.folder} has no engine of {graph}, only of {', '.join(self.files)}: run `{again}`"
             )
         return self.folder / self.files[graph].file
+
+
+def build_command(bundle: str, limits: Limits, workspace: int | None = None) -> str:
+    """The command that builds engines of these limits: others would make another plan."""
+    words, default = ["python", "-m", "runtime.engine", bundle], Limits()
+    for field in fields(Limits):
+        value, flag = getattr(limits, field.name), f"--{field.name.replace('_', '-')}"
+        if value != getattr(default, field.name) and not isinstance(value, bool):
+            words += [flag, str(value)]
+    words += [] if workspace is None else ["--workspace", f"{workspace >> 20}MiB"]
+    return shlex.join([*words, "--unpruned"] if limits.unpruned else words)
 
 
 def engine_folder(bundle: Bundle, identity: EngineIdentity) -> Path:
