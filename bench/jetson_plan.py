@@ -30,7 +30,7 @@ from runtime.manifest import (
     PruningInfo,
     SpecialTokens,
 )
-from runtime.tensorrt.memory import BOARDS, MemoryNeed, memory_of, preflight, sizes_from_config
+from runtime.tensorrt.memory import BOARDS, MemoryNeed, Verdict, memory_of, preflight, sizes_from_config
 from runtime.tensorrt.plan import Limits, plan_engines
 
 __all__ = ["MODEL", "llava_manifest", "main", "parameters", "plan_boards"]
@@ -145,7 +145,7 @@ def plan_boards() -> Result:
                 name = f"{precision}, {images} image{'s' if images > 1 else ''}, ratio {ratio:g}"
                 parts.append((name, str(plan.capacity), *_part_cells(need)))
                 checks = {board: preflight(need, free) for board, free in BOARDS.items()}
-                fits.append((name, *(_answer(need, each.verdict.problems) for each in checks.values())))
+                fits.append((name, *(_answer(need, each.verdict) for each in checks.values())))
                 figures[name] = {
                     "capacity": plan.capacity,
                     "memory": asdict(need) | {"run": need.run, "build_peak": need.build_peak},
@@ -155,7 +155,7 @@ def plan_boards() -> Result:
         Table(
             f"{MODEL}: memory in GiB, by arithmetic",
             (
-                *("engines", "cache rows", "weights", "KV cache", "I/O", "scratch", "CUDA"),
+                *("engines", "cache rows", "weights", "KV cache", "I/O", "scratch", "kept pictures", "CUDA"),
                 *("running", "build peak", "in one piece"),
             ),
             tuple(parts),
@@ -175,6 +175,8 @@ _NOTES = (
     "Ratio is the greatest fraction kept (--max-ratio); 512 text tokens and 256 new ones at most.",
     "int4: the decoder's matrices in 4 bits with a float16 scale per 32; everything else, the KV cache and "
     "activations in float16.",
+    "kept pictures: visual tokens of earlier ones, 256 MiB at most by default; a Generator made with "
+    "Reuse(features=0) keeps none.",
     "build peak: twice the weights of the largest graph, its scratch memory, 1 GiB of workspace and CUDA; "
     "language models were seen to take 3 to 4 times their weights. Swap counts for it.",
     '"in one piece" is the largest single allocation; boards under 12 GiB are refused where it exceeds the '
@@ -184,19 +186,22 @@ _NOTES = (
 
 def _part_cells(need: MemoryNeed) -> tuple[str, ...]:
     sizes = (
-        *(sum(need.weights.values()), need.kv, need.io, need.scratch, need.overhead),
+        *(sum(need.weights.values()), need.kv, need.io, need.scratch, need.features, need.overhead),
         *(need.run, need.build_peak, need.largest[1]),
     )
     return tuple(f"{size / GIB:.2f}" for size in sizes)
 
 
-def _answer(need: MemoryNeed, problems: tuple[str, ...]) -> str:
+def _answer(need: MemoryNeed, verdict: Verdict) -> str:
     """`fits`, or what stands against it."""
+    problems = verdict.problems
     if any(each.startswith("running") or "cannot be swapped" in each for each in problems):
         return "no"
     found = ["needs swap to build"] if any("of swap" in each for each in problems) else []
     if any("in one piece" in each for each in problems):
         found.append(f"needs cma={need.largest[1] // (1 << 20)}M or more")
+    if any(each.startswith("running") for each in verdict.warnings):
+        found.append("with Reuse(features=0)")
     return ", ".join(found) or "fits"
 
 

@@ -278,7 +278,8 @@ def _report(job: _Job) -> list[str]:
     rows += [("KV cache", need.kv), ("inputs and outputs", need.io)]
     rows += [(f"scratch {name}", size) for name, size in need.activations.items() if size]
     rows += [("scratch, the largest for all", need.scratch)] if len(need.activations) > 1 else []
-    rows += [("CUDA and libraries", need.overhead), ("running, all of it", need.run)]
+    rows += [("kept of earlier pictures, at most", need.features), ("CUDA and libraries", need.overhead)]
+    rows += [("running, all of it", need.run)]
     rows += [
         ("building, at the peak", need.build_peak),
         (f"in one piece: {need.largest[0]}", need.largest[1]),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.configurations import configuration, hf_config
-from bench.jetson_plan import MODEL, llava_manifest, main, parameters, plan_boards
+from bench.jetson_plan import MODEL, WORKSPACE, _answer, llava_manifest, main, parameters, plan_boards
 from bench.processors import special_token_ids
 from runtime import contract
+from runtime.tensorrt.memory import FreeMemory, memory_of, preflight, sizes_from_config
+from runtime.tensorrt.plan import Limits, plan_engines
 
 
 def test_parameters_are_those_of_transformers() -> None:
@@ -60,12 +63,33 @@ def test_the_numbers_by_hand() -> None:
     assert full["memory"]["activations"][contract.DECODER_PORTABLE] == decoder
 
 
+def test_every_part_has_a_column() -> None:
+    # Two decimals each: weights, KV cache, I/O, scratch, kept pictures and CUDA are all there is to run.
+    table = plan_boards().tables[0]
+    first, last = table.columns.index("weights"), table.columns.index("running")
+    for row in table.rows:
+        parts = [float(cell) for cell in row[first:last]]
+        assert sum(parts) == pytest.approx(float(row[last]), abs=0.005 * (len(parts) + 1))
+        assert row[table.columns.index("kept pictures")] == "0.25"
+
+
 def test_what_fits() -> None:
     rows = {row[0]: row[1:] for row in plan_boards().tables[1].rows}
     assert {row[2] for row in rows.values()} == {"fits"}  # 64 GB hold every one of them
     assert {row[0] for name, row in rows.items() if name.startswith("fp16")} == {"no"}  # 13 GiB on 8 GB
     assert rows["int4, 4 images, ratio 1"][0] == "no"
     assert rows["int4, 4 images, ratio 0.3"][0].startswith("needs swap to build")
+
+
+def test_what_fits_without_kept_pictures() -> None:
+    manifest = llava_manifest("int4")
+    plan = plan_engines(manifest, Limits(max_images=1), WORKSPACE)
+    need = memory_of(plan, manifest, sizes_from_config({}, manifest))
+    free = FreeMemory(64 << 30, need.run - 1, swap=64 << 30)
+    assert _answer(need, preflight(need, free).verdict) == "with Reuse(features=0)"
+    more = replace(free, available=need.run)
+    assert _answer(need, preflight(need, more).verdict) == "fits"
+    assert _answer(need, preflight(need, replace(free, available=need.run_least - 1)).verdict) == "no"
 
 
 def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

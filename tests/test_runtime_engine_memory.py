@@ -34,6 +34,7 @@ NEED = MemoryNeed(
     weights={"vision_encoder_fopru": GIB, "embed_tokens": GIB // 4, "decoder_model_portable": 4 * GIB},
     kv=GIB,
     io=GIB // 4,
+    features=GIB // 4,
     activations={"vision_encoder_fopru": GIB // 4, "embed_tokens": 0, "decoder_model_portable": GIB // 2},
     overhead=GIB // 2,
     build={"vision_encoder_fopru": 3 * GIB, "embed_tokens": GIB, "decoder_model_portable": 9 * GIB},
@@ -77,7 +78,10 @@ def test_every_part_by_hand(manifest: Manifest) -> None:
     embed = 72 * (8 + 32 * 4)
     decoder = 72 * 32 * 4 + 8 * 328 + 8 * 82 + 262 * 4  # rows, mask, positions, logits
     assert need.io == pixels + outputs + embed + decoder
-    assert need.run == 3 * 2000 + need.kv + need.io + prefill + OVERHEAD
+    # What `Reuse` keeps of pictures by default; a `Generator` with NO_REUSE does without.
+    assert need.features == 256 * MIB
+    assert need.run_least == 3 * 2000 + need.kv + need.io + prefill + OVERHEAD
+    assert need.run == need.run_least + 256 * MIB
     assert need.build[contract.DECODER_PORTABLE] == 2 * 2000 + prefill + 64 * MIB
     assert need.build_peak == 4000 + prefill + 64 * MIB + OVERHEAD
     assert need.build_pinned == 2000 + prefill + 64 * MIB + OVERHEAD
@@ -182,7 +186,7 @@ def test_what_fits_says_nothing() -> None:
     found = preflight(NEED, PLENTY)
     assert found.verdict.ok
     assert found.verdict.warnings == ()
-    assert NEED.run == 7.5 * GIB  # 5.25 + 1 + .25 + .5 + .5
+    assert (NEED.run_least, NEED.run) == (7.5 * GIB, 7.75 * GIB)  # 5.25 + 1 + .25 + .5 + .5, and .25
     assert (NEED.build_peak, NEED.build_pinned) == (9.5 * GIB, 5.5 * GIB)
     assert preflight(NEED, None).verdict.ok  # a device that is not here
 
@@ -193,6 +197,18 @@ def test_running_does_not_fit() -> None:
         "running needs 7.50 GiB, but 7.00 GiB of 64.00 GiB are free: give a smaller --max-prompt or "
         "--max-images, a lower --max-ratio, or an int4 bundle"
     )
+
+
+def test_kept_pictures_do_not_fit() -> None:
+    tight = replace(PLENTY, available=round(7.6 * GIB), swap=60 * GIB)
+    found = preflight(NEED, tight).verdict
+    assert found.ok  # a program can keep less
+    assert found.warnings == (
+        "running needs 7.75 GiB once 0.25 GiB of visual tokens of earlier pictures are kept, but 7.60 GiB "
+        "are free: make the Generator with Reuse(features=0), or give a smaller --max-prompt or --max-images, a "
+        "lower --max-ratio, or an int4 bundle",
+    )
+    assert preflight(replace(NEED, features=0), tight).verdict.warnings == ()
 
 
 def test_building_needs_swap() -> None:

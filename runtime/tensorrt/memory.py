@@ -6,6 +6,7 @@
     I/O          every input and output at its greatest profile, without the cache
     activations  of a block: (5 w + 2 m) rows, or the attention where that is more: logits and probabilities,
                  float32, heads x rows x columns each, unfused as in the layer that is scored
+    features     visual tokens of earlier pictures, kept on the device: as many as `Reuse` allows by default
     overhead     CUDA context and libraries
     run          all of it; graphs run one after the other in one scratch memory, so the largest counts
     build        2 x weights of one graph (the parser's copy and the serialised engine) + its activations +
@@ -29,6 +30,7 @@ from runtime import contract
 from runtime.errors import EngineError
 from runtime.kv_cache import cache_bytes
 from runtime.manifest import DecoderInfo, Manifest
+from runtime.reuse import Reuse
 from runtime.tensorrt.plan import EnginePlan, GraphPlan, InputProfile
 
 __all__ = [
@@ -119,6 +121,7 @@ class MemoryNeed:
     weights: dict[str, int]
     kv: int
     io: int
+    features: int
     activations: dict[str, int]
     overhead: int
     build: dict[str, int]
@@ -131,9 +134,14 @@ class MemoryNeed:
         return max(self.activations.values())
 
     @property
-    def run(self) -> int:
-        """While requests are answered: all engines at once."""
+    def run_least(self) -> int:
+        """While requests are answered, all engines at once, and nothing is kept of earlier pictures."""
         return sum(self.weights.values()) + self.kv + self.io + self.scratch + self.overhead
+
+    @property
+    def run(self) -> int:
+        """While requests are answered, with what is kept between them."""
+        return self.run_least + self.features
 
     @property
     def build_peak(self) -> int:
@@ -231,6 +239,7 @@ def memory_of(plan: EnginePlan, manifest: Manifest, sizes: ModelSizes) -> Memory
         weights=weights,
         kv=kv,
         io=sum(_io(graph, plan, manifest) for graph in plan.graphs),
+        features=Reuse().features,
         activations=activations,
         overhead=OVERHEAD,
         build=build,
@@ -252,9 +261,15 @@ def preflight(need: MemoryNeed, free: FreeMemory | None) -> Preflight:
         return Preflight(need, None, Verdict((), ()))
     problems, warnings = [], []
     less = "give a smaller --max-prompt or --max-images, a lower --max-ratio, or an int4 bundle"
-    if need.run > free.available:
+    if need.run_least > free.available:
         problems.append(
-            f"running needs {_gib(need.run)}, but {_gib(free.available)} of {_gib(free.total)} are free: "
+            f"running needs {_gib(need.run_least)}, but {_gib(free.available)} of {_gib(free.total)} are "
+            f"free: {less}"
+        )
+    elif need.run > free.available:
+        warnings.append(
+            f"running needs {_gib(need.run)} once {_gib(need.features)} of visual tokens of earlier pictures "
+            f"are kept, but {_gib(free.available)} are free: make the Generator with Reuse(features=0), or "
             f"{less}"
         )
     host = free.available if free.host is None else free.host
