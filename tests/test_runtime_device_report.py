@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -29,6 +30,7 @@ from runtime.device_report.measure import (
     measure_backend,
     request_of,
     stage_of,
+    steady_growth,
 )
 from runtime.device_report.page import page_of
 from runtime.device_report.record import BackendRecord, Loop, Memory, Refusal, Report
@@ -142,6 +144,9 @@ def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(machine, "CudaCopies", Device)
     assert MemoryReader(probe(tmp_path, {})).read() == Memory(None, None, None, 7000)
 
+    pool = SimpleNamespace(allocated=2000)
+    assert MemoryReader(probe(tmp_path, {}), pool).read() == Memory(None, None, None, 7000, 2000)
+
     def refuse() -> None:
         raise BackendError("none")
 
@@ -170,6 +175,59 @@ def test_growth_by_hand(samples: list[int | None], expected: int | None) -> None
     assert growth(samples) == expected
 
 
+def noisy(count: int) -> list[int]:
+    """Use of a device without a leak: more for greater ratios, in every round of 16."""
+    return [1000 + 10 * (number % 16) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (noisy(1000), 0),
+        ([use + number for number, use in enumerate(noisy(1024))], 896),  # 128 more in each of 7 steps
+        # Another process takes 5000 once: in the middle of the loop, or of a window, or gives it back.
+        ([use + 5000 * (number >= 512) for number, use in enumerate(noisy(1024))], 0),
+        ([use + 5000 * (number >= 570) for number, use in enumerate(noisy(1024))], 0),
+        ([use - 900 * (number >= 300) for number, use in enumerate(noisy(1024))], 0),
+        # For a while: two steps of seven.
+        ([use + 5000 * (200 <= number < 700) for number, use in enumerate(noisy(1024))], 0),
+        # That does not hide a leak.
+        ([use + number - 9000 * (number >= 512) for number, use in enumerate(noisy(1024))], 896),
+        ([use + number for number, use in enumerate(noisy(96))], 80),  # six windows of a round
+        ([5, 9, 4, 9], -1),  # two windows
+        ([5, None], None),
+        ([5], None),
+        ([], None),
+    ],
+)
+def test_growth_that_goes_on_by_hand(samples: list[int | None], expected: int | None) -> None:
+    assert steady_growth(samples) == expected
+
+
+def test_the_loop_tells_a_leak_from_another_process(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan((), 1, 1, 3, 128, 1)
+
+    def found(device: Callable[[int], int], pool: Callable[[int], int]) -> Loop:
+        reads: list[int] = []
+
+        def read(self: MemoryReader) -> Memory:
+            reads.append(len(reads))
+            return Memory(1 << 20, 2 << 20, None, device(reads[-1]), pool(reads[-1]))
+
+        monkeypatch.setattr(MemoryReader, "read", read)
+        loop = measure_backend(load_bundle(toy), "onnxruntime", plan, lambda _: None).loop
+        assert loop is not None
+        return loop
+
+    once = found(lambda number: (number > 70) << 30, lambda _: 7)
+    assert (once.growth_device, once.growth_buffers, once.ok) == (0, 0, True)
+    assert once.most_device == 1 << 30
+    leak = found(lambda number: number << 20, lambda _: 7)
+    assert (leak.growth_device, leak.ok) == (7 * 16 << 20, False)
+    buffers = found(lambda _: 5, lambda number: (number > 70) << 30)
+    assert (buffers.growth_device, buffers.growth_buffers, buffers.ok) == (0, 1 << 30, False)
+
+
 def test_agreement_of_kept_tokens_by_hand() -> None:
     reference = {"kept_counts": np.array([2, 3]), "kept_indices": np.array([0, 5, 0, 1, 2])}
     # The first unit has 5 in another place of the list, the second keeps 7 in place of 2.
@@ -193,7 +251,7 @@ def test_ratios_of_the_requests() -> None:
 
 
 def loop(**changes: Any) -> Loop:
-    return replace(Loop(1000, 16, 9.0, 0, None, None, ALLOWED_GROWTH, 0, MEMORY), **changes)
+    return replace(Loop(1000, 16, 9.0, 0, None, None, None, ALLOWED_GROWTH, 0, MEMORY), **changes)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +262,8 @@ def loop(**changes: Any) -> Loop:
         ({"growth_rss": None}, True),
         ({"growth_rss": ALLOWED_GROWTH + 1}, False),
         ({"growth_device": ALLOWED_GROWTH + 1}, False),
+        ({"growth_buffers": ALLOWED_GROWTH + 1}, False),
+        ({"growth_buffers": ALLOWED_GROWTH, "growth_device": -ALLOWED_GROWTH}, True),
         ({"changed_answers": 1}, False),
     ],
 )
@@ -360,7 +420,14 @@ def test_a_page_with_all_that_can_be_wrong() -> None:
     assert "first stage that diverges: logits" in page
     assert "| logits | - | 5.0e-01 | DIFFERS | x |" in page
     assert "7 answered otherwise than before" in page
-    assert "5.00 GiB more of the device" in page
+    assert (
+        "the process needed 0.0 MiB more RSS than in the first; the use of the whole device, which other "
+        in page
+    )
+    assert (
+        "processes share, went on rising by 5.00 GiB (what was taken once does not count) (allowed: 16"
+        in page
+    )
     assert "- nodes of decoder: CUDAExecutionProvider 7" in page
     assert "1000.0 / 2000.0" in page  # milliseconds
 

@@ -205,8 +205,8 @@ def test_kept_pictures_do_not_fit() -> None:
     assert found.ok  # a program can keep less
     assert found.warnings == (
         "running needs 7.75 GiB once 0.25 GiB of visual tokens of earlier pictures are kept, but 7.60 GiB "
-        "are free: make the Generator with Reuse(features=0), or give a smaller --max-prompt or --max-images, a "
-        "lower --max-ratio, or an int4 bundle",
+        "are free: make the Generator with Reuse(features=0), or give a smaller --max-prompt or "
+        "--max-images, a lower --max-ratio, or an int4 bundle",
     )
     assert preflight(replace(NEED, features=0), tight).verdict.warnings == ()
 

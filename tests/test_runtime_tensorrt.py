@@ -15,6 +15,7 @@ import pytest
 from runtime import contract
 from runtime.bundle import load_bundle
 from runtime.check import check_bundle
+from runtime.device_report.measure import Plan, measure_backend
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.parity import format_report
@@ -292,3 +293,14 @@ def test_memory_that_is_short_is_a_sentence(pair: Pair) -> None:
         pair.ours.decoder_run(500, positions)
     pair.device.total = 1 << 30
     pair.same(ask("hi", *photos()))
+
+
+def test_a_report_counts_the_buffers_of_the_process(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed(Device(), double.engines("llava"), monkeypatch):
+        plan = Plan((), requests=32)
+        loop = measure_backend(double.bundle("llava"), "tensorrt", plan, lambda _: None).loop
+    assert loop is not None
+    assert loop.growth_buffers == 0  # a first round has asked for all
+    assert loop.memory.buffers is not None
+    assert loop.memory.buffers > 0
+    assert loop.ok

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+from typing import Any
 
 from runtime.backends.cudart import CudaCopies, load_cudart
 from runtime.device_report.record import Machine, Memory
@@ -81,17 +82,22 @@ def meminfo(probe: Probe) -> dict[str, int]:
 class MemoryReader:
     """Reads memory counters again and again; the GPU's where its driver is there."""
 
-    def __init__(self, probe: Probe | None = None) -> None:
-        """Find out what can be read."""
+    def __init__(self, probe: Probe | None = None, pool: Any = None) -> None:
+        """Find out what can be read; `pool` counts what the runtime has `allocated` on the device."""
         self._probe = probe or Probe()
         self._device = _device_memory()
+        self._pool = pool
 
     def read(self) -> Memory:
         """The counters now."""
         text = self._probe.text("proc/self/status") or ""
         own = {name: int(n) * 1024 for name, n in re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", text)}
         return Memory(
-            own.get("VmRSS"), own.get("VmHWM"), meminfo(self._probe).get("MemAvailable"), self._in_use()
+            rss=own.get("VmRSS"),
+            peak_rss=own.get("VmHWM"),
+            available=meminfo(self._probe).get("MemAvailable"),
+            device=self._in_use(),
+            buffers=None if self._pool is None else int(self._pool.allocated),
         )
 
     def _in_use(self) -> int | None:

@@ -26,19 +26,24 @@ from runtime.reuse import NO_REUSE
 __all__ = [
     "ALLOWED_GROWTH",
     "RATIOS",
+    "WINDOWS",
     "Plan",
     "growth",
     "kept_agreement",
     "loop_ratios",
     "measure_backend",
     "stage_of",
+    "steady_growth",
 ]
 
 RATIOS = (1.0, 0.5, 0.3, 0.1)
 
 ALLOWED_GROWTH = 16 << 20
-"""Bytes that memory may grow between two halves of the loop: allocators round up, and a leak of one request's
-rows alone is more than this over hundreds of requests."""
+"""Bytes that memory may grow in the loop: allocators round up, and a leak of one request's rows alone is more
+than this over hundreds of requests."""
+
+WINDOWS = 8
+"""Parts of the loop whose least use of the device is compared."""
 
 _LOOP_RATIOS = 16
 _LOOP_TOKENS = 4
@@ -75,7 +80,8 @@ def measure_backend(bundle: Bundle, name: str, plan: Plan, save: Save) -> Backen
     """
     generator = Generator(bundle, name, plan.threads, NO_REUSE)
     prompt, images = request_of(bundle)
-    memory, record = MemoryReader(), BackendRecord(name)
+    memory = MemoryReader(pool=getattr(generator.backend, "pool", None))
+    record = BackendRecord(name)
     for ratio in plan.ratios:
         request = Request(prompt, images, ratio=ratio, max_new_tokens=plan.new_tokens, ignore_eos=True)
         try:
@@ -95,7 +101,7 @@ def measure_backend(bundle: Bundle, name: str, plan: Plan, save: Save) -> Backen
             refusals = record.refusals if left is None else (*record.refusals, left)
             record = replace(record, loop=loop, refusals=refusals)
         save(record)
-    del generator  # parity opens every graph of the bundle
+    del generator, memory  # parity opens every graph of the bundle
     try:
         record = _with_parity(record, bundle, plan)
     except FopruError as error:
@@ -128,6 +134,21 @@ def growth(samples: Sequence[int | None]) -> int | None:
         return None
     half = len(known) // 2
     return max(known[half:]) - max(known[:half])
+
+
+def steady_growth(samples: Sequence[int | None]) -> int | None:
+    """A rise that goes on: the median step between the least of successive windows, times the steps.
+
+    For what other processes use, too: what they take or give back once is one step among many, and what they
+    take for a moment is no least. Eight windows, fewer where one would have less than a round of the ratios.
+    None where one is not known, or for fewer than two.
+    """
+    known = [each for each in samples if each is not None]
+    if len(known) != len(samples) or len(known) < 2:
+        return None
+    count = min(WINDOWS, max(2, len(known) // _LOOP_RATIOS))
+    least = [int(window.min()) for window in np.array_split(np.array(known, np.int64), count)]
+    return round(float(np.median(np.diff(least))) * (count - 1))
 
 
 def kept_agreement(reference: Mapping[str, Array], measured: Mapping[str, Array]) -> float | None:
@@ -209,7 +230,8 @@ def _loop(
         ratios=len(answers),
         seconds=time.perf_counter() - start,
         growth_rss=growth([each.rss for each in samples]),
-        growth_device=growth([each.device for each in samples]),
+        growth_buffers=growth([each.buffers for each in samples]),
+        growth_device=steady_growth([each.device for each in samples]),
         most_device=max((each.device for each in samples if each.device is not None), default=None),
         allowed_growth=ALLOWED_GROWTH,
         changed_answers=changed,

@@ -119,23 +119,37 @@ def _parity(backend: BackendRecord) -> Iterator[str]:
 
 def _loop(loop: Loop) -> str:
     changed = "none" if not loop.changed_answers else f"{loop.changed_answers}"
-    grown = [
-        f"{_bytes(size)} more of the {where}"
-        for where, size in (("device", loop.growth_device), ("host", loop.growth_rss))
+    own = [
+        f"{_bytes(size)} more {what}"
+        for what, size in (
+            ("RSS", loop.growth_rss),
+            ("of its own buffers on the device", loop.growth_buffers),
+        )
         if size is not None
     ]
-    needed = f"the second half of them needed {' and '.join(grown)} than the first" if grown else ""
+    grown = (
+        [f"in the second half of them the process needed {' and '.join(own)} than in the first"]
+        if own
+        else []
+    )
+    if loop.growth_device is not None:
+        grown.append(
+            f"the use of the whole device, which other processes share, went on rising by "
+            f"{_bytes(loop.growth_device)} (what was taken once does not count)"
+        )
     return (
         f"{loop.requests} requests with {loop.ratios} changing ratios in {loop.seconds:.1f} s: {changed} "
-        f"answered otherwise than before; {needed or 'growth of memory is not known'} (allowed: "
-        f"{_bytes(loop.allowed_growth)}). Then: {_memory(loop.memory)}, at most {_bytes(loop.most_device)}."
+        f"answered otherwise than before; {'; '.join(grown) or 'growth of memory is not known'} (allowed: "
+        f"{_bytes(loop.allowed_growth)} each). Then: {_memory(loop.memory)}, at most "
+        f"{_bytes(loop.most_device)}."
     )
 
 
 def _memory(memory: Memory) -> str:
+    buffers = "" if memory.buffers is None else f" ({_bytes(memory.buffers)} of it the runtime's buffers)"
     return (
         f"RSS {_bytes(memory.rss)}, at most {_bytes(memory.peak_rss)}; {_bytes(memory.available)} available; "
-        f"{_bytes(memory.device)} in use on the device"
+        f"{_bytes(memory.device)} in use on the device{buffers}"
     )
 
 

@@ -67,13 +67,18 @@ class BundleRecord:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at one moment; None where the system does not tell. `device` is in use on the GPU by everybody,
-    which a Jetson's GPU shares with the CPU; `rss` and `peak_rss` are of this process."""
+    """Bytes at one moment; None where the system does not tell.
+
+    `rss`, `peak_rss` and `buffers` are of this process: the last are what the runtime itself holds on the
+    device, where the backend counts it (tensorrt). `device` is in use on the GPU by everybody, on a Jetson
+    with what the CPU uses: what a process has of it, Linux tells root alone there.
+    """
 
     rss: int | None
     peak_rss: int | None
     available: int | None
     device: int | None
+    buffers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,17 @@ class Level:
 class Loop:
     """Many requests with changing ratios.
 
-    `growth_rss` and `growth_device` are bytes: the most in use in the second half of the requests, less the
-    most in the first half; `most_device` is the most of all. `changed_answers` counts requests that answered
-    otherwise than the first with the same ratio did.
+    Growth is in bytes. `growth_rss` and `growth_buffers` are of this process: the most in the second half of
+    the requests, less the most in the first half. `growth_device` is of the whole device, which other
+    processes share, so it is a rise that goes on (`measure.steady_growth`); `most_device` is the most of all.
+    `changed_answers` counts requests that answered otherwise than the first with the same ratio did.
     """
 
     requests: int
     ratios: int
     seconds: float
     growth_rss: int | None
+    growth_buffers: int | None
     growth_device: int | None
     most_device: int | None
     allowed_growth: int
@@ -139,8 +146,8 @@ class Loop:
     @property
     def ok(self) -> bool:
         """Whether nothing grew beyond what is allowed, and no answer changed."""
-        grown = [each for each in (self.growth_rss, self.growth_device) if each is not None]
-        return not self.changed_answers and all(each <= self.allowed_growth for each in grown)
+        grown = (self.growth_rss, self.growth_buffers, self.growth_device)
+        return not self.changed_answers and all((each or 0) <= self.allowed_growth for each in grown)
 
 
 @dataclass(frozen=True)
