@@ -1,0 +1,116 @@
+"""Builds targets of runtime/cpp for tests: `cpp_tool("probe_text")` is the path of the program.
+
+Configured once, in build/cpp (or where FOPRU_CPP_BUILD says), then built target by target. Where the compiler or a
+header is missing the test is skipped with what to install; with FOPRU_REQUIRE_CPP=1, as in CI, it fails instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+__all__ = ["SOURCE", "build_folder", "cpp_tool", "need_cpp"]
+
+SOURCE = Path(__file__).parent.parent / "runtime" / "cpp"
+_NEEDED = {
+    "nlohmann/json.hpp": "nlohmann-json3-dev",
+    "doctest/doctest.h": "doctest-dev",
+    "stb/stb_image.h": "libstb-dev",
+    "pcre2.h": "libpcre2-dev",
+    "utf8proc.h": "libutf8proc-dev",
+    "zlib.h": "zlib1g-dev",
+}
+_OPTIONS = ("-DFOPRU_BUILD_TESTS=ON", "-DFOPRU_BUILD_CLI=ON", "-DFOPRU_WERROR=ON")
+
+
+def build_folder(sanitize: str = "") -> Path:
+    """Where a configuration is built; `sanitize` as in `cpp_tool`."""
+    root = Path(os.environ.get("FOPRU_CPP_BUILD", SOURCE.parent.parent / "build" / "cpp"))
+    return root.with_name(root.name + "-" + sanitize.replace(",", "-")) if sanitize else root
+
+
+@functools.cache
+def cpp_tool(name: str, sanitize: str = "") -> Path:
+    """The program of a target of runtime/cpp, built if it is older than its sources.
+
+    Args:
+        name: a target, such as `probe_text`, `fopru_tests`, `fopru`, or `fopru_rt` (the shared library).
+        sanitize: sanitizers of the whole build: "", "address,undefined" or "thread".
+
+    Raises:
+        RuntimeError: it does not build; the message is the compiler's.
+    """
+    need_cpp()
+    folder = build_folder(sanitize)
+    with _locked(folder):
+        if not (folder / "CMakeCache.txt").is_file():
+            _configure(folder, sanitize)
+        _run(["cmake", "--build", str(folder), "--target", name])
+    # A file per target, written by CMake: names and folders of programs are its business.
+    places = [folder / part / name for part in ("tests", "cli", "fuzz", "examples", "tests/doubles", ".")]
+    places.append(folder / f"lib{name}.so")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise RuntimeError(f"cmake built {name}, but it is not in {', '.join(map(str, places))}")
+    return found
+
+
+def need_cpp() -> None:
+    """Skip the test where runtime/cpp cannot be built, saying what is missing."""
+    missing = _missing()
+    if missing and os.environ.get("FOPRU_REQUIRE_CPP") == "1":
+        pytest.fail(f"runtime/cpp cannot be built here, and FOPRU_REQUIRE_CPP=1: {missing}")
+    if missing:
+        pytest.skip(f"runtime/cpp cannot be built here: {missing}")
+
+
+@functools.cache
+def _missing() -> str:
+    tools = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if tools:
+        return f"install {', '.join(tools)}"
+    absent = [package for header, package in _NEEDED.items() if not _has_header(header)]
+    return f"install {' '.join(absent)} (names of Debian)" if absent else ""
+
+
+def _has_header(name: str) -> bool:
+    command = ["c++", "-E", "-x", "c++", "-"]
+    source = (
+        f"#include <{name}>\n"
+        if name != "pcre2.h"
+        else "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n"
+    )
+    return subprocess.run(command, input=source.encode(), capture_output=True, check=False).returncode == 0
+
+
+def _configure(folder: Path, sanitize: str) -> None:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    options = [
+        *_OPTIONS,
+        f"-DFOPRU_SANITIZE={sanitize}",
+        "-DCMAKE_BUILD_TYPE=" + ("RelWithDebInfo" if sanitize else "Release"),
+    ]
+    _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *generator, *options])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-6000:]}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder, over processes: pytest may run in several."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
