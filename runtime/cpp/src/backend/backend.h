@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <utility>
@@ -33,7 +34,7 @@ struct Shape {
     Shape() = default;
     Shape(std::initializer_list<std::int64_t> values);
     explicit Shape(const std::vector<std::int64_t>& values);  // BundleError beyond `most`
-    std::int64_t elements() const;
+    std::int64_t elements() const;  // BackendError: negative, or beyond 64 bits
     bool operator==(const Shape& other) const;
 };
 
@@ -68,6 +69,8 @@ public:
     virtual const std::vector<TensorName>& inputs() const = 0;
     virtual const std::vector<TensorName>& outputs() const = 0;
     virtual std::unique_ptr<Binding> bind() = 0;
+    // Greatest dim of an input that the session takes, the greatest there is where it does not say. Engines do.
+    virtual std::int64_t greatest(int index, int axis) const;
     int input(const std::string& name) const;   // place, -1 where there is none
     int output(const std::string& name) const;
 };
