@@ -43,8 +43,9 @@ extern "C" {
 #define FOPRU_API __attribute__((visibility("default")))
 #endif
 
-/* Grows when a function is added; `fopru_abi_version` of the library must be at least that of the header. A function
- * never changes its meaning: a struct grows at its end, and says its own size. */
+/* Grows when a function or a field is added; `fopru_abi_version` of the library must be at least that of the header. A
+ * function never changes its meaning. A struct that has a `size` may grow at its end: the library reads as far as the
+ * caller's size, and takes the defaults for the rest. The other structs never change. */
 #define FOPRU_ABI_VERSION 1
 FOPRU_API int fopru_abi_version(void);
 FOPRU_API const char *fopru_version(void); /* of the library, "0.6.0" */
@@ -77,7 +78,7 @@ FOPRU_API const char *fopru_bundle_info(const fopru_bundle *bundle);
 typedef struct fopru_generator fopru_generator;
 
 typedef struct fopru_options {
-    size_t size;              /* of this struct: `fopru_options_default` sets it */
+    size_t size;              /* of this struct as the caller knows it: `fopru_options_default` sets it */
     const char *backend;      /* "onnxruntime", "ort-cuda", "ort-tensorrt" or "tensorrt" */
     int threads;              /* inside an operator; 0: the backend's choice */
     const char *engines;      /* TensorRT: folder of engines; NULL: the bundle's own */
@@ -85,7 +86,14 @@ typedef struct fopru_options {
     int reuse_prefix;         /* whether the KV cache of the last answer is kept for a prompt that begins like it */
 } fopru_options;
 
-FOPRU_API fopru_options fopru_options_default(void);
+/* Writes the defaults, and `size`, to a struct of so many bytes. */
+FOPRU_API void fopru_options_init(fopru_options *options, size_t size);
+static inline fopru_options fopru_options_default(void) {
+    fopru_options options;
+    fopru_options_init(&options, sizeof options);
+    return options;
+}
+
 /* `options` NULL: the defaults. Graphs are opened when first needed. */
 FOPRU_API fopru_status fopru_generator_create(fopru_bundle *bundle, const fopru_options *options,
                                               fopru_generator **out);
@@ -150,9 +158,9 @@ typedef struct fopru_turn { /* an earlier turn of a chat */
 typedef struct fopru_encoded fopru_encoded;
 
 typedef struct fopru_request {
-    size_t size; /* of this struct: `fopru_request_default` sets it */
+    size_t size; /* of this struct as the caller knows it: `fopru_request_default` sets it */
     const char *prompt;
-    const fopru_image *const *images; /* of this turn */
+    const fopru_image *const *images; /* of this turn; those that `encoded` has may be NULL, or all of it */
     size_t image_count;
     const fopru_turn *history; /* oldest first */
     size_t history_count;
@@ -169,13 +177,18 @@ typedef struct fopru_request {
     const char *const *stop; /* strings that end the answer */
     size_t stop_count;
     int ignore_eos;
-    const fopru_encoded *encoded; /* visual tokens of all images, from `fopru_encode`; NULL: encode them */
+    const fopru_encoded *encoded; /* visual tokens of the first images, from `fopru_encode`; NULL: encode all */
 } fopru_request;
 
-FOPRU_API fopru_request fopru_request_default(void);
+FOPRU_API void fopru_request_init(fopru_request *request, size_t size); /* as `fopru_options_init` */
+static inline fopru_request fopru_request_default(void) {
+    fopru_request request;
+    fopru_request_init(&request, sizeof request);
+    return request;
+}
 
 /* Called in the thread of `fopru_generate` with text that is certain: `length` bytes, whole characters, never empty.
- * Return 0 to go on, anything else to cancel. */
+ * Return 0 to go on, anything else to cancel: it is not called again then. */
 typedef int (*fopru_on_text)(const char *piece, size_t length, void *user);
 
 /* ---- answers ---- */
@@ -184,13 +197,15 @@ typedef struct fopru_result fopru_result;
 
 FOPRU_API fopru_status fopru_generate(fopru_generator *generator, const fopru_request *request,
                                       fopru_on_text on_text, void *user, fopru_result **out);
-/* End the answer under way before its next token, from any thread; the result says "cancelled". */
+/* End the answer under way before its next token, from any thread or signal handler; the result says "cancelled". An
+ * answer that begins later is not touched. */
 FOPRU_API void fopru_cancel(fopru_generator *generator);
-/* Do once what requests of this shape need (graphs, memory, recorded steps), so that later ones allocate nothing. */
+/* Do once what requests of this shape need: graphs are opened, memory is asked for, steps are recorded. What was kept of
+ * earlier requests is forgotten. */
 FOPRU_API fopru_status fopru_warmup(fopru_generator *generator, const fopru_request *request);
 FOPRU_API void fopru_result_free(fopru_result *result);
 
-typedef struct fopru_timings { /* seconds */
+typedef struct fopru_timings { /* seconds; `preprocess` has that of images that no earlier answer counted */
     double load, preprocess, vision, embed, prefill, decode;
 } fopru_timings;
 
@@ -205,22 +220,27 @@ FOPRU_API int64_t fopru_result_tokens_before(const fopru_result *result, size_t 
 FOPRU_API int64_t fopru_result_tokens_after(const fopru_result *result, size_t image);
 FOPRU_API const int64_t *fopru_result_kept(const fopru_result *result, size_t image, size_t *count);
 FOPRU_API fopru_timings fopru_result_timings(const fopru_result *result);
-FOPRU_API const char *fopru_result_json(const fopru_result *result); /* everything, as `python -m runtime --json` */
+FOPRU_API const char *fopru_result_json(const fopru_result *result); /* everything, keys as of `Result.to_dict()` */
 
 /* ---- stages alone ---- */
 
-/* Encode and prune. `ratio`, `tokens`, `selector` and `seed` of `request` are read, and `images` of all turns. */
+/* Encode and prune. `ratio`, `tokens`, `selector` and `seed` of `request` are read, and `images` of all turns. The
+ * visual tokens go with requests to the same generator; where it computes on a device they are used, and freed, in its
+ * thread. */
 FOPRU_API fopru_status fopru_encode(fopru_generator *generator, const fopru_request *request, fopru_encoded **out);
 FOPRU_API void fopru_encoded_free(fopru_encoded *encoded);
 /* float32 [rows, width] of all images, copied to `out` from wherever they are; `out` NULL asks for the sizes. */
-FOPRU_API fopru_status fopru_encoded_features(fopru_encoded *encoded, float *out, int64_t *rows, int64_t *width);
+FOPRU_API fopru_status fopru_encoded_features(const fopru_encoded *encoded, float *out, int64_t *rows,
+                                              int64_t *width);
 FOPRU_API const int64_t *fopru_encoded_kept(const fopru_encoded *encoded, size_t image, size_t *count);
 
-/* Token ids of the pruned prompt, one image id per visual token. With `out` NULL, or `*count` too small, nothing is
- * written; `*count` becomes their number. */
+/* Token ids of the pruned prompt, one image id per visual token. `encoded` NULL: that of the request; images that it
+ * lacks are encoded. `*count` says how many ids fit in `out`, and becomes their number; where they do not fit, or `out`
+ * is NULL, nothing is written. */
 FOPRU_API fopru_status fopru_prompt_ids(fopru_generator *generator, const fopru_request *request,
                                         const fopru_encoded *encoded, int64_t *out, size_t *count);
-/* Text to ids and back, without the prompt's template; in the same way. Special tokens are left out of the text. */
+/* Text to ids and back, without the prompt's template; in the same way. Special tokens are left out of the text, and a 0
+ * is written behind it, which `*length` on return does not count, but `out` needs room for. */
 FOPRU_API fopru_status fopru_tokenize(fopru_generator *generator, const char *text, int64_t *out, size_t *count);
 FOPRU_API fopru_status fopru_detokenize(fopru_generator *generator, const int64_t *ids, size_t count, char *out,
                                         size_t *length);

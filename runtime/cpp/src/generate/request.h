@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
+
 namespace fopru {
 
 struct Sampling {
@@ -59,6 +61,13 @@ struct Result {
     Timings timings;
     std::uint64_t kv_bytes = 0, kv_bytes_unpruned = 0, kv_bytes_allocated = 0, peak_rss_bytes = 0;
     std::int64_t reused_tokens = 0, reused_images = 0;
+
+    // Of decoding, the first token not counted; none for an answer of one token.
+    std::optional<double> tokens_per_second() const;
 };
+
+Json to_json(const Result& result);  // keys and order of `Result.to_dict()`
+std::vector<std::string> summary_lines(const Result& result);  // for people: runtime/summary.py
+std::uint64_t peak_rss_bytes();      // of this process so far
 
 }  // namespace fopru
