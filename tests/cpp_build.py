@@ -1,7 +1,7 @@
 """Builds targets of runtime/cpp for tests: `cpp_tool("probe_text")` is the path of the program.
 
-Configured once, in build/cpp (or where FOPRU_CPP_BUILD says), then built target by target. Where the compiler or a
-header is missing the test is skipped with what to install; with FOPRU_REQUIRE_CPP=1, as in CI, it fails instead.
+Built target by target in build/cpp, or where FOPRU_CPP_BUILD says. Where the compiler or a header is missing
+the test is skipped with what to install; with FOPRU_REQUIRE_CPP=1, as in CI, it fails instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _NEEDED = {
     "zlib.h": "zlib1g-dev",
 }
 _OPTIONS = ("-DFOPRU_BUILD_TESTS=ON", "-DFOPRU_BUILD_CLI=ON", "-DFOPRU_WERROR=ON")
+_configured: set[tuple[Path, str]] = set()  # by this process
 
 
 def build_folder(sanitize: str = "") -> Path:
@@ -51,10 +52,8 @@ def cpp_tool(name: str, sanitize: str = "") -> Path:
     need_cpp()
     folder = build_folder(sanitize)
     with _locked(folder):
-        if not (folder / "CMakeCache.txt").is_file():
-            _configure(folder, sanitize)
+        _configure(folder, sanitize)
         _run(["cmake", "--build", str(folder), "--target", name])
-    # A file per target, written by CMake: names and folders of programs are its business.
     places = [folder / part / name for part in ("tests", "cli", "fuzz", "examples", "tests/doubles", ".")]
     places.append(folder / f"lib{name}.so")
     found = next((place for place in places if place.is_file()), None)
@@ -92,13 +91,17 @@ def _has_header(name: str) -> bool:
 
 
 def _configure(folder: Path, sanitize: str) -> None:
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    if (folder, sanitize) in _configured:
+        return
+    fresh = not (folder / "CMakeCache.txt").is_file()
+    generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
     options = [
         *_OPTIONS,
         f"-DFOPRU_SANITIZE={sanitize}",
         "-DCMAKE_BUILD_TYPE=" + ("RelWithDebInfo" if sanitize else "Release"),
     ]
     _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *generator, *options])
+    _configured.add((folder, sanitize))
 
 
 def _run(command: list[str]) -> None:

@@ -2,9 +2,6 @@
 # is one, so that a device needs nothing installed. <target>_FOUND says whether header and library were found;
 # <target>_STATIC whether it is the archive.
 function(fopru_find_static target header)
-  if(TARGET ${target})
-    return()
-  endif()
   string(MAKE_C_IDENTIFIER ${target} prefix)
   set(archives ${ARGN})
   list(TRANSFORM archives PREPEND ${CMAKE_STATIC_LIBRARY_PREFIX})
@@ -16,9 +13,11 @@ function(fopru_find_static target header)
     set(${target}_FOUND OFF PARENT_SCOPE)
     return()
   endif()
-  add_library(${target} UNKNOWN IMPORTED GLOBAL)
-  set_target_properties(${target} PROPERTIES
-    IMPORTED_LOCATION ${${prefix}_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${${prefix}_INCLUDE_DIR})
+  if(NOT TARGET ${target})
+    add_library(${target} UNKNOWN IMPORTED GLOBAL)
+    set_target_properties(${target} PROPERTIES
+      IMPORTED_LOCATION ${${prefix}_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${${prefix}_INCLUDE_DIR})
+  endif()
   set(${target}_FOUND ON PARENT_SCOPE)
   get_filename_component(suffix ${${prefix}_LIBRARY} LAST_EXT)
   if(suffix STREQUAL CMAKE_STATIC_LIBRARY_SUFFIX)

@@ -42,8 +42,11 @@ public:
     // matters: `parse_json` refuses them.
     const Json* find(std::string_view key) const;
     const Value& value() const { return value_; }
+    // For whoever builds a value; null as above.
+    Array* mutable_array() { return std::get_if<Array>(&value_); }
+    Object* mutable_object() { return std::get_if<Object>(&value_); }
 
-    // Compact with indent 0, else over lines as Python's `json.dumps(indent=2, ensure_ascii=False)` writes it.
+    // As Python's `json.dumps(ensure_ascii=False)` writes it: on one line with indent 0, else over lines.
     // Numbers that are not finite are written as null.
     std::string dump(int indent = 0) const;
 
@@ -55,6 +58,7 @@ private:
 struct JsonLimits {
     std::size_t bytes = std::size_t{256} << 20;
     int depth = 64;
+    std::size_t values = std::size_t{8} << 20;  // of the whole text: a value takes more memory than "[],"
 };
 
 // Throws BundleError: not JSON, not UTF-8, a key twice, an integer beyond 64 bits, deeper or longer than the limits.
