@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-from runtime.backend import available_backends
+from runtime.backend import NATIVE_BACKENDS, available_backends
 from runtime.bundle import load_bundle
 from runtime.chat import HELP, Chat
 from runtime.errors import RequestError
@@ -68,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--overlay", metavar="PNG", help="write a picture of the kept patches")
     add("--json", action="store_true", help="print one JSON object at the end instead of streaming")
     add("--interactive", action="store_true", help=f"chat, one question per line; {HELP}")
-    add("--backend", default="onnxruntime", help=f"one of {', '.join(available_backends())}")
+    add(
+        "--backend",
+        default="onnxruntime",
+        help=f"one of {', '.join((*available_backends(), *NATIVE_BACKENDS))}",
+    )
     add("--threads", type=int, metavar="N", help="threads inside one operator (default: all cores)")
     add("--no-verify", action="store_true", help="skip the SHA-256 of the files, for a quicker start")
     return parser
@@ -97,6 +101,11 @@ def _ask(args: argparse.Namespace) -> int:
         raise RequestError("there is no --prompt: give one, or use --interactive")
     request = _request(args, args.prompt)
     if args.overlay is not None:
+        if args.backend in NATIVE_BACKENDS:
+            raise RequestError(
+                f"--overlay needs the pictures in Python, which backend {args.backend} does not open there: "
+                "use --backend onnxruntime"
+            )
         check_place(args.overlay)
     bundle = load_bundle(args.bundle, verify=not args.no_verify)
     if args.overlay is not None:

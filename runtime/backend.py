@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from runtime.errors import BackendError
 
 __all__ = [
+    "NATIVE_BACKENDS",
     "Array",
     "Backend",
     "BackendOptions",
@@ -177,6 +179,17 @@ class CapturingBackend(DeviceBackend, Protocol):
         ...
 
 
+NATIVE_BACKENDS: Mapping[str, str] = MappingProxyType(
+    {
+        "native": "onnxruntime",
+        "native:ort-cuda": "ort-cuda",
+        "native:ort-tensorrt": "ort-tensorrt",
+        "native:tensorrt": "tensorrt",
+    }
+)
+"""Further names for `Generator`, which stand for the C++ runtime, and what that calls them."""
+
+
 def available_backends() -> tuple[str, ...]:
     """Names that `create_backend` knows; whether its package is installed shows when it is created."""
     return tuple(_MODULES)
@@ -189,6 +202,7 @@ def create_backend(name: str, options: BackendOptions) -> Backend:
         BackendError: unknown name, or the engine's package is not installed.
     """
     if name not in _MODULES:
-        raise BackendError(f'backend is "{name}", expected one of {", ".join(available_backends())}')
+        names = ", ".join((*available_backends(), *NATIVE_BACKENDS))
+        raise BackendError(f'backend is "{name}", expected one of {names}')
     backend: Backend = importlib.import_module(_MODULES[name]).create(options)
     return backend

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from runtime import contract
 from runtime.answer import AnswerRun
-from runtime.backend import BackendOptions, Session, create_backend
+from runtime.backend import NATIVE_BACKENDS, BackendOptions, Session, create_backend
 from runtime.batch import BatchRun, answer_together
 from runtime.bundle import Bundle
 from runtime.decoder import DecoderGraph, DecoderRun, Room
@@ -56,6 +56,14 @@ class Generator:
     request, two vision encoders hold memory. Where that is too much, `release` the one that is done with;
     `loaded_graphs` names them.
     """
+
+    def __new__(cls, bundle: Bundle, backend: str = "onnxruntime", *_: object, **__: object) -> Generator:
+        """The C++ runtime has a class of its own, a subclass: `runtime.native.NativeGenerator`."""
+        if cls is Generator and backend in NATIVE_BACKENDS:
+            from runtime.native import NativeGenerator
+
+            return super().__new__(NativeGenerator)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.errors import RequestError
 from runtime.result import Result
 
 if TYPE_CHECKING:
-    from runtime.answer import AnswerRun
     from runtime.preprocess import PreparedImage
     from runtime.vision import EncodedImage
 
-__all__ = ["Stream"]
+__all__ = ["AnswerPieces", "Stream"]
+
+
+class AnswerPieces(Protocol):
+    """What makes an answer: `runtime.answer.AnswerRun`, or its like in C++."""
+
+    @property
+    def prepared(self) -> tuple[PreparedImage, ...]:
+        """The images that were opened."""
+        ...
+
+    @property
+    def encoded(self) -> tuple[EncodedImage, ...]:
+        """Their visual tokens, once there."""
+        ...
+
+    def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
+        """Yield pieces of text, return the result; `cancelled` is asked before each token."""
+        ...
 
 
 class Stream:
@@ -26,7 +43,7 @@ class Stream:
     never empty and never end inside a character; what may still become a stop string waits until it cannot.
     """
 
-    def __init__(self, run: AnswerRun) -> None:
+    def __init__(self, run: AnswerPieces) -> None:
         """Take the run that makes the pieces."""
         self._cancel = False
         self._run = run
