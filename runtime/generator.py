@@ -57,7 +57,13 @@ class Generator:
     `loaded_graphs` names them.
     """
 
-    def __new__(cls, bundle: Bundle, backend: str = "onnxruntime", *_: object, **__: object) -> Generator:
+    def __new__(
+        cls,
+        bundle: Bundle,  # noqa: ARG004 what `__init__` takes
+        backend: str = "onnxruntime",
+        *_: object,
+        **__: object,
+    ) -> Generator:
         """The C++ runtime has a class of its own, a subclass: `runtime.native.NativeGenerator`."""
         if cls is Generator and backend in NATIVE_BACKENDS:
             from runtime.native import NativeGenerator
