@@ -23,8 +23,9 @@
  *   may be freed right after its generators were created.
  * - Strings are UTF-8 and end in 0. Pointers that are returned belong to the object asked, and live as long.
  * - A bundle, an image, encoded visual tokens on the host and a result never change: any thread may read them. A
- *   generator serves one thread at a time, but `fopru_cancel` may come from any. Two generators of one bundle may
- *   run in two threads.
+ *   generator serves one call at a time (another one, also from the text callback, is refused), but `fopru_cancel`,
+ *   `fopru_image_*`, `fopru_tokenize` and `fopru_detokenize` may come from any thread. Two generators of one bundle
+ *   may run in two threads.
  * - Tensors are C-contiguous; [a, b] says their dims.
  */
 #ifndef FOPRU_FOPRU_H
@@ -99,13 +100,14 @@ FOPRU_API fopru_status fopru_generator_create(fopru_bundle *bundle, const fopru_
                                               fopru_generator **out);
 FOPRU_API void fopru_generator_free(fopru_generator *generator);
 FOPRU_API const char *fopru_generator_device(fopru_generator *generator); /* library, version, device */
-FOPRU_API void fopru_generator_forget(fopru_generator *generator);        /* what is kept for later requests */
+/* What is kept for later requests: visual tokens, the KV cache of the last answer. */
+FOPRU_API fopru_status fopru_generator_forget(fopru_generator *generator);
 /* Close a graph by its name ("vision_encoder"), to free its memory; it is opened again when needed. */
 FOPRU_API fopru_status fopru_generator_release(fopru_generator *generator, const char *graph);
 
 /* ---- images ---- */
 
-/* A picture as the encoder takes it: cut, resized and normalised. */
+/* A picture as the encoder takes it: cut, resized and normalised. It serves all generators of one `fopru_bundle`. */
 typedef struct fopru_image fopru_image;
 
 typedef enum fopru_pixel_format {

@@ -26,6 +26,8 @@ using SharedTokens = std::shared_ptr<const VisualTokens>;
 // SHA-256 of what the encoder and the prompt are made from: pixel values and plan. The plan is in it because pixels do
 // not tell it: tiles of one shape may show pictures of two sizes.
 std::string image_digest(const PreparedImage& image);
+// `VisualTokens::digest` of what `graph` made of an image.
+std::string tokens_digest(const PreparedImage& image, const std::string& graph, const EncodedImage& encoded);
 std::uint64_t image_bytes(const EncodedImage& image);  // of its features and what goes with them
 
 // The images used last, as many as fit in `limit` bytes; 0 keeps none. Belongs to one generator, so to one bundle,
