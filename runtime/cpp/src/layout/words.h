@@ -1,0 +1,12 @@
+// Slots in the texts of layouts and prompts.
+#pragma once
+
+#include <string>
+
+namespace fopru {
+
+std::size_t count_of(const std::string& text, const std::string& part);  // str.count; `part` is not empty
+// str.replace; `from` is not empty
+std::string replaced(const std::string& text, const std::string& from, const std::string& to);
+
+}  // namespace fopru
