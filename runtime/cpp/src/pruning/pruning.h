@@ -26,6 +26,8 @@ struct Amount {
 
 using Counts = std::vector<std::vector<std::int64_t>>;  // by image and unit
 
+// Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then an image's
+// counts are the overview's and the sum of all tiles'.
 struct PruningPlan {
     Counts counts;
     bool pruned = false;
@@ -38,11 +40,13 @@ PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const
 const std::vector<std::string>& host_selectors();  // as runtime/selectors.py allows, without "graph" and "none"
 bool needs_scores(const std::string& selector);
 bool stitched_rows(const std::string& selector, const PruningInfo& pruning);
+Grid stitched_grid(const ImagePlan& plan);  // of the valid tokens of all tiles together; needs mosaic and overview
 std::string newline_policy(const ImagePlan& plan, std::int64_t kept, const PruningInfo& pruning);
 std::int64_t kept_placeholders(const ImagePlan& plan, std::int64_t kept, std::int64_t prefix,
                                const std::string& newline);
 
-// Host selectors on the valid tokens of a unit: places among them, ascending.
+// Host selectors on the valid tokens of a unit: places among them, ascending. The scores must outlive the call; a
+// selector that does not look at them may get zeros. "none" is taken too.
 struct Choice {
     const float* scores = nullptr;  // [tokens]
     std::int64_t tokens = 0;
@@ -50,6 +54,7 @@ struct Choice {
     std::int64_t keep = 0;
     std::uint64_t seed = 0;
 };
+// RequestError: unknown, K out of range, no grid or no whole rows; BackendError: a score is not finite.
 std::vector<std::int64_t> select_tokens(const std::string& selector, const Choice& choice);
 // Rows kept of the tiles of a stitched picture: by unit, ascending, the overview's left empty.
 std::vector<std::vector<std::int64_t>> stitched_rows_kept(const ImagePlan& plan,
@@ -63,6 +68,7 @@ struct Assembly {
     std::vector<std::int64_t> source;  // one per place
     std::vector<std::int64_t> runs;    // placeholders left of each run
 };
+// RequestError: a kept place that its unit does not have.
 Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int64_t>>& kept, int prefix_tokens,
                   const std::string& newline);
 
@@ -81,6 +87,7 @@ struct Positions {
     std::int64_t next = 0;          // of the first generated token
     std::int64_t length() const { return static_cast<std::int64_t>(ids.size()) / axes; }
 };
+// `plain` has one image id per run; `policy` is "renumber" or "original". RequestError: another number of image ids.
 Positions prompt_positions(const std::vector<std::int64_t>& plain, std::int64_t image,
                            const std::vector<PlacedImage>& images, const std::string& policy, int axes);
 // Where the answer of the unpruned prompt would begin.
