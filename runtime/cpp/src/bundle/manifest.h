@@ -55,7 +55,7 @@ struct DecoderInfo {
 struct TensorSpec {
     std::string name, dtype;
     std::vector<std::int64_t> shape;
-    std::vector<std::string> names;
+    std::vector<std::string> names;  // of each dim; "" where it is fixed
 };
 
 struct GraphInfo {
@@ -70,7 +70,7 @@ struct ConstantInfo {
 };
 
 struct FileInfo {
-    std::uint64_t bytes = 0;
+    std::int64_t bytes = 0;
     std::string sha256;
 };
 
@@ -90,6 +90,7 @@ struct Manifest {
     DecoderInfo decoder;
     std::map<std::string, GraphInfo> graphs;
     std::map<std::string, FileInfo> files;
+    std::vector<std::string> file_names;  // in the order of bundle.json, in which they are checked
     std::map<std::string, ConstantInfo> constants;
     Json parity;
 
