@@ -62,7 +62,8 @@ Shape::Shape(std::initializer_list<std::int64_t> values) {
 Shape::Shape(const std::vector<std::int64_t>& values) {
     if (values.size() > most) {
         throw BundleError("a tensor has " + std::to_string(values.size()) + " dims, expected " +
-                          std::to_string(most) + " at most: rebuild the bundle with `python -m export.build`");
+                          std::to_string(most) +
+                          " at most: rebuild the bundle with `python -m export.build`");
     }
     for (const std::int64_t value : values) dims[rank++] = value;
 }
@@ -110,8 +111,10 @@ std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOpti
     }
     if (name == "tensorrt") {
         throw BackendError(
-            "backend is \"tensorrt\", which this library was built without: build it where TensorRT's headers are "
-            "(-DFOPRU_WITH_TENSORRT=ON), or use one of " + known);
+            "backend is \"tensorrt\", which this library was built without: build it where TensorRT's "
+            "headers are "
+            "(-DFOPRU_WITH_TENSORRT=ON), or use one of " +
+            known);
     }
     throw BackendError("backend is \"" + name + "\", expected one of " + known);
 }

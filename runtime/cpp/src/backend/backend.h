@@ -1,4 +1,5 @@
-// What runs graphs. The rest of the runtime knows these classes alone; a backend is one folder beside this file.
+// What runs graphs. The rest of the runtime knows these classes alone; a backend is one folder beside this
+// file.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +17,8 @@ std::size_t item_bytes(Dtype dtype);
 Dtype dtype_named(const std::string& name);  // "float32", ..., "bool"; BundleError
 const char* name_of(Dtype dtype);
 
-// Memory of a backend, on its device or on the host. Owned by whoever holds the pointer; every view of it must be
-// gone from bindings before.
+// Memory of a backend, on its device or on the host. Owned by whoever holds the pointer; every view of it
+// must be gone from bindings before.
 class Buffer {
 public:
     virtual ~Buffer() = default;
@@ -34,7 +35,7 @@ struct Shape {
     Shape() = default;
     Shape(std::initializer_list<std::int64_t> values);
     explicit Shape(const std::vector<std::int64_t>& values);  // BundleError beyond `most`
-    std::int64_t elements() const;  // BackendError: negative, or beyond 64 bits
+    std::int64_t elements() const;                            // BackendError: negative, or beyond 64 bits
     bool operator==(const Shape& other) const;
 };
 
@@ -46,8 +47,8 @@ struct View {
     std::size_t offset = 0;
 };
 
-// Tensors of one graph, bound to places. `set_*` with the same name again moves a binding; a run reads and writes
-// what is bound then. Not to be used from two threads at once. BackendError.
+// Tensors of one graph, bound to places. `set_*` with the same name again moves a binding; a run reads and
+// writes what is bound then. Not to be used from two threads at once. BackendError.
 class Binding {
 public:
     virtual ~Binding() = default;
@@ -62,22 +63,24 @@ struct TensorName {
     std::vector<std::int64_t> shape;  // -1 varies
 };
 
-// An opened graph. Bindings must not outlive it. A session may be used from several threads through a binding each.
+// An opened graph. Bindings must not outlive it. A session may be used from several threads through a binding
+// each.
 class Session {
 public:
     virtual ~Session() = default;
     virtual const std::vector<TensorName>& inputs() const = 0;
     virtual const std::vector<TensorName>& outputs() const = 0;
     virtual std::unique_ptr<Binding> bind() = 0;
-    // Greatest dim of an input that the session takes, the greatest there is where it does not say. Engines do.
+    // Greatest dim of an input that the session takes, the greatest there is where it does not say. Engines
+    // do.
     virtual std::int64_t greatest(int index, int axis) const;
-    int input(const std::string& name) const;   // place, -1 where there is none
+    int input(const std::string& name) const;  // place, -1 where there is none
     int output(const std::string& name) const;
 };
 
 struct BackendOptions {
-    int threads = 0;             // inside an operator; 0: the backend's choice
-    std::string engines;         // TensorRT: folder of engines; empty: the bundle's own
+    int threads = 0;      // inside an operator; 0: the backend's choice
+    std::string engines;  // TensorRT: folder of engines; empty: the bundle's own
     std::string cache_dtype = "float32";
 };
 
@@ -87,20 +90,21 @@ public:
     virtual ~Backend() = default;
     virtual const char* name() const = 0;
     virtual std::string description() const = 0;  // library, version, device: for `fopru info`
-    virtual const std::vector<std::string>& cache_kinds() const = 0;  // "shared", "append", "concat": the best first
+    virtual const std::vector<std::string>& cache_kinds()
+        const = 0;  // "shared", "append", "concat": the best first
     virtual bool on_device() const { return false; }
     virtual std::unique_ptr<Session> open(const std::string& graph, const std::string& file) = 0;
 
     virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;  // zeroed; BackendError
     // Between host and buffer, in order with runs. On the host these are plain copies.
     virtual void upload(const View& target, const void* source) = 0;
-    virtual void download(void* target, const View& source) = 0;  // waits for it
+    virtual void download(void* target, const View& source) = 0;    // waits for it
     virtual void copy(const View& target, const View& source) = 0;  // same dtype and elements
     virtual void wait() {}
 };
 
-// "onnxruntime", "ort-cuda", "ort-tensorrt", "tensorrt". BackendError: unknown, not built in, or its library is
-// missing: the message says what was looked for where.
+// "onnxruntime", "ort-cuda", "ort-tensorrt", "tensorrt". BackendError: unknown, not built in, or its library
+// is missing: the message says what was looked for where.
 std::unique_ptr<Backend> make_backend(const std::string& name, const BackendOptions& options);
 std::vector<std::string> built_backends();
 

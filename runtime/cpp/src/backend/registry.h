@@ -1,5 +1,5 @@
-// Backends that were built in: one line each, in registry_tensorrt.cpp or registry_without_tensorrt.cpp, of which
-// CMake compiles one.
+// Backends that were built in: one line each, in registry_tensorrt.cpp or registry_without_tensorrt.cpp, of
+// which CMake compiles one.
 #pragma once
 
 #include <memory>

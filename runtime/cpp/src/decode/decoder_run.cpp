@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "bundle/contract.h"
 #include "decode/kv_cache.h"
 
 namespace fopru {
@@ -18,19 +19,22 @@ struct Places {
 
 int found(int place, const char* graph, const char* name) {
     if (place >= 0) return place;
-    throw BundleError(std::string(graph) + " has no " + name + ": rebuild the bundle with `python -m export.build`");
+    throw BundleError(std::string(graph) + " has no " + name +
+                      ": rebuild the bundle with `python -m export.build`");
 }
 
 Places places_of(const Session& decoder) {
     const char* graph = "the decoder";
-    return {found(decoder.input("inputs_embeds"), graph, "inputs_embeds"),
-            found(decoder.input("attention_mask"), graph, "attention_mask"),
-            found(decoder.input("position_ids"), graph, "position_ids"),
-            found(decoder.input("num_logits_to_keep"), graph, "num_logits_to_keep"),
-            found(decoder.output("logits"), graph, "logits")};
+    return {found(decoder.input(contract::inputs_embeds), graph, contract::inputs_embeds),
+            found(decoder.input(contract::attention_mask), graph, contract::attention_mask),
+            found(decoder.input(contract::position_ids), graph, contract::position_ids),
+            found(decoder.input(contract::num_logits_to_keep), graph, contract::num_logits_to_keep),
+            found(decoder.output(contract::logits), graph, contract::logits)};
 }
 
-Shape position_shape(int axes, std::int64_t rows) { return axes == 1 ? Shape{1, rows} : Shape{axes, 1, rows}; }
+Shape position_shape(int axes, std::int64_t rows) {
+    return axes == 1 ? Shape{1, rows} : Shape{axes, 1, rows};
+}
 
 std::string number(std::int64_t value) { return std::to_string(value); }
 
@@ -47,18 +51,23 @@ struct DecoderRun::State {
         backend.upload(count, &one);
         if (backend.on_device()) on_host.resize(static_cast<std::size_t>(info.vocab_size));
         embed = graphs.embed->bind();
-        embed->set_input(found(graphs.embed->input("input_ids"), "embed_tokens", "input_ids"), token);
-        embed->set_output(found(graphs.embed->output("inputs_embeds"), "embed_tokens", "inputs_embeds"), embedding);
+        embed->set_input(
+            found(graphs.embed->input(contract::input_ids), contract::embed_tokens, contract::input_ids),
+            token);
+        embed->set_output(found(graphs.embed->output(contract::inputs_embeds), contract::embed_tokens,
+                                contract::inputs_embeds),
+                          embedding);
     }
 
     // Now, not in the middle of an answer: an engine takes a past of so many rows.
     void check(std::int64_t capacity, const Positions& positions, std::int64_t keep) const {
         const std::int64_t rows = positions.length();
-        const int past = graphs.decoder->input(past_name(0, "key"));
+        const int past = graphs.decoder->input(contract::past_name(0, "key"));
         const std::int64_t limit = past < 0 ? capacity : graphs.decoder->greatest(past, 1);
         if (capacity - 1 > limit) {
-            throw RequestError("a prompt of " + number(rows) + " rows and its answer need " + number(capacity - 1) +
-                               " rows of KV cache, but the engine takes " + number(limit) +
+            throw RequestError("a prompt of " + number(rows) + " rows and its answer need " +
+                               number(capacity - 1) + " rows of KV cache, but the engine takes " +
+                               number(limit) +
                                ": lower the ratio or max_new_tokens, or build engines for more with "
                                "`python -m runtime.engine`");
         }
@@ -69,8 +78,9 @@ struct DecoderRun::State {
                                ": keep at most all cached rows, and fewer than the prompt has");
         }
         if (positions.axes != info.position_axes) {
-            throw RequestError("the positions have " + number(positions.axes) + " axes, but the decoder takes " +
-                               number(info.position_axes) + ": make them with Generator.prompt");
+            throw RequestError("the positions have " + number(positions.axes) +
+                               " axes, but the decoder takes " + number(info.position_axes) +
+                               ": make them with Generator.prompt");
         }
     }
 
@@ -211,9 +221,12 @@ const float* DecoderRun::prefill(const Rows& embeds) {
     for (std::int64_t start = 0; start < embeds.count; start += prefill_rows) {
         const std::int64_t rows = std::min(prefill_rows, embeds.count - start);
         const std::size_t before = static_cast<std::size_t>(start * state.info.position_axes) * id_bytes;
-        state.run({embeds.buffer.get(), Dtype::float32, {1, rows, embeds.width},
+        state.run({embeds.buffer.get(),
+                   Dtype::float32,
+                   {1, rows, embeds.width},
                    embeds.offset + static_cast<std::size_t>(start) * row},
-                  {state.prompt_positions.get(), Dtype::int64, position_shape(state.info.position_axes, rows), before});
+                  {state.prompt_positions.get(), Dtype::int64, position_shape(state.info.position_axes, rows),
+                   before});
     }
     // The binding would keep the address of the embeddings of the whole prompt, which are the caller's.
     state.decoder->set_input(state.places.embeds, state.embedding);
@@ -228,14 +241,15 @@ const float* DecoderRun::step(std::int64_t token) {
                            number(std::max<std::int64_t>(0, state.prompt_length)) + ": prefill first");
     }
     if (length() + 1 > state.room) {
-        throw RequestError("the KV cache holds " + number(state.room) + " positions, but " + number(length() + 1) +
+        throw RequestError("the KV cache holds " + number(state.room) + " positions, but " +
+                           number(length() + 1) +
                            " are needed: make the cache for the prompt plus max_new_tokens - 1");
     }
     state.backend.upload(state.token, &token);
     state.embed->run();
     const std::size_t before = static_cast<std::size_t>(generated * state.info.position_axes) * id_bytes;
-    state.run(state.embedding,
-              {state.later_positions.get(), Dtype::int64, position_shape(state.info.position_axes, 1), before});
+    state.run(state.embedding, {state.later_positions.get(), Dtype::int64,
+                                position_shape(state.info.position_axes, 1), before});
     return state.result();
 }
 

@@ -1,4 +1,5 @@
-// One answer's way through the decoder: prefill in chunks, then token by token. runtime/decoder.py, kv_cache.py.
+// One answer's way through the decoder: prefill in chunks, then token by token. runtime/decoder.py,
+// kv_cache.py.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +32,14 @@ struct Rows {
     std::size_t offset = 0;  // bytes
 };
 
-// Owns the KV cache and the small buffers. `prepare` may allocate; `step` allocates nothing (counted by a test).
-// A run serves one answer after the other. Not for two threads at once.
+// Owns the KV cache and the small buffers. `prepare` may allocate; `step` allocates nothing (counted by a
+// test). A run serves one answer after the other. Not for two threads at once.
 class DecoderRun {
 public:
     DecoderRun(Backend& backend, const DecoderGraphs& graphs, const DecoderInfo& info);
     ~DecoderRun();
-    // Make room for `capacity` rows, of which the first `keep` of the last answer stay, and take the positions of
-    // a prompt. RequestError: more than there is to keep, or nothing left to compute.
+    // Make room for `capacity` rows, of which the first `keep` of the last answer stay, and take the
+    // positions of a prompt. RequestError: more than there is to keep, or nothing left to compute.
     void prepare(std::int64_t capacity, const Positions& positions, std::int64_t keep = 0);
     // Rows behind the kept ones, [L - keep, D]; returns logits [V] of the last, valid until the next call.
     const float* prefill(const Rows& embeds);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "bundle/contract.h"
 #include "decode/decoder_run.h"
 
 namespace fopru {
@@ -95,14 +96,10 @@ private:
 
 }  // namespace
 
-std::string past_name(int layer, const char* part) { return "past_key_values." + std::to_string(layer) + "." + part; }
-
-std::string present_name(int layer, const char* part) { return "present." + std::to_string(layer) + "." + part; }
-
 std::uint64_t cache_bytes(const DecoderInfo& info, std::int64_t rows) {
     std::uint64_t bytes = 2 * item_bytes(dtype_named(info.cache_dtype));
-    for (const std::int64_t factor : {std::int64_t{info.layers}, std::int64_t{info.kv_heads},
-                                      std::int64_t{info.head_dim}, rows}) {
+    for (const std::int64_t factor :
+         {std::int64_t{info.layers}, std::int64_t{info.kv_heads}, std::int64_t{info.head_dim}, rows}) {
         if (factor < 0 || __builtin_mul_overflow(bytes, static_cast<std::uint64_t>(factor), &bytes)) {
             throw RequestError("a KV cache of " + std::to_string(rows) +
                                " rows is larger than any memory: lower the ratio or max_new_tokens");
@@ -120,7 +117,8 @@ KvCache::KvCache(Backend& backend, const Session& decoder, const DecoderInfo& in
     cache_bytes(info, 2 * capacity);  // refuses what would not fit 64 bits anywhere below
     for (int layer = 0; layer < info.layers; ++layer) {
         for (const char* part : parts) {
-            const std::string past = past_name(layer, part), present = present_name(layer, part);
+            const std::string past = contract::past_name(layer, part),
+                              present = contract::present_name(layer, part);
             past_places_.push_back(place_of(decoder.input(past), past));
             present_places_.push_back(place_of(decoder.output(present), present));
         }
@@ -133,11 +131,12 @@ std::unique_ptr<KvCache> KvCache::make(Backend& backend, const Session& decoder,
         throw RequestError("a KV cache cannot have " + std::to_string(capacity) +
                            " rows: lower the ratio or max_new_tokens");
     }
-    if (kind == "shared") return std::make_unique<SharedCache>(backend, decoder, info, capacity);
-    if (kind == "append") return std::make_unique<AppendCache>(backend, decoder, info, capacity);
-    if (kind == "concat") return std::make_unique<ConcatCache>(backend, decoder, info, capacity);
-    throw BundleError("a decoder's cache is \"" + kind +
-                      "\", expected one of shared, append, concat: rebuild the bundle with `python -m export.build`");
+    if (kind == contract::shared) return std::make_unique<SharedCache>(backend, decoder, info, capacity);
+    if (kind == contract::append) return std::make_unique<AppendCache>(backend, decoder, info, capacity);
+    if (kind == contract::concat) return std::make_unique<ConcatCache>(backend, decoder, info, capacity);
+    throw BundleError(
+        "a decoder's cache is \"" + kind +
+        "\", expected one of shared, append, concat: rebuild the bundle with `python -m export.build`");
 }
 
 std::uint64_t KvCache::allocated_bytes() const {
@@ -189,7 +188,8 @@ std::vector<std::unique_ptr<Buffer>> KvCache::new_buffers() const {
 }
 
 View KvCache::view(Buffer& buffer, const Shape& shape, std::int64_t first_row) const {
-    return {&buffer, dtype_, shape, static_cast<std::size_t>(first_row * heads_ * head_dim_) * item_bytes(dtype_)};
+    return {&buffer, dtype_, shape,
+            static_cast<std::size_t>(first_row * heads_ * head_dim_) * item_bytes(dtype_)};
 }
 
 void KvCache::move_by_head(Stored source, Stored target, std::int64_t rows) const {

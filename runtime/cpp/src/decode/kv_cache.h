@@ -1,8 +1,8 @@
 // The decoder's key/value cache of one sequence, made once per answer for the pruned prompt plus the answer.
 // runtime/kv_cache.py.
 //
-// With `shared` and `append` the new rows are written behind the old ones, in place; `concat`, of older bundles, needs
-// two buffers per tensor that take turns.
+// With `shared` and `append` the new rows are written behind the old ones, in place; `concat`, of older
+// bundles, needs two buffers per tensor that take turns.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +15,13 @@
 
 namespace fopru {
 
-// Names of the cache's tensors in a decoder graph; `part` is "key" or "value".
-std::string past_name(int layer, const char* part);
-std::string present_name(int layer, const char* part);
-
-// Up to `capacity` rows, of which `length` are valid. Owns its buffers, which must not go before bindings to them;
-// the backend and the session must outlive it. Binding and advancing allocate nothing. Not for two threads at once.
+// Up to `capacity` rows, of which `length` are valid. Owns its buffers, which must not go before bindings to
+// them; the backend and the session must outlive it. Binding and advancing allocate nothing. Not for two
+// threads at once.
 class KvCache {
 public:
-    // `kind` is "shared", "append" or "concat". BackendError: no memory. BundleError: the graph lacks a tensor.
+    // `kind` is "shared", "append" or "concat". BackendError: no memory. BundleError: the graph lacks a
+    // tensor.
     static std::unique_ptr<KvCache> make(Backend& backend, const Session& decoder, const DecoderInfo& info,
                                          const std::string& kind, std::int64_t capacity);
     virtual ~KvCache() = default;
@@ -33,13 +31,13 @@ public:
     std::int64_t capacity() const { return capacity_; }
     std::int64_t length() const { return length_; }
     std::uint64_t allocated_bytes() const;
-    // Whether past and present are the same views at every step: then `bind` is wanted once, behind every change of
-    // the capacity.
+    // Whether past and present are the same views at every step: then `bind` is wanted once, behind every
+    // change of the capacity.
     virtual bool fixed() const { return false; }
 
     // Past, and present with room for `rows` more. RequestError: that is more than the capacity.
     void bind(Binding& decoder, std::int64_t rows) const;
-    void check_room(std::int64_t rows) const;  // RequestError, as of `bind`
+    void check_room(std::int64_t rows) const;                     // RequestError, as of `bind`
     virtual void advance(std::int64_t rows) { length_ += rows; }  // the present becomes the past
     virtual void cut(std::int64_t length) { length_ = length; }   // the first of the valid rows stay
     // The valid rows are copied, once, tensor by tensor. Bindings to the old buffers must be gone before.
@@ -60,8 +58,11 @@ protected:
 
     virtual View past(Buffer& buffer) const = 0;
     virtual View present(Buffer& buffer, std::int64_t rows) const = 0;
-    virtual void move(Buffer& source, Buffer& target, std::int64_t before) const = 0;  // `before`: old capacity
-    virtual const std::vector<std::unique_ptr<Buffer>>& targets() const { return buffers_; }  // of the present
+    virtual void move(Buffer& source, Buffer& target,
+                      std::int64_t before) const = 0;  // `before`: old capacity
+    virtual const std::vector<std::unique_ptr<Buffer>>& targets() const {
+        return buffers_;
+    }  // of the present
 
     Backend& backend_;
     Dtype dtype_;

@@ -4,13 +4,12 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "bundle/contract.h"
 #include "vision/vision.h"
 
 namespace fopru {
 
 namespace {
-
-constexpr const char* pruned_graph = "vision_encoder_fopru";
 
 using Batch = std::vector<const Job*>;
 
@@ -60,7 +59,8 @@ std::vector<Batch> batches_of(const std::vector<Job>& jobs) {
 
 int place_of(int place, const std::string& graph, const char* name) {
     if (place >= 0) return place;
-    throw BundleError("graph " + graph + " has no " + name + ": rebuild the bundle with `python -m export.build`");
+    throw BundleError("graph " + graph + " has no " + name +
+                      ": rebuild the bundle with `python -m export.build`");
 }
 
 // Makes calls of one graph.
@@ -79,17 +79,19 @@ public:
         feed(call);
         const std::int64_t units = static_cast<std::int64_t>(batch.size());
         const std::int64_t width = manifest_.decoder.hidden_size;
-        call.features = output(call, "image_features", Dtype::float32, {units, call.rows, width});
-        call.kept = output(call, "kept_indices", Dtype::int64, {units, call.keep});
-        call.scores = output(call, "token_scores", Dtype::float32, {units, call.tokens});
-        if (call.features == nullptr) place_of(-1, graph_, "image_features");
+        call.features = output(call, contract::image_features, Dtype::float32, {units, call.rows, width});
+        call.kept = output(call, contract::kept_indices, Dtype::int64, {units, call.keep});
+        call.scores = output(call, contract::token_scores, Dtype::float32, {units, call.tokens});
+        if (call.features == nullptr) place_of(-1, graph_, contract::image_features);
         call.binding->run();
         return call;
     }
 
     void finish(const Call& call, Outputs& outputs) {
-        const std::size_t units = call.batch.size(), width = static_cast<std::size_t>(manifest_.decoder.hidden_size);
-        std::vector<std::int64_t> kept(call.kept == nullptr ? 0 : units * static_cast<std::size_t>(call.keep));
+        const std::size_t units = call.batch.size(),
+                          width = static_cast<std::size_t>(manifest_.decoder.hidden_size);
+        std::vector<std::int64_t> kept(call.kept == nullptr ? 0
+                                                            : units * static_cast<std::size_t>(call.keep));
         std::vector<float> scores(call.scores == nullptr ? 0 : units * static_cast<std::size_t>(call.tokens));
         backend_.wait();
         fetch(call.kept, Dtype::int64, kept.data(), kept.size());
@@ -114,26 +116,29 @@ private:
         if (shape.empty()) throw ImageError("an image has no pixels: prepare it with the bundle's layout");
         const std::size_t size = static_cast<std::size_t>(Shape(shape).elements());
         shape.front() = units;
-        const View pixels = input(call, "pixel_values", Dtype::float32, shape);
+        const View pixels = input(call, contract::pixel_values, Dtype::float32, shape);
         for (std::size_t place = 0; place < call.batch.size(); ++place) {
             const Job& job = *call.batch[place];
             const std::vector<float>& all = job.prepared->pixels.values;
             if (size > all.size() || job.unit > (all.size() - size) / std::max<std::size_t>(size, 1)) {
-                throw ImageError("an image has fewer pixels than its plan: prepare it with the bundle's layout");
+                throw ImageError(
+                    "an image has fewer pixels than its plan: prepare it with the bundle's layout");
             }
-            const View own{pixels.buffer, Dtype::float32, {static_cast<std::int64_t>(size)},
+            const View own{pixels.buffer,
+                           Dtype::float32,
+                           {static_cast<std::int64_t>(size)},
                            place * size * sizeof(float)};
             backend_.upload(own, all.data() + job.unit * size);
         }
         for (const auto& [name, values] : first.prepared->plan.inputs) {
             numbers(call, name.c_str(), values.shape, values.values);
         }
-        if (graph_ != pruned_graph) return;
-        numbers(call, "num_keep", {1}, {call.keep});
+        if (graph_ != contract::vision_encoder_fopru) return;
+        numbers(call, contract::num_keep, {1}, {call.keep});
         if (manifest_.layout->masked()) mask(call);
         if (manifest_.grid_input()) {
             const Grid grid = first.shape().grid.value_or(Grid{0, 0});
-            numbers(call, "grid", {2}, {grid.first, grid.second});
+            numbers(call, contract::grid, {2}, {grid.first, grid.second});
         }
     }
 
@@ -145,16 +150,18 @@ private:
             }
         }
         const std::int64_t units = static_cast<std::int64_t>(call.batch.size());
-        backend_.upload(input(call, "token_mask", Dtype::boolean, {units, call.tokens}), valid.data());
+        backend_.upload(input(call, contract::token_mask, Dtype::boolean, {units, call.tokens}),
+                        valid.data());
     }
 
     void numbers(Call& call, const char* name, const std::vector<std::int64_t>& shape,
                  const std::vector<std::int64_t>& values) {
         const View view = input(call, name, Dtype::int64, shape);
         if (view.shape.elements() != static_cast<std::int64_t>(values.size())) {
-            throw ImageError(std::string("the input ") + name +
-                             " of an image has not as many values as its shape says: prepare it with the bundle's "
-                             "layout");
+            throw ImageError(
+                std::string("the input ") + name +
+                " of an image has not as many values as its shape says: prepare it with the bundle's "
+                "layout");
         }
         backend_.upload(view, values.data());
     }
@@ -195,7 +202,8 @@ private:
     }
 
     void check(const Call& call, const UnitOutputs& own) const {
-        if (!std::all_of(own.scores.begin(), own.scores.end(), [](float score) { return std::isfinite(score); })) {
+        if (!std::all_of(own.scores.begin(), own.scores.end(),
+                         [](float score) { return std::isfinite(score); })) {
             throw BackendError(
                 "the vision encoder gave a token score that is not finite: check image and bundle");
         }

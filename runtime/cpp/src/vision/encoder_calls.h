@@ -33,8 +33,8 @@ struct UnitOutputs {
 
 using Outputs = std::map<std::pair<std::size_t, std::size_t>, UnitOutputs>;  // by image and unit
 
-// `graph` is "vision_encoder" or "vision_encoder_fopru". BackendError: the graph fails, or gives what the format
-// does not allow. BundleError: it lacks a tensor.
+// `graph` is "vision_encoder" or "vision_encoder_fopru". BackendError: the graph fails, or gives what the
+// format does not allow. BundleError: it lacks a tensor.
 Outputs run_jobs(Backend& backend, Session& session, const Manifest& manifest, const std::string& graph,
                  const std::vector<Job>& jobs);
 

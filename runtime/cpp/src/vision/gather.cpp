@@ -13,7 +13,9 @@ struct Place {
 
 View rows_view(const Rows& rows, std::int64_t first, std::int64_t count) {
     const std::size_t row = static_cast<std::size_t>(rows.width) * sizeof(float);
-    return {rows.buffer.get(), Dtype::float32, {count, rows.width},
+    return {rows.buffer.get(),
+            Dtype::float32,
+            {count, rows.width},
             rows.offset + static_cast<std::size_t>(first) * row};
 }
 
@@ -28,7 +30,8 @@ std::vector<Place> places_of(const std::vector<Part>& parts, std::int64_t width)
         const std::int64_t taken =
             parts[part].index ? static_cast<std::int64_t>(parts[part].index->size()) : rows.count;
         for (std::int64_t at = 0; at < taken; ++at) {
-            const std::int64_t row = parts[part].index ? (*parts[part].index)[static_cast<std::size_t>(at)] : at;
+            const std::int64_t row =
+                parts[part].index ? (*parts[part].index)[static_cast<std::size_t>(at)] : at;
             if (row < 0 || row >= rows.count) {
                 throw BackendError("visual token " + std::to_string(row) + " is wanted of " +
                                    std::to_string(rows.count) + ": check image and bundle");
@@ -49,7 +52,8 @@ Rows gather(Backend& backend, const std::vector<Part>& parts, const std::vector<
     for (const std::int64_t number : source) {
         const std::int64_t at = number == newline_row ? static_cast<std::int64_t>(places.size()) - 1 : number;
         if (at < 0 || at >= static_cast<std::int64_t>(places.size())) {
-            throw BackendError("row " + std::to_string(number) + " of the visual tokens is wanted, but there are " +
+            throw BackendError("row " + std::to_string(number) +
+                               " of the visual tokens is wanted, but there are " +
                                std::to_string(places.size()) + ": check image and bundle");
         }
         wanted.push_back(places[static_cast<std::size_t>(at)]);

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "bundle/contract.h"
 #include "vision/encoder_calls.h"
 #include "vision/gather.h"
 
@@ -12,8 +13,6 @@ namespace fopru {
 namespace {
 
 constexpr const char* by_graph = "graph";
-constexpr const char* pruned_graph = "vision_encoder_fopru";
-constexpr const char* whole_graph = "vision_encoder";
 
 using Indices = std::vector<std::int64_t>;
 using Images = std::vector<const PreparedImage*>;
@@ -60,46 +59,23 @@ void check_counts(const ImagePlan& plan, const Indices& counts) {
         const std::int64_t total = plan.units[place].prunable(), count = counts[place];
         if (count == 0 && total == 0) continue;
         if (count < 1 || count > total) {
-            throw RequestError("cannot keep " + number(count) + " tokens: " +
-                               (counts.size() == 1 ? "an image" : "this part of the image") + " has " + number(total) +
-                               ", give 1.." + number(total));
+            throw RequestError("cannot keep " + number(count) +
+                               " tokens: " + (counts.size() == 1 ? "an image" : "this part of the image") +
+                               " has " + number(total) + ", give 1.." + number(total));
         }
     }
-}
-
-// (R, C) of the valid tokens of all tiles together. A tile of padding alone adds nothing.
-Grid stitched_grid(const ImagePlan& plan) {
-    const auto [rows, columns] = *plan.mosaic;
-    std::vector<Grid> tiles;
-    for (std::size_t place = 0; place < plan.units.size(); ++place) {
-        if (static_cast<int>(place) == *plan.overview) continue;
-        tiles.push_back(plan.units[place].valid_grid().value_or(Grid{0, 0}));
-    }
-    Grid whole{0, 0};
-    for (int row = 0; row < rows; ++row) {
-        int height = 0, width = 0;
-        for (int column = 0; column < columns; ++column) {
-            const std::size_t tile = static_cast<std::size_t>(row) * static_cast<std::size_t>(columns) +
-                                     static_cast<std::size_t>(column);
-            if (tile >= tiles.size() || tiles[tile].first == 0 || tiles[tile].second == 0) continue;
-            height = tiles[tile].first;
-            width += tiles[tile].second;
-        }
-        if (width == 0) continue;
-        whole.first += height;
-        whole.second = width;
-    }
-    return whole;
 }
 
 // The overview's own count is checked where its rows are chosen.
 void check_stitched(const ImagePlan& plan, const Indices& counts) {
     if (counts.size() != 2) {
-        throw RequestError("got " + std::to_string(counts.size()) +
-                           " counts for an image of which rows of all tiles are compared, expected 2 (the overview's, "
-                           "and all tiles' together): make them with plan_pruning");
+        throw RequestError(
+            "got " + std::to_string(counts.size()) +
+            " counts for an image of which rows of all tiles are compared, expected 2 (the overview's, "
+            "and all tiles' together): make them with plan_pruning");
     }
-    if (!plan.overview) throw RequestError("an image of tiles has no overview: make its plan with the layout");
+    if (!plan.overview)
+        throw RequestError("an image of tiles has no overview: make its plan with the layout");
     const auto [rows, columns] = stitched_grid(plan);
     const std::int64_t total = std::int64_t{rows} * columns;
     if (counts[1] != total && (counts[1] < 1 || counts[1] > total || counts[1] % columns != 0)) {
@@ -145,7 +121,8 @@ Indices EncodedImage::kept_indices() const {
 }
 
 struct VisionEncoder::State {
-    State(Backend& given, OpenGraph opener, const Manifest& about, const std::optional<std::vector<float>>& newline)
+    State(Backend& given, OpenGraph opener, const Manifest& about,
+          const std::optional<std::vector<float>>& newline)
         : backend(given),
           open(std::move(opener)),
           manifest(about),
@@ -155,7 +132,8 @@ struct VisionEncoder::State {
         if (newline) newline_rows = upload_rows(backend, *newline, width);
     }
 
-    // What is there of units that are padding alone, which are not encoded: no token of theirs is ever looked at.
+    // What is there of units that are padding alone, which are not encoded: no token of theirs is ever looked
+    // at.
     Found padding(const Images& images) const {
         Found found;
         for (const PreparedImage* image : images) {
@@ -197,7 +175,7 @@ struct VisionEncoder::State {
                 jobs.push_back({image, unit, images[image], keep});
             }
         }
-        Outputs outputs = run(pruned_graph, jobs);
+        Outputs outputs = run(contract::vision_encoder_fopru, jobs);
         Found found = padding(images);
         found.scored = true;
         for (auto& [place, out] : outputs) {
@@ -219,19 +197,21 @@ struct VisionEncoder::State {
         return found;
     }
 
-    // Features [p + N, D] and scores of every unit with nothing pruned; scores are zeros where there are none.
+    // Features [p + N, D] and scores of every unit with nothing pruned; scores are zeros where there are
+    // none.
     Found whole(const Images& images, const std::string& graph) {
         std::vector<Job> jobs;
         for (std::size_t image = 0; image < images.size(); ++image) {
             for (std::size_t unit = 0; unit < images[image]->plan.units.size(); ++unit) {
                 const Unit& own = images[image]->plan.units[unit];
                 if (own.prunable() == 0) continue;
-                const bool pruned = graph == pruned_graph;
-                jobs.push_back({image, unit, images[image], pruned ? std::make_optional(own.tokens) : std::nullopt});
+                const bool pruned = graph == contract::vision_encoder_fopru;
+                jobs.push_back(
+                    {image, unit, images[image], pruned ? std::make_optional(own.tokens) : std::nullopt});
             }
         }
         Found found = padding(images);
-        found.scored = graph == pruned_graph;
+        found.scored = graph == contract::vision_encoder_fopru;
         for (auto& [place, out] : run(graph, jobs)) {
             found.features[place.first][place.second].rows = out.features;
             if (!out.scores.empty()) found.scores[place.first][place.second] = out.scores;
@@ -248,7 +228,8 @@ struct VisionEncoder::State {
         }
     }
 
-    Found pruned_by_host(const Images& images, const Selection& selection, bool stitched, const std::string& graph) {
+    Found pruned_by_host(const Images& images, const Selection& selection, bool stitched,
+                         const std::string& graph) {
         Found found = whole(images, graph);
         std::uint64_t seed = selection.seed;
         const std::string name = selection.selector == by_graph ? "row" : selection.selector;
@@ -265,7 +246,8 @@ struct VisionEncoder::State {
             }
             for (std::size_t unit = 0; unit < plan.units.size(); ++unit) {
                 // Another seed per unit, so that "random" does not keep the same places of every one.
-                found.kept[image][unit] = select_valid(plan.units[unit], own[unit], {name, counts[unit], seed++});
+                found.kept[image][unit] =
+                    select_valid(plan.units[unit], own[unit], {name, counts[unit], seed++});
             }
         }
         cut(found);
@@ -282,7 +264,8 @@ struct VisionEncoder::State {
             const std::string newline = newline_policy(made.plan, total, manifest.pruning);
             made.assembly = assemble(made.plan, found.kept[image], static_cast<int>(prefix), newline);
             std::vector<Part> parts = std::move(found.features[image]);
-            if (newline_rows.buffer != nullptr) parts.push_back({newline_rows, std::nullopt});  // the last row
+            if (newline_rows.buffer != nullptr)
+                parts.push_back({newline_rows, std::nullopt});  // the last row
             made.features = gather(backend, parts, made.assembly.source, width);
             made.kept = std::move(found.kept[image]);
             if (found.scored) made.scores = std::move(found.scores[image]);
@@ -306,14 +289,16 @@ VisionEncoder::VisionEncoder(Backend& backend, OpenGraph open, const Manifest& m
 VisionEncoder::~VisionEncoder() = default;
 
 std::string VisionEncoder::graph_for(const Selection& selection) const {
-    return selection.selector == by_graph || needs_scores(selection.selector) ? pruned_graph : whole_graph;
+    return selection.selector == by_graph || needs_scores(selection.selector) ? contract::vision_encoder_fopru
+                                                                              : contract::vision_encoder;
 }
 
 std::vector<EncodedImage> VisionEncoder::encode(const Images& images, const Selection& selection) {
     check_selector(selection.selector);
     if (selection.counts.size() != images.size()) {
-        throw RequestError("got counts for " + std::to_string(selection.counts.size()) + " images, but there are " +
-                           std::to_string(images.size()) + ": make them with plan_pruning");
+        throw RequestError("got counts for " + std::to_string(selection.counts.size()) +
+                           " images, but there are " + std::to_string(images.size()) +
+                           ": make them with plan_pruning");
     }
     const bool stitched = stitched_rows(selection.selector, state_->manifest.pruning);
     for (std::size_t image = 0; image < images.size(); ++image) {
@@ -331,7 +316,7 @@ std::vector<EncodedImage> VisionEncoder::encode(const Images& images, const Sele
 }
 
 std::vector<EncodedImage> VisionEncoder::encode_unpruned(const Images& images) {
-    Found found = state_->whole(images, whole_graph);
+    Found found = state_->whole(images, contract::vision_encoder);
     for (std::size_t image = 0; image < images.size(); ++image) {
         const std::vector<Unit>& units = images[image]->plan.units;
         for (std::size_t unit = 0; unit < units.size(); ++unit) {

@@ -38,11 +38,14 @@ using OpenGraph = std::function<Session&(const std::string&)>;
 // Not for two threads at once.
 class VisionEncoder {
 public:
-    VisionEncoder(Backend& backend, OpenGraph open, const Manifest& manifest, std::optional<std::vector<float>> newline);
+    VisionEncoder(Backend& backend, OpenGraph open, const Manifest& manifest,
+                  std::optional<std::vector<float>> newline);
     ~VisionEncoder();
     std::string graph_for(const Selection& selection) const;
-    // Images are taken one behind the other; units of equal shape and K share a call. RequestError, BackendError.
-    std::vector<EncodedImage> encode(const std::vector<const PreparedImage*>& images, const Selection& selection);
+    // Images are taken one behind the other; units of equal shape and K share a call. RequestError,
+    // BackendError.
+    std::vector<EncodedImage> encode(const std::vector<const PreparedImage*>& images,
+                                     const Selection& selection);
     std::vector<EncodedImage> encode_unpruned(const std::vector<const PreparedImage*>& images);
 
 private:

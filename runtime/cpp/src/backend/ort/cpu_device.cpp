@@ -3,6 +3,7 @@
 
 #include "backend/ort/ort_device.h"
 #include "base/error.h"
+#include "bundle/contract.h"
 
 namespace fopru::ort {
 
@@ -48,10 +49,11 @@ public:
     std::vector<std::string> cache_kinds(const std::string& cache_dtype) const override {
         if (cache_dtype == "bfloat16") {
             throw BackendError(
-                "the decoder's KV cache is in bfloat16, for which onnxruntime has no kernels: run it with --backend "
+                "the decoder's KV cache is in bfloat16, for which onnxruntime has no kernels: run it with "
+                "--backend "
                 "tensorrt on an NVIDIA GPU, or build the bundle with --precision fp16 or fp32");
         }
-        return {"shared", "append", "concat"};
+        return {contract::shared, contract::append, contract::concat};
     }
     std::unique_ptr<Buffer> allocate(std::size_t bytes) const override {
         return std::make_unique<HostBuffer>(bytes);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "bundle/contract.h"
 
 namespace fopru::ort {
 
@@ -21,7 +22,8 @@ const ProviderOptions& cuda_options() {
 }
 
 constexpr const char* install =
-    "install onnxruntime-gpu and the CUDA it was built for with `pip install 'onnxruntime-gpu[cuda,cudnn]'`, and set "
+    "install onnxruntime-gpu and the CUDA it was built for with `pip install 'onnxruntime-gpu[cuda,cudnn]'`, "
+    "and set "
     "FOPRU_ORT_LIB to its libonnxruntime.so";
 
 }  // namespace
@@ -51,11 +53,12 @@ CudaMemory gpu_memory(const Library& library, const char* backend, const char* p
     return memory;
 }
 
-// "append" computes in float32 too: ONNX Runtime's GroupQueryAttention, which "shared" is made of, has kernels for
-// float16 and bfloat16 only on CUDA.
+// "append" computes in float32 too: ONNX Runtime's GroupQueryAttention, which "shared" is made of, has
+// kernels for float16 and bfloat16 only on CUDA.
 std::vector<std::string> CudaDevice::cache_kinds(const std::string& cache_dtype) const {
-    if (cache_dtype == "float16" || cache_dtype == "bfloat16") return {"shared", "append", "concat"};
-    return {"append", "shared", "concat"};
+    if (cache_dtype == "float16" || cache_dtype == "bfloat16")
+        return {contract::shared, contract::append, contract::concat};
+    return {contract::append, contract::shared, contract::concat};
 }
 
 void CudaDevice::not_started(const Library& library, Status* status, const char* name) const {
@@ -70,7 +73,8 @@ void CudaDevice::configure(const Library& library, SessionOptions* options, cons
     if (Status* status = api.create_cuda(&made)) not_started(library, status, name);
     const Owned<CudaOptions> owned(made, api.release_cuda);
     const OptionPointers pointers(cuda_options());
-    Status* status = api.update_cuda(made, pointers.keys.data(), pointers.values.data(), pointers.keys.size());
+    Status* status =
+        api.update_cuda(made, pointers.keys.data(), pointers.values.data(), pointers.keys.size());
     if (status != nullptr) not_started(library, status, name);
     status = api.append_cuda(options, made);
     if (status != nullptr) not_started(library, status, name);

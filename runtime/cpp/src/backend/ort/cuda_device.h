@@ -13,8 +13,9 @@ namespace fopru::ort {
 
 using ProviderOptions = std::vector<std::pair<std::string, std::string>>;
 
-// Products are float32 without TF32, because parity is held to float32; a bundle in fp16 is the way to the tensor
-// cores. ONNX Runtime's CUDA graphs are not used: they replay fixed shapes, and the mask of a step grows.
+// Products are float32 without TF32, because parity is held to float32; a bundle in fp16 is the way to the
+// tensor cores. ONNX Runtime's CUDA graphs are not used: they replay fixed shapes, and the mask of a step
+// grows.
 class CudaDevice : public Device {
 public:
     CudaDevice(const char* backend, CudaMemory memory) : backend_(backend), memory_(std::move(memory)) {}
@@ -24,7 +25,9 @@ public:
     bool on_device() const override { return true; }
     std::string description() const override { return "GPU 0"; }
     std::vector<std::string> cache_kinds(const std::string& cache_dtype) const override;
-    std::unique_ptr<Buffer> allocate(std::size_t bytes) const override { return memory_.allocate(bytes, backend_); }
+    std::unique_ptr<Buffer> allocate(std::size_t bytes) const override {
+        return memory_.allocate(bytes, backend_);
+    }
     void copy(void* target, const void* source, std::size_t bytes) const override {
         memory_.copy(target, source, bytes);
     }

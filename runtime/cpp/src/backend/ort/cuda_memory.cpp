@@ -17,7 +17,8 @@ constexpr int any_direction = 4;  // cudaMemcpyDefault: the driver knows whose a
 void check(const Cudart& cudart, const char* call, int code) {
     if (code == 0) return;
     const char* text = cudart.message(code);
-    throw BackendError(std::string(call) + " failed: " + (text == nullptr ? "error " + std::to_string(code) : text));
+    throw BackendError(std::string(call) +
+                       " failed: " + (text == nullptr ? "error " + std::to_string(code) : text));
 }
 
 class CudaBuffer : public Buffer {
@@ -53,17 +54,19 @@ CudaMemory CudaMemory::load() {
         void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);  // never closed: the driver's state is behind it
         if (handle == nullptr) continue;
         auto cudart = std::make_shared<Cudart>();
-        const bool whole = take(handle, cudart->allocate, "cudaMalloc") && take(handle, cudart->free, "cudaFree") &&
-                           take(handle, cudart->copy, "cudaMemcpy") && take(handle, cudart->fill, "cudaMemset") &&
-                           take(handle, cudart->wait, "cudaStreamSynchronize") &&
-                           take(handle, cudart->memory, "cudaMemGetInfo") &&
-                           take(handle, cudart->message, "cudaGetErrorString");
+        const bool whole =
+            take(handle, cudart->allocate, "cudaMalloc") && take(handle, cudart->free, "cudaFree") &&
+            take(handle, cudart->copy, "cudaMemcpy") && take(handle, cudart->fill, "cudaMemset") &&
+            take(handle, cudart->wait, "cudaStreamSynchronize") &&
+            take(handle, cudart->memory, "cudaMemGetInfo") &&
+            take(handle, cudart->message, "cudaGetErrorString");
         if (whole) return CudaMemory(std::move(cudart));
     }
-    throw BackendError("none of " + names +
-                       " can be loaded: install the CUDA runtime, on a Jetson with `sudo apt install "
-                       "nvidia-jetpack`, else with `pip install 'onnxruntime-gpu[cuda,cudnn]'` and its folders in "
-                       "LD_LIBRARY_PATH");
+    throw BackendError(
+        "none of " + names +
+        " can be loaded: install the CUDA runtime, on a Jetson with `sudo apt install "
+        "nvidia-jetpack`, else with `pip install 'onnxruntime-gpu[cuda,cudnn]'` and its folders in "
+        "LD_LIBRARY_PATH");
 }
 
 std::unique_ptr<Buffer> CudaMemory::allocate(std::size_t bytes, const std::string& backend) const {

@@ -1,4 +1,5 @@
-// Memory of a CUDA device through `libcudart` alone, loaded while the program runs: no CUDA headers are needed.
+// Memory of a CUDA device through `libcudart` alone, loaded while the program runs: no CUDA headers are
+// needed.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +28,8 @@ public:
     // BackendError: there is no such library.
     static CudaMemory load();
 
-    std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& backend) const;  // zeroed; BackendError
+    std::unique_ptr<Buffer> allocate(std::size_t bytes,
+                                     const std::string& backend) const;  // zeroed; BackendError
     // Any direction; done when it returns. BackendError: CUDA refuses, or an earlier operation failed.
     void copy(void* target, const void* source, std::size_t bytes) const;
     std::size_t free_bytes() const;  // on a Jetson the GPU shares them with the CPU; BackendError: no GPU

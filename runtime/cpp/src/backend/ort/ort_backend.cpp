@@ -15,11 +15,24 @@ namespace {
 constexpr const char* cpu_provider = "CPUExecutionProvider";
 
 // Operators that must not stay on the CPU. Others may: ONNX Runtime computes shapes there on purpose.
-constexpr const char* heavy_operators[] = {
-    "Attention", "Conv", "DynamicQuantizeLinear", "FusedMatMul", "Gemm", "GroupQueryAttention",
-    "LayerNormalization", "MatMul", "MatMulInteger", "MatMulNBits", "MultiHeadAttention",
-    "QLinearConv", "QLinearMatMul", "RotaryEmbedding", "SimplifiedLayerNormalization",
-    "SkipSimplifiedLayerNormalization", "Softmax", "TopK"};
+constexpr const char* heavy_operators[] = {"Attention",
+                                           "Conv",
+                                           "DynamicQuantizeLinear",
+                                           "FusedMatMul",
+                                           "Gemm",
+                                           "GroupQueryAttention",
+                                           "LayerNormalization",
+                                           "MatMul",
+                                           "MatMulInteger",
+                                           "MatMulNBits",
+                                           "MultiHeadAttention",
+                                           "QLinearConv",
+                                           "QLinearMatMul",
+                                           "RotaryEmbedding",
+                                           "SimplifiedLayerNormalization",
+                                           "SkipSimplifiedLayerNormalization",
+                                           "Softmax",
+                                           "TopK"};
 
 // Nodes by provider and operator.
 using Placement = std::map<std::string, std::map<std::string, std::int64_t>>;
@@ -95,7 +108,8 @@ Owned<SessionOptions> OrtBackend::options_for(const std::string& file) {
     SessionOptions* made = nullptr;
     check(api, api.create_options(&made), what);
     Owned<SessionOptions> options(made, api.release_options);
-    check(api, api.set_log_severity(made, log_fatal), what);  // an error is thrown, and its message says the same
+    check(api, api.set_log_severity(made, log_fatal),
+          what);  // an error is thrown, and its message says the same
     // A plan of memory is kept for every combination of input shapes: decoding has a new one for each token.
     check(api, api.disable_mem_pattern(made), what);
     // Products with dequantised 4-bit weights would round their activations to 8 bits.
@@ -115,15 +129,17 @@ std::unique_ptr<Session> OrtBackend::open(const std::string& /*graph*/, const st
     if (status != nullptr) {
         const std::string message = message_of(api, status);
         if (!on_device() && ends_with(stem_of(file), "_bf16")) {
-            throw BackendError(file + " is in bfloat16, for which " + name() +
-                               " has no kernels: run it with --backend tensorrt on an NVIDIA GPU, or build the "
-                               "bundle with --precision fp16 or fp32");
+            throw BackendError(
+                file + " is in bfloat16, for which " + name() +
+                " has no kernels: run it with --backend tensorrt on an NVIDIA GPU, or build the "
+                "bundle with --precision fp16 or fp32");
         }
         throw BackendError(std::string(name()) + " cannot load " + file + ": " + message);
     }
     Owned<SessionHandle> handle(made, api.release_session);
     device_->opened(file, on_device() && check_placement(made, stem_of(file)));
-    return std::make_unique<OrtSession>(library_, std::move(handle), device_->memory(), name(), stem_of(file));
+    return std::make_unique<OrtSession>(library_, std::move(handle), device_->memory(), name(),
+                                        stem_of(file));
 }
 
 // Whether this version says who runs what, which only then can be refused.
@@ -133,7 +149,8 @@ bool OrtBackend::check_placement(const SessionHandle* handle, const std::string&
     const Placement placement = placement_of(api, handle);
     if (placement.count(device_->provider()) == 0) {
         throw BackendError(std::string(name()) + " opened " + graph + ", but " + device_->provider() +
-                           " took none of its nodes (" + listed(placement) + "): use another backend for this bundle");
+                           " took none of its nodes (" + listed(placement) +
+                           "): use another backend for this bundle");
     }
     const auto own = placement.find(cpu_provider);
     std::string left;
@@ -143,8 +160,9 @@ bool OrtBackend::check_placement(const SessionHandle* handle, const std::string&
         if (heavy) left += (left.empty() ? "" : ", ") + std::to_string(count) + " " + type;
     }
     if (!left.empty()) {
-        throw BackendError(std::string(name()) + " would leave " + left + " of " + graph + " to the CPU, for which " +
-                           device_->provider() + " has no kernel in this precision: build the bundle with "
+        throw BackendError(std::string(name()) + " would leave " + left + " of " + graph +
+                           " to the CPU, for which " + device_->provider() +
+                           " has no kernel in this precision: build the bundle with "
                            "--precision fp16, or use another backend");
     }
     return true;
@@ -168,8 +186,9 @@ void OrtBackend::copy(const View& target, const View& source) {
     const void* from = address_of(source, out);
     if (target.dtype != source.dtype || into != out) {
         throw BackendError("cannot copy " + std::to_string(source.shape.elements()) + " values of " +
-                           name_of(source.dtype) + " into a view of " + std::to_string(target.shape.elements()) +
-                           " of " + name_of(target.dtype) + ": give as many of the same dtype");
+                           name_of(source.dtype) + " into a view of " +
+                           std::to_string(target.shape.elements()) + " of " + name_of(target.dtype) +
+                           ": give as many of the same dtype");
     }
     if (out > 0) device_->copy(to, from, out);
 }

@@ -11,11 +11,12 @@
 
 namespace fopru::ort {
 
-// Buffers are the device's own memory, bound by address; a run that returned is done. Sessions may be opened and
-// run from several threads, each with bindings and buffers of its own.
+// Buffers are the device's own memory, bound by address; a run that returned is done. Sessions may be opened
+// and run from several threads, each with bindings and buffers of its own.
 class OrtBackend : public Backend {
 public:
-    OrtBackend(std::shared_ptr<const Library> library, std::unique_ptr<Device> device, const BackendOptions& options);
+    OrtBackend(std::shared_ptr<const Library> library, std::unique_ptr<Device> device,
+               const BackendOptions& options);
 
     const char* name() const override { return device_->backend(); }
     std::string description() const override;

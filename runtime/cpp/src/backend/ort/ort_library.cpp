@@ -24,7 +24,8 @@ constexpr const char* entry = "OrtGetApiBase";
 constexpr const char* environment = "FOPRU_ORT_LIB";
 constexpr const char* names[] = {"libonnxruntime.so.1", "libonnxruntime.so"};
 constexpr const char* way_out =
-    "set FOPRU_ORT_LIB to the file, such as site-packages/onnxruntime/capi/libonnxruntime.so.* of `pip install "
+    "set FOPRU_ORT_LIB to the file, such as site-packages/onnxruntime/capi/libonnxruntime.so.* of `pip "
+    "install "
     "onnxruntime`";
 
 // The library in a folder by any version of its name, the latest name first; empty where there is none.
@@ -40,7 +41,8 @@ std::string inside(const fs::path& folder) {
 // Folder of the file that this code was linked into.
 fs::path own_folder() {
     Dl_info info{};
-    const bool known = dladdr(reinterpret_cast<const void*>(&own_folder), &info) != 0 && info.dli_fname != nullptr;
+    const bool known =
+        dladdr(reinterpret_cast<const void*>(&own_folder), &info) != 0 && info.dli_fname != nullptr;
     std::error_code ignored;
     return known ? fs::absolute(fs::path(info.dli_fname), ignored).parent_path() : fs::path();
 }
@@ -88,12 +90,13 @@ std::shared_ptr<const Library> opened(void* handle, const std::string& file) {
     *reinterpret_cast<void**>(&base_of) = symbol;
     const Base* base = base_of();
     const std::string version = base->version();
-    // Asked for a version that it does not have, ONNX Runtime complains on stderr: so its own is looked at before.
+    // Asked for a version that it does not have, ONNX Runtime complains on stderr: so its own is looked at
+    // before.
     const unsigned minor = minor_of(version);
     const void* const* table = minor >= api_version ? base->get_api(api_version) : nullptr;
     if (table == nullptr) {
-        throw BackendError(file + " is ONNX Runtime " + version + ", expected 1." + std::to_string(api_version) +
-                           " or later: install a newer one, and " + way_out);
+        throw BackendError(file + " is ONNX Runtime " + version + ", expected 1." +
+                           std::to_string(api_version) + " or later: install a newer one, and " + way_out);
     }
     const void* const* later = minor >= placement_version ? base->get_api(placement_version) : nullptr;
     const Api api = later != nullptr ? read_api(later, true) : read_api(table, false);

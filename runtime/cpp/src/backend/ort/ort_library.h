@@ -9,12 +9,12 @@
 
 namespace fopru::ort {
 
-// Immutable, so any number of threads may share one. Sessions keep it alive. The library itself is never unloaded:
-// its threads and its allocator outlive their users.
+// Immutable, so any number of threads may share one. Sessions keep it alive. The library itself is never
+// unloaded: its threads and its allocator outlive their users.
 class Library {
 public:
-    // $FOPRU_ORT_LIB (a file, or a folder that holds one), else beside this code, else where the system looks.
-    // BackendError: none can be loaded; the message lists what was tried.
+    // $FOPRU_ORT_LIB (a file, or a folder that holds one), else beside this code, else where the system
+    // looks. BackendError: none can be loaded; the message lists what was tried.
     static std::shared_ptr<const Library> load();
     // `path` and `version` are for messages.
     Library(const Api& api, std::string path, std::string version);

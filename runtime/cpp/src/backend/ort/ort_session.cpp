@@ -27,7 +27,8 @@ Owned<MemoryInfo> memory_info(const Api& api, const char* name) {
     const bool host = std::string(name) == "Cpu";
     MemoryInfo* made = nullptr;
     const int allocator = host ? arena_allocator : device_allocator;
-    check(api, api.create_memory_info(name, allocator, 0, default_memory, &made), "onnxruntime names no memory");
+    check(api, api.create_memory_info(name, allocator, 0, default_memory, &made),
+          "onnxruntime names no memory");
     return {made, api.release_memory_info};
 }
 
@@ -40,8 +41,8 @@ int element_of(Dtype dtype) {
     throw BackendError("onnxruntime has no such dtype: give one of float32, float16, bfloat16, int64, bool");
 }
 
-// Addresses as ONNX Runtime's values: a run takes them in, and they are made anew only where something changed. All
-// arrays have their size from the start, so binding and running allocate nothing here.
+// Addresses as ONNX Runtime's values: a run takes them in, and they are made anew only where something
+// changed. All arrays have their size from the start, so binding and running allocate nothing here.
 class OrtBinding : public Binding {
 public:
     explicit OrtBinding(const OrtSession& session)
@@ -54,9 +55,9 @@ public:
         const Api& api = session_.library_->api();
         inputs_.gather();
         outputs_.gather();
-        Status* status = api.run(session_.handle_.get(), nullptr, inputs_.names.data(), inputs_.pointers.data(),
-                                 inputs_.names.size(), outputs_.names.data(), outputs_.names.size(),
-                                 outputs_.pointers.data());
+        Status* status = api.run(session_.handle_.get(), nullptr, inputs_.names.data(),
+                                 inputs_.pointers.data(), inputs_.names.size(), outputs_.names.data(),
+                                 outputs_.names.size(), outputs_.pointers.data());
         if (status != nullptr) {
             throw BackendError(session_.backend() + " failed in " + session_.name() + ": " +
                                message_of(api, status));
@@ -105,8 +106,9 @@ private:
         const Api& api = session_.library_->api();
         const std::size_t bytes = static_cast<std::size_t>(view.shape.elements()) * item_bytes(view.dtype);
         Value* made = nullptr;
-        Status* status = api.create_tensor(session_.memory_.get(), address, bytes, view.shape.dims,
-                                           static_cast<std::size_t>(view.shape.rank), side.elements[place], &made);
+        Status* status =
+            api.create_tensor(session_.memory_.get(), address, bytes, view.shape.dims,
+                              static_cast<std::size_t>(view.shape.rank), side.elements[place], &made);
         if (status != nullptr) {
             throw BackendError(session_.backend() + " cannot bind " + side.tensors[place].name + " of " +
                                session_.name() + ": " + message_of(api, status));
@@ -118,12 +120,14 @@ private:
 
     void check_view(const OrtSession::Side& side, std::size_t place, const View& view) const {
         const std::int64_t size = view.shape.elements();
-        const std::size_t item = item_bytes(view.dtype), held = view.buffer == nullptr ? 0 : view.buffer->bytes();
+        const std::size_t item = item_bytes(view.dtype),
+                          held = view.buffer == nullptr ? 0 : view.buffer->bytes();
         if (view.buffer == nullptr || view.offset > held ||
             static_cast<std::uint64_t>(size) > (held - view.offset) / item) {
             throw BackendError("a view of " + std::to_string(size) + " values of " + name_of(view.dtype) +
-                               " from byte " + std::to_string(view.offset) + " on does not fit its buffer of " +
-                               std::to_string(held) + " bytes: allocate a larger one");
+                               " from byte " + std::to_string(view.offset) +
+                               " on does not fit its buffer of " + std::to_string(held) +
+                               " bytes: allocate a larger one");
         }
         if (element_of(view.dtype) != side.elements[place]) {
             throw BackendError(session_.backend() + " cannot bind " + side.tensors[place].name + " of " +
@@ -136,8 +140,8 @@ private:
     Tensors inputs_, outputs_;
 };
 
-OrtSession::OrtSession(std::shared_ptr<const Library> library, Owned<SessionHandle> handle, const char* memory,
-                       std::string backend, std::string name)
+OrtSession::OrtSession(std::shared_ptr<const Library> library, Owned<SessionHandle> handle,
+                       const char* memory, std::string backend, std::string name)
     : library_(std::move(library)),
       handle_(std::move(handle)),
       memory_(memory_info(library_->api(), memory)),

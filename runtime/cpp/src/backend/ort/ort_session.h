@@ -13,7 +13,8 @@ namespace fopru::ort {
 // Of a session; keeps its library alive.
 class OrtSession : public Session {
 public:
-    // `memory` is where bound buffers are ("Cpu", "Cuda"), `backend` and `name` (of the graph) are for messages.
+    // `memory` is where bound buffers are ("Cpu", "Cuda"), `backend` and `name` (of the graph) are for
+    // messages.
     OrtSession(std::shared_ptr<const Library> library, Owned<SessionHandle> handle, const char* memory,
                std::string backend, std::string name);
 

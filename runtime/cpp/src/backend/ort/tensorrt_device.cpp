@@ -1,7 +1,8 @@
-// ONNX Runtime's TensorRT provider first, CUDA for what it leaves; an engine is built when its graph is first opened.
+// ONNX Runtime's TensorRT provider first, CUDA for what it leaves; an engine is built when its graph is first
+// opened.
 //
-// Profiles are those of a plan that Python writes into the bundle's folder: without one Python makes the default plan
-// itself, which this does not.
+// Profiles are those of a plan that Python writes into the bundle's folder: without one Python makes the
+// default plan itself, which this does not.
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -9,6 +10,7 @@
 #include "backend/ort/cuda_device.h"
 #include "backend/ort/tensorrt_profile.h"
 #include "base/error.h"
+#include "bundle/contract.h"
 
 namespace fopru::ort {
 
@@ -28,9 +30,10 @@ std::string text_of(const fs::path& file) {
     std::ostringstream text;
     text << stream.rdbuf();
     if (!stream) {
-        throw BackendError("ort-tensorrt reads its profiles from " + file.string() +
-                           ", which cannot be read: write there the object `plan` of `python -m runtime.engine BUNDLE "
-                           "--unpruned --plan-only --json`");
+        throw BackendError(
+            "ort-tensorrt reads its profiles from " + file.string() +
+            ", which cannot be read: write there the object `plan` of `python -m runtime.engine BUNDLE "
+            "--unpruned --plan-only --json`");
     }
     return text.str();
 }
@@ -42,18 +45,19 @@ public:
     std::string description() const override { return "GPU 0, TensorRT first"; }
 
     // GroupQueryAttention, which "shared" is made of, is no operator of TensorRT.
-    std::vector<std::string> cache_kinds(const std::string&) const override { return {"append"}; }
+    std::vector<std::string> cache_kinds(const std::string&) const override { return {contract::append}; }
 
     void configure(const Library& library, SessionOptions* options, const std::string& file) override {
         const fs::path folder = folder_of(file), plan = root_of(file) / engines / "plan.json";
         const ProviderOptions own =
-            tensorrt_options(text_of(plan), plan.string(), fs::path(file).lexically_relative(root_of(file)).string(),
-                             folder.string());
+            tensorrt_options(text_of(plan), plan.string(),
+                             fs::path(file).lexically_relative(root_of(file)).string(), folder.string());
         std::error_code error;
         fs::create_directories(folder, error);
         if (error) {
-            throw BackendError("ort-tensorrt keeps its engines in " + folder.string() + ", which cannot be made (" +
-                               error.message() + "): make the bundle writable, or copy it to where it is");
+            throw BackendError("ort-tensorrt keeps its engines in " + folder.string() +
+                               ", which cannot be made (" + error.message() +
+                               "): make the bundle writable, or copy it to where it is");
         }
         append(library, options, own);
         CudaDevice::configure(library, options, file);

@@ -39,7 +39,8 @@ public:
         return *value.array();
     }
     std::int64_t integer(const Json& value, const char* what) const {
-        if (value.integer() == nullptr || *value.integer() < 0) fail(std::string(what) + " is no number from 0 on");
+        if (value.integer() == nullptr || *value.integer() < 0)
+            fail(std::string(what) + " is no number from 0 on");
         return *value.integer();
     }
     Dims dims(const Json& profile, const char* key) const {
@@ -52,7 +53,8 @@ public:
         if (values == nullptr) fail("values is neither true nor false");
         Profile made{dims(json, "minimum"), dims(json, "optimum"), dims(json, "maximum"), *values};
         const std::size_t rank = made.minimum.size();
-        if (made.optimum.size() != rank || made.maximum.size() != rank) fail("a profile has three different ranks");
+        if (made.optimum.size() != rank || made.maximum.size() != rank)
+            fail("a profile has three different ranks");
         return made;
     }
 
@@ -62,8 +64,8 @@ private:
 
 // One profile that takes all that several do, tuned for the last: for a decoder, its single steps.
 //
-// What ONNX Runtime before September 2026 passes to TensorRT 10.11 and later as the optimum of a shape tensor's
-// values is the maximum, and the other way round (microsoft/onnxruntime#32415): so both are equal.
+// What ONNX Runtime before September 2026 passes to TensorRT 10.11 and later as the optimum of a shape
+// tensor's values is the maximum, and the other way round (microsoft/onnxruntime#32415): so both are equal.
 std::vector<std::pair<std::string, Profile>> joined(const Reader& reader, const Json::Array& profiles) {
     std::vector<std::pair<std::string, Profile>> all;
     if (profiles.empty() || profiles.back().object() == nullptr) reader.fail("a graph has no profiles");
@@ -71,7 +73,8 @@ std::vector<std::pair<std::string, Profile>> joined(const Reader& reader, const 
         Profile one = reader.profile(last);
         for (const Json& each : profiles) {
             const Profile own = reader.profile(reader.member(each, input.c_str()));
-            if (own.minimum.size() != one.minimum.size()) reader.fail(input + " has profiles of different ranks");
+            if (own.minimum.size() != one.minimum.size())
+                reader.fail(input + " has profiles of different ranks");
             for (std::size_t axis = 0; axis < own.minimum.size(); ++axis) {
                 one.minimum[axis] = std::min(one.minimum[axis], own.minimum[axis]);
                 one.maximum[axis] = std::max(one.maximum[axis], own.maximum[axis]);
@@ -84,7 +87,7 @@ std::vector<std::pair<std::string, Profile>> joined(const Reader& reader, const 
 }
 
 // "input_ids:1x7,mask:1x9"
-std::string shapes(const std::vector<std::pair<std::string, Profile>>& profile, Dims Profile::*point) {
+std::string shapes(const std::vector<std::pair<std::string, Profile>>& profile, Dims Profile::* point) {
     std::string text;
     for (const auto& [input, own] : profile) {
         text += (text.empty() ? "" : ",") + input + ":";
@@ -115,7 +118,8 @@ ProviderOptions tensorrt_options(std::string_view plan, const std::string& name,
         if (*file != graph) continue;
         const auto profile = joined(reader, reader.array(reader.member(each, "profiles"), "profiles"));
         return {{"device_id", "0"},
-                {"trt_max_workspace_size", std::to_string(reader.integer(reader.member(json, "workspace"), "workspace"))},
+                {"trt_max_workspace_size",
+                 std::to_string(reader.integer(reader.member(json, "workspace"), "workspace"))},
                 // Off, which makes the network strongly typed: the precision is in the graph.
                 {"trt_fp16_enable", "0"},
                 {"trt_engine_cache_enable", "1"},
