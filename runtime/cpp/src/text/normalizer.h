@@ -1,0 +1,21 @@
+// The "normalizer" of tokenizer.json.
+#pragma once
+
+#include <memory>
+
+#include "base/json.h"
+#include "text/piece.h"
+
+namespace fopru {
+
+// Immutable, so any number of threads may share one.
+class Normalizer {
+public:
+    virtual ~Normalizer() = default;
+    virtual void apply(Piece& piece) const = 0;
+};
+
+// Null for null. BundleError: damaged, or one that this runtime does not know.
+std::unique_ptr<const Normalizer> make_normalizer(const Json* json);
+
+}  // namespace fopru

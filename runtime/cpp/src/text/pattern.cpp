@@ -1,0 +1,142 @@
+#include "text/pattern.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "text/fields.h"
+
+namespace fopru {
+namespace {
+
+// A run of n spaces takes about n steps; what takes far more is a pattern that tries everything.
+constexpr std::uint32_t steps_least = 1'000'000, steps_per_byte = 16, steps_most = 50'000'000;
+constexpr std::uint32_t heap_kibibytes = 65'536;
+constexpr std::size_t longest_pattern = std::size_t{64} << 10;
+
+struct CodeFree {
+    void operator()(pcre2_code* code) const { pcre2_code_free(code); }
+};
+struct MatchDataFree {
+    void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
+};
+struct MatchContextFree {
+    void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+};
+struct CompileContextFree {
+    void operator()(pcre2_compile_context* context) const { pcre2_compile_context_free(context); }
+};
+
+std::string message_of(int error) {
+    PCRE2_UCHAR text[160];
+    if (pcre2_get_error_message(error, text, sizeof text) < 0) return "error " + std::to_string(error);
+    return reinterpret_cast<const char*>(text);
+}
+
+std::unique_ptr<pcre2_code, CodeFree> compile(const std::string& pattern, std::uint32_t options,
+                                              const std::string& path) {
+    if (pattern.size() > longest_pattern) throw_damaged(path, "is a pattern of over 65536 bytes");
+    const std::unique_ptr<pcre2_compile_context, CompileContextFree> context(pcre2_compile_context_create(nullptr));
+    if (!context) throw std::bad_alloc();
+    pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+    pcre2_set_parens_nest_limit(context.get(), 100);
+    int error = 0;
+    PCRE2_SIZE place = 0;
+    std::unique_ptr<pcre2_code, CodeFree> code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                                             PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | options,
+                                                             &error, &place, context.get()));
+    if (!code) throw_damaged(path, "is no pattern: " + message_of(error));
+    return code;
+}
+
+}  // namespace
+
+struct Pattern::Code {
+    std::unique_ptr<pcre2_code, CodeFree> compiled;
+};
+
+Pattern::Pattern(std::unique_ptr<const Code> code) : code_(std::move(code)) {}
+Pattern::Pattern(Pattern&&) noexcept = default;
+Pattern& Pattern::operator=(Pattern&&) noexcept = default;
+Pattern::~Pattern() = default;
+
+Pattern Pattern::from_regex(const std::string& regex, const std::string& path) {
+    if (regex.size() > longest_pattern) throw_damaged(path, "is a pattern of over 65536 bytes");
+    auto code = std::make_unique<Code>();
+    // Ruby's ^ is the beginning of any line.
+    code->compiled = compile(pcre_from_oniguruma(regex, path), PCRE2_MULTILINE, path);
+    return Pattern(std::move(code));
+}
+
+Pattern Pattern::from_text(const std::string& text, const std::string& path) {
+    auto code = std::make_unique<Code>();
+    code->compiled = compile(text, PCRE2_LITERAL, path);
+    return Pattern(std::move(code));
+}
+
+Pattern Pattern::from_pcre(const std::string& pattern) {
+    auto code = std::make_unique<Code>();
+    code->compiled = compile(pattern, 0, "a pattern");
+    return Pattern(std::move(code));
+}
+
+Pattern Pattern::from_json(const Fields& owner) {
+    const Fields pattern = owner.object("pattern");
+    if (pattern.find("String") != nullptr) return from_text(pattern.text("String"), pattern.path_of("String"));
+    if (pattern.find("Regex") != nullptr) return from_regex(pattern.text("Regex"), pattern.path_of("Regex"));
+    throw_damaged(pattern.path(), "has neither String nor Regex");
+}
+
+Spans Pattern::spans(std::string_view text) const {
+    if (text.empty()) return {{0, 0, false}};
+    const std::unique_ptr<pcre2_match_data, MatchDataFree> data(pcre2_match_data_create(1, nullptr));
+    const std::unique_ptr<pcre2_match_context, MatchContextFree> context(pcre2_match_context_create(nullptr));
+    if (!data || !context) throw std::bad_alloc();
+    const std::size_t steps = std::min<std::size_t>(steps_most, steps_least + text.size() * steps_per_byte);
+    pcre2_set_match_limit(context.get(), static_cast<std::uint32_t>(steps));
+    pcre2_set_heap_limit(context.get(), heap_kibibytes);
+
+    Spans spans;
+    const auto* const subject = reinterpret_cast<PCRE2_SPTR>(text.data());
+    const PCRE2_SIZE* const found = pcre2_get_ovector_pointer(data.get());
+    std::size_t place = 0, covered = 0;
+    bool matched_before = false;
+    while (place <= text.size()) {
+        const int count = pcre2_match(code_->compiled.get(), subject, text.size(), place, PCRE2_NO_UTF_CHECK,
+                                      data.get(), context.get());
+        if (count == PCRE2_ERROR_NOMATCH) break;
+        if (count < 0) {
+            throw RequestError("a pattern of tokenizer.json did not get through a text of " +
+                               std::to_string(text.size()) + " bytes (" + message_of(count) +
+                               "): shorten the text, or pass token ids");
+        }
+        const std::size_t begin = found[0], end = found[1];
+        // \K is not let through, so this does not happen; the spans must stay in order whatever the library does.
+        if (begin > end || begin < covered) throw RequestError("a pattern of tokenizer.json matches backwards: pass token ids");
+        if (begin == end && matched_before && begin == covered) {
+            // An empty match right after a match: one character on, or the search would stay here.
+            do ++place;
+            while (place < text.size() && (static_cast<unsigned char>(text[place]) & 0xC0) == 0x80);
+            continue;
+        }
+        if (covered != begin) spans.push_back({covered, begin, false});
+        spans.push_back({begin, end, true});
+        place = covered = end;
+        matched_before = true;
+    }
+    if (covered != text.size()) spans.push_back({covered, text.size(), false});
+    return spans;
+}
+
+std::string Pattern::replaced(std::string_view text, std::string_view content) const {
+    std::string result;
+    for (const Span& span : spans(text)) {
+        result.append(span.match ? content : text.substr(span.begin, span.end - span.begin));
+    }
+    return result;
+}
+
+}  // namespace fopru

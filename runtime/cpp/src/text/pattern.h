@@ -1,0 +1,57 @@
+// A pattern of tokenizer.json, and where it matches.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fopru {
+
+// Bytes [begin, end) of a text; `match` false for what is between matches.
+struct Span {
+    std::size_t begin, end;
+    bool match;
+};
+using Spans = std::vector<Span>;
+
+// Immutable, so any number of threads may share one. Patterns come from outside: the steps and the memory of one search
+// are limited.
+class Pattern {
+public:
+    // A pattern in the syntax of Oniguruma (Ruby's), in the subset that means the same to PCRE2 once it is translated.
+    // BundleError names what is not in it; `path` is for the message.
+    static Pattern from_regex(const std::string& regex, const std::string& path);
+    // Characters as they are.
+    static Pattern from_text(const std::string& text, const std::string& path);
+    // Already in PCRE2's syntax: for patterns of this runtime.
+    static Pattern from_pcre(const std::string& pattern);
+    // "pattern" of a Split or Replace: {"String": text} or {"Regex": regex}.
+    static Pattern from_json(const class Fields& owner);
+
+    Pattern(Pattern&&) noexcept;
+    Pattern& operator=(Pattern&&) noexcept;
+    ~Pattern();
+
+    // Matches from left to right and what is between them, in order, covering the text, which must be UTF-8. Empty text
+    // gives one empty span without a match. RequestError where a search takes too many steps.
+    Spans spans(std::string_view text) const;
+    // The text with every match replaced.
+    std::string replaced(std::string_view text, std::string_view content) const;
+
+private:
+    struct Code;
+    explicit Pattern(std::unique_ptr<const Code> code);
+    std::unique_ptr<const Code> code_;
+};
+
+// Oniguruma's syntax as PCRE2's. BundleError as above.
+std::string pcre_from_oniguruma(std::string_view regex, const std::string& path);
+
+// The inside of a PCRE2 class for what Oniguruma and Rust's regex mean by \s and \w.
+extern const char* const class_space;
+std::string class_word_oniguruma();
+std::string class_word_rust();
+
+}  // namespace fopru
