@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "generate/graph_names.h"
+#include "bundle/contract.h"
 
 namespace fopru {
 
@@ -151,7 +151,7 @@ void AnswerRun::encode() {
 // Encodes images of which no visual tokens are kept; no selection: unpruned.
 std::vector<SharedTokens> AnswerRun::run_encoder(const FeatureCache::Images& images,
                                                  const std::optional<Selection>& selection) {
-    const std::string graph = selection ? generator_.vision_graph(*selection) : graphs::vision_encoder;
+    const std::string graph = selection ? generator_.vision_graph(*selection) : contract::vision_encoder;
     {
         const StageTimer timer(timings_.load);
         generator_.session(graph);
@@ -195,7 +195,7 @@ Result AnswerRun::answer(const OnText& on_text, const Cancelled& cancelled) {
 void AnswerRun::decode(const OnText& on_text, const Cancelled& cancelled) {
     {
         const StageTimer timer(timings_.load);
-        generator_.session(graphs::embed_tokens);
+        generator_.session(contract::embed_tokens);
         generator_.session(generator_.decoder_graphs().front());
     }
     const Prompt made = prompt();

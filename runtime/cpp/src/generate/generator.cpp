@@ -7,8 +7,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/python_text.h"
+#include "bundle/contract.h"
 #include "generate/answer.h"
-#include "generate/graph_names.h"
 #include "generate/session_check.h"
 
 namespace fopru {
@@ -203,15 +203,15 @@ Rows Generator::embed(const std::vector<std::int64_t>& ids, const std::vector<co
     std::vector<std::int64_t> plain = ids;
     std::replace(plain.begin(), plain.end(), image, std::int64_t{0});
     Backend& backend = *state_->backend;
-    Session& session = state_->session(graphs::embed_tokens);
+    Session& session = state_->session(contract::embed_tokens);
     const auto row_bytes = static_cast<std::size_t>(width) * sizeof(float);
     const auto taken = backend.allocate(plain.size() * sizeof(std::int64_t));
     Rows made{backend.allocate(plain.size() * row_bytes), length, width, 0};
     const View input{taken.get(), Dtype::int64, {1, length}, 0};
     const auto binding = session.bind();
     backend.upload(input, plain.data());
-    binding->set_input(place_of(session.input(graphs::input_ids), graphs::embed_tokens, graphs::input_ids), input);
-    binding->set_output(place_of(session.output(graphs::inputs_embeds), graphs::embed_tokens, graphs::inputs_embeds),
+    binding->set_input(place_of(session.input(contract::input_ids), contract::embed_tokens, contract::input_ids), input);
+    binding->set_output(place_of(session.output(contract::inputs_embeds), contract::embed_tokens, contract::inputs_embeds),
                         {made.buffer.get(), Dtype::float32, {1, length, width}, 0});
     binding->run();
     // One copy for each run of neighbouring placeholders.
@@ -242,7 +242,7 @@ DecoderRun& Generator::decoder_run(const std::string& graph) {
         if (cache == info.caches.end()) {
             throw RequestError("the bundle has no decoder graph " + graph + ": use one of decoder_graphs");
         }
-        const DecoderGraphs graphs{&session(graphs::embed_tokens), &session(graph), cache->second};
+        const DecoderGraphs graphs{&session(contract::embed_tokens), &session(graph), cache->second};
         state_->run = std::make_unique<DecoderRun>(*state_->backend, graphs, info);
         state_->run_graph = graph;
     }
@@ -308,7 +308,7 @@ void Generator::forget() {
 }
 
 void Generator::release(const std::string& graph) {
-    if (graph == graphs::vision_encoder || graph == graphs::vision_encoder_fopru) {
+    if (graph == contract::vision_encoder || graph == contract::vision_encoder_fopru) {
         state_->vision.reset();
     } else {
         drop_run();  // which holds the session
