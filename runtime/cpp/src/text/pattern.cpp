@@ -52,10 +52,23 @@ std::unique_ptr<pcre2_code, CodeFree> compile(const std::string& pattern, std::u
     return code;
 }
 
+Spans literal_spans(std::string_view text, std::string_view literal) {
+    Spans spans;
+    std::size_t covered = 0;
+    for (std::size_t found; (found = text.find(literal, covered)) != std::string_view::npos;) {
+        if (covered != found) spans.push_back({covered, found, false});
+        covered = found + literal.size();
+        spans.push_back({found, covered, true});
+    }
+    if (covered != text.size()) spans.push_back({covered, text.size(), false});
+    return spans;
+}
+
 }  // namespace
 
 struct Pattern::Code {
     std::unique_ptr<pcre2_code, CodeFree> compiled;
+    std::string literal;  // what is looked for where there is no pattern
 };
 
 Pattern::Pattern(std::unique_ptr<const Code> code) : code_(std::move(code)) {}
@@ -71,9 +84,11 @@ Pattern Pattern::from_regex(const std::string& regex, const std::string& path) {
     return Pattern(std::move(code));
 }
 
-Pattern Pattern::from_text(const std::string& text, const std::string& path) {
+Pattern Pattern::from_text(const std::string& text) {
+    // Nothing is found between any two characters, as by a pattern.
+    if (text.empty()) return from_pcre("");
     auto code = std::make_unique<Code>();
-    code->compiled = compile(text, PCRE2_LITERAL, path);
+    code->literal = text;
     return Pattern(std::move(code));
 }
 
@@ -85,13 +100,14 @@ Pattern Pattern::from_pcre(const std::string& pattern) {
 
 Pattern Pattern::from_json(const Fields& owner) {
     const Fields pattern = owner.object("pattern");
-    if (pattern.find("String") != nullptr) return from_text(pattern.text("String"), pattern.path_of("String"));
+    if (pattern.find("String") != nullptr) return from_text(pattern.text("String"));
     if (pattern.find("Regex") != nullptr) return from_regex(pattern.text("Regex"), pattern.path_of("Regex"));
     throw_damaged(pattern.path(), "has neither String nor Regex");
 }
 
 Spans Pattern::spans(std::string_view text) const {
     if (text.empty()) return {{0, 0, false}};
+    if (!code_->compiled) return literal_spans(text, code_->literal);
     const std::unique_ptr<pcre2_match_data, MatchDataFree> data(pcre2_match_data_create(1, nullptr));
     const std::unique_ptr<pcre2_match_context, MatchContextFree> context(pcre2_match_context_create(nullptr));
     if (!data || !context) throw std::bad_alloc();

@@ -24,7 +24,7 @@ public:
     // BundleError names what is not in it; `path` is for the message.
     static Pattern from_regex(const std::string& regex, const std::string& path);
     // Characters as they are.
-    static Pattern from_text(const std::string& text, const std::string& path);
+    static Pattern from_text(const std::string& text);
     // Already in PCRE2's syntax: for patterns of this runtime.
     static Pattern from_pcre(const std::string& pattern);
     // "pattern" of a Split or Replace: {"String": text} or {"Regex": regex}.
