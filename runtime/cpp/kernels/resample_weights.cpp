@@ -72,6 +72,11 @@ std::int32_t fixed(double weight) {
 
 }  // namespace
 
+bool rows_first(PictureSize from, PictureSize to) {
+  return to.height < from.height &&
+         from.height - to.height > 2 * (static_cast<std::int64_t>(from.width) - to.width);
+}
+
 int resample_taps(int from, int to, int filter) {
   if (from < 1 || to < 1) {
     throw std::invalid_argument("a side has no samples");

@@ -12,7 +12,7 @@ namespace {
 constexpr int most_bits = 12;
 constexpr int table_size = 1 << most_bits;
 
-// Sub-blocks as one stream. What is missing at the end of the file is a truncated image.
+// Sub-blocks as one stream.
 class BlockBits {
 public:
     BlockBits(Bytes file, std::size_t at) : file_(file), at_(at) {}
@@ -20,10 +20,10 @@ public:
     int code(int bits) {
         while (have_ < bits) {
             while (left_ == 0) {
-                left_ = next();
+                next_block();
             }
             --left_;
-            buffer_ |= static_cast<std::uint32_t>(next()) << have_;
+            buffer_ |= static_cast<std::uint32_t>(file_.data[at_++]) << have_;
             have_ += 8;
         }
         const int code = static_cast<int>(buffer_ & ((1U << bits) - 1));
@@ -33,11 +33,14 @@ public:
     }
 
 private:
-    std::uint8_t next() {
-        if (at_ >= file_.size) {
-            throw Damaged("image file is truncated");
+    // A block counts when all of it is there.
+    void next_block() {
+        const Bytes rest = file_.from(at_);
+        if (rest.size == 0 || rest.size - 1 < rest.data[0]) {
+            throw Damaged("image file is truncated (" + std::to_string(rest.size) + " bytes not processed)");
         }
-        return file_.data[at_++];
+        left_ = rest.data[0];
+        ++at_;
     }
 
     Bytes file_;

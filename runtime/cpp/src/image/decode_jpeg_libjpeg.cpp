@@ -71,6 +71,14 @@ public:
         }, row));
     }
 
+    // What follows the last row: a file may end there, but may not go on with nonsense.
+    void finish() {
+        const Outcome outcome = guarded([](Decompressor& self, void*) {
+            return jpeg_finish_decompress(&self.info_) == TRUE;
+        }, nullptr);
+        check(outcome == Outcome::starved ? Outcome::done : outcome);
+    }
+
 private:
     enum class Outcome { done, starved, broken };
     using Step = bool (*)(Decompressor& self, void* argument);  // false: the file ended
@@ -147,6 +155,7 @@ Decoded decode_jpeg(Bytes file) {
             std::memcpy(to, &colour, 3);
         }
     }
+    jpeg.finish();
     return decoded;
 }
 

@@ -100,13 +100,11 @@ private:
 
     void read_rest() {
         while (at_ <= file_.size && file_.size - at_ >= 8) {
-            if (!is_word(text_of(file_.part(at_ + 4, 4)))) {
+            const std::string_view type = text_of(file_.part(at_ + 4, 4));
+            if (!is_word(type) || type == "IEND") {
                 return;
             }
             const Chunk chunk = next();
-            if (chunk.type == "IEND") {
-                return;
-            }
             after_data_ = true;
             keep(chunk);
             skip(chunk);

@@ -1,4 +1,4 @@
-// Two passes, columns then rows, each rounded to bytes between, as Pillow does it.
+// Two passes, rounded to bytes between, as Pillow does it.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -166,16 +166,20 @@ Image resize(const Image& image, int height, int width, int resample) {
     if (resample == 0) {
         return resize_nearest(image, height, width);
     }
-    if (image.height == height) {
-        return resize_columns(image, 0, height, weights_of(image.width, width, resample));
-    }
     const Weights rows = weights_of(image.height, height, resample);
+    const Weights columns = weights_of(image.width, width, resample);
     if (image.width == width) {
         return resize_rows(image, 0, rows);
     }
+    if (image.height == height) {
+        return resize_columns(image, 0, height, columns);
+    }
+    if (rows_first({image.height, image.width}, {height, width})) {
+        return resize_columns(resize_rows(image, 0, rows), 0, height, columns);
+    }
     const int begin = rows.first.front();  // only rows that the second pass reads
     const int end = rows.first.back() + rows.count.back();
-    return resize_rows(resize_columns(image, begin, end - begin, weights_of(image.width, width, resample)), begin, rows);
+    return resize_rows(resize_columns(image, begin, end - begin, columns), begin, rows);
 }
 
 }  // namespace fopru
