@@ -99,23 +99,16 @@ std::uint32_t Pcg64::next_uint32() {
     return static_cast<std::uint32_t>(both);
 }
 
-// Lemire's method: the high half of a product; low halves that would favour some results are drawn again.
+// Bits that are too many are thrown away and drawn again.
 std::uint64_t Pcg64::bounded(std::uint64_t most) {
     if (most == 0) return 0;
-    if (most == std::numeric_limits<std::uint64_t>::max()) return next_uint64();
-    constexpr std::uint64_t most_32 = std::numeric_limits<std::uint32_t>::max();
-    if (most == most_32) return next_uint32();
-    const std::uint64_t count = most + 1;
-    if (most < most_32) {
-        const auto threshold = static_cast<std::uint32_t>((most_32 - most) % count);
-        std::uint64_t product = next_uint32() * count;
-        while (static_cast<std::uint32_t>(product) < threshold) product = next_uint32() * count;
-        return product >> 32;
+    std::uint64_t mask = most;
+    for (unsigned width = 1; width < 64; width *= 2) mask |= mask >> width;
+    const bool narrow = most <= std::numeric_limits<std::uint32_t>::max();
+    while (true) {
+        const std::uint64_t value = (narrow ? next_uint32() : next_uint64()) & mask;
+        if (value <= most) return value;
     }
-    const std::uint64_t threshold = (std::numeric_limits<std::uint64_t>::max() - most) % count;
-    Wide product = static_cast<Wide>(next_uint64()) * count;
-    while (static_cast<std::uint64_t>(product) < threshold) product = static_cast<Wide>(next_uint64()) * count;
-    return static_cast<std::uint64_t>(product >> 64);
 }
 
 }  // namespace fopru
