@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-__all__ = ["SOURCE", "build_folder", "cpp_tool", "need_cpp"]
+__all__ = ["SOURCE", "ask", "build_folder", "cpp_tool", "need_cpp"]
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "cpp"
 _NEEDED = {
@@ -60,6 +62,19 @@ def cpp_tool(name: str, sanitize: str = "") -> Path:
     if found is None:
         raise RuntimeError(f"cmake built {name}, but it is not in {', '.join(map(str, places))}")
     return found
+
+
+def ask(tool: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give a probe one JSON object per line; its replies, each with `value` or `error`."""
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run([str(tool)], input=lines.encode(), capture_output=True, check=False)
+    replies = [json.loads(line) for line in done.stdout.split(b"\n") if line]
+    if done.returncode != 0 or len(replies) != len(requests):
+        last = requests[min(len(replies), len(requests) - 1)]
+        raise RuntimeError(
+            f"{tool.name} ended with {done.returncode} at {str(last)[:500]}:\n{done.stderr.decode()[-4000:]}"
+        )
+    return replies
 
 
 def need_cpp() -> None:

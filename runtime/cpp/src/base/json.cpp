@@ -7,10 +7,13 @@
 
 #include "base/error.h"
 #include "base/python_text.h"
+#include "base/utf8_check.h"
 
 namespace fopru {
 
 namespace {
+
+constexpr std::size_t most_shown = 200;  // characters of what the parser says
 
 // Builds `Json` from the events of nlohmann's parser, which itself does not recurse, and enforces the limits.
 class Builder {
@@ -45,10 +48,13 @@ public:
     bool end_array() { return add(close()); }
 
     bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) {
-        // "[json.exception.parse_error.101] parse error at line 1, column 2: ..." without the brackets
+        // "[json.exception.parse_error.101] parse error at ...; last read: '...'" without the brackets and what
+        // was read, which may be long, and no UTF-8.
         std::string text = error.what();
-        std::size_t end = text.find("] ");
-        refuse(end == std::string::npos ? text : text.substr(end + 2));
+        std::size_t begin = text.find("] ");
+        text = text.substr(begin == std::string::npos ? 0 : begin + 2);
+        text = first_characters(text.substr(0, text.find("; last read: ")), most_shown);
+        refuse(first_bad_utf8(text) == std::string::npos ? text : "it cannot be read");
     }
 
     Json take() { return std::move(result_); }

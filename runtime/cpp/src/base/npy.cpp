@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/half.h"
 #include "base/npz.h"
+#include "base/python_text.h"
 
 namespace fopru {
 
@@ -47,7 +48,7 @@ public:
             } else if (key == "shape") {
                 read_shape();
             } else {
-                fail("the unknown key " + key);
+                fail("the unknown key " + python_repr(key));
             }
             if (!taken(',')) {
                 take('}');
@@ -201,7 +202,7 @@ NpyArray parse_npy(std::string_view bytes, std::size_t most_bytes) {
     if (byte(6) < 1 || byte(6) > 3 || length > bytes.size() - begin) throw NpzError("an array is cut off");
     Header header(bytes.substr(begin, length));
     auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return header.descr == k.descr; });
-    if (kind == kinds.end()) throw NpzError("an array has the dtype " + header.descr);
+    if (kind == kinds.end()) throw NpzError("an array has the dtype " + python_repr(header.descr));
     std::optional<std::size_t> size = checked_bytes(header.shape, kind->bytes);
     std::string_view data = bytes.substr(begin + length);
     if (!size || *size > most_bytes || *size > data.size()) throw NpzError("an array is smaller than its shape");

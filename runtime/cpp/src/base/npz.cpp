@@ -4,6 +4,9 @@
 
 #include <utility>
 
+#include "base/python_text.h"
+#include "base/utf8_check.h"
+
 namespace fopru {
 
 namespace {
@@ -99,7 +102,7 @@ std::string unpacked(const Bytes& file, const Entry& entry) {
     std::string out = entry.method == 0 ? std::string(packed) : Inflater().run(packed, entry.size);
     auto data = reinterpret_cast<const Bytef*>(out.data());
     if (crc32(0, data, static_cast<uInt>(out.size())) != entry.crc) {
-        throw NpzError("Bad CRC-32 for file '" + entry.name + "'");
+        throw NpzError("Bad CRC-32 for file " + python_repr(entry.name));
     }
     return out;
 }
@@ -111,14 +114,15 @@ NpzArrays parse_npz(std::string_view bytes, std::size_t most_bytes) {
     NpzArrays out;
     for (const Entry& entry : read_directory(file)) {
         std::size_t dot = entry.name.size() < 4 ? std::string::npos : entry.name.size() - 4;
-        if (dot == std::string::npos || entry.name.substr(dot) != ".npy") {
-            throw NpzError("it holds '" + entry.name + "', which is no array");
+        bool utf8 = first_bad_utf8(entry.name) == std::string::npos;
+        if (dot == std::string::npos || entry.name.substr(dot) != ".npy" || !utf8) {
+            throw NpzError("it holds " + python_repr(entry.name) + ", which is no array");
         }
         if (entry.size > most_bytes) throw NpzError("its arrays are larger than is read");
         most_bytes -= entry.size;
         NpyArray array = parse_npy(unpacked(file, entry), entry.size);
         if (!out.emplace(entry.name.substr(0, dot), std::move(array)).second) {
-            throw NpzError("it holds '" + entry.name + "' twice");
+            throw NpzError("it holds " + python_repr(entry.name) + " twice");
         }
     }
     return out;

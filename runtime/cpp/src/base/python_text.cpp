@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "base/utf8_check.h"
+
 namespace fopru {
 
 namespace {
@@ -28,15 +30,19 @@ bool printable(char32_t code) {
     return true;
 }
 
-// The code point at `at`, which moves behind it. Bytes that are no UTF-8 come one by one.
+// The code point at `at`, which moves behind it. A byte that is no UTF-8 comes alone, as the lone surrogate that
+// Python's "surrogateescape" makes of it.
 char32_t next_code(std::string_view text, std::size_t& at) {
     auto byte = [&](std::size_t place) { return static_cast<unsigned char>(text[place]); };
     unsigned char lead = byte(at);
-    std::size_t more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc0 ? 1 : 0;
-    if (at + more >= text.size()) more = 0;
-    char32_t code = more == 3 ? lead & 7u : more == 2 ? lead & 15u : more == 1 ? lead & 31u : lead;
-    for (std::size_t place = at + 1; place <= at + more; ++place) code = (code << 6) | (byte(place) & 63u);
-    at += more + 1;
+    std::size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+    if (first_bad_utf8(text.substr(at, length)) != std::string_view::npos) {
+        ++at;
+        return 0xdc00u + lead;
+    }
+    char32_t code = length == 4 ? lead & 7u : length == 3 ? lead & 15u : length == 2 ? lead & 31u : lead;
+    for (std::size_t place = at + 1; place < at + length; ++place) code = (code << 6) | (byte(place) & 63u);
+    at += length;
     return code;
 }
 
