@@ -102,7 +102,9 @@ def random_layout(kind: str, draw: random.Random) -> Record:
             if draw.random() < 0.7
             else {"height": edge, "width": draw.randint(1, 90)},
             "splitting": draw.random() < 0.8,
-            "tile_text": draw.choice([_WHERE, "{image}", "{column}{{row}}{row}{image}", "{row{row}}{image}é"]),
+            "tile_text": draw.choice(
+                [_WHERE, "{image}", "{column}{{row}}{row}{image}", "{row{row}}{image}é"]
+            ),
             "row_end": draw.choice(["", "\n", "{row}"]),
             "overview_text": "all {image}{column}",
             "single_text": "one {image}",

@@ -63,7 +63,9 @@ def plan_facts(plan: ImagePlan) -> Record:
         "offsets": hashed(plan.offsets),
         "spans": list(plan.spans),
         "lines": None if plan.lines is None else hashed(plan.lines),
-        "inputs": {name: [list(values.shape), hashed(values)] for name, values in sorted(plan.inputs.items())},
+        "inputs": {
+            name: [list(values.shape), hashed(values)] for name, values in sorted(plan.inputs.items())
+        },
         "overview": plan.overview,
         "mosaic": listed(plan.mosaic),
         "placeholders": plan.placeholders,
@@ -136,7 +138,9 @@ def test_extreme_parameters_plan_alike(probe: Path) -> None:
     native = {**PUBLISHED["qwen2.5-vl"], "window": None}
     records += [{**native, "max_pixels": most}, {**native, "patch_size": most}]
     records += [{**native, "patch_size": most, "merge_size": most}, {**native, "min_pixels": 12845056}]
-    records += [{**PUBLISHED["llava-next"], "tile": [1, 1], "grid": [1, 1], "pinpoints": [[60, 60], [1, 8192]]}]
+    records += [
+        {**PUBLISHED["llava-next"], "tile": [1, 1], "grid": [1, 1], "pinpoints": [[60, 60], [1, 8192]]}
+    ]
     assert compare_plans(probe, [(record, sizes) for record in records]) > 250
 
 
@@ -229,7 +233,7 @@ def test_what_one_runtime_refuses_the_other_refuses_in_the_same_words(probe: Pat
         if left != "prefix_tokens"
     ]
     two_wrong = {**PUBLISHED["internvl"], "tile": "x"}
-    two_wrong["grid"] = two_wrong.pop("grid") + [1]  # now after the text
+    two_wrong["grid"] = [*two_wrong.pop("grid"), 1]  # now after the text
     records.append(two_wrong)
     for got, record in zip(
         answers(probe, [{"layout": record, "sizes": []} for record in records]), records, strict=True
@@ -242,7 +246,10 @@ def test_what_one_runtime_refuses_the_other_refuses_in_the_same_words(probe: Pat
 def test_numbers_beyond_what_the_device_takes_are_refused(probe: Path) -> None:
     """Python takes these, and is stopped by its memory."""
     records = [
-        ({**PUBLISHED["internvl"], "tile": 2**31}, "layout.tile is 2147483648, expected an integer of 32 bits"),
+        (
+            {**PUBLISHED["internvl"], "tile": 2**31},
+            "layout.tile is 2147483648, expected an integer of 32 bits",
+        ),
         ({**PUBLISHED["internvl"], "tiles": [1, 5000]}, "[1, 5000], expected 4096 at most"),
         ({**PUBLISHED["llava-next"], "grid": [1, 2**40]}, "expected an integer of 32 bits"),
     ]
@@ -253,7 +260,11 @@ def test_numbers_beyond_what_the_device_takes_are_refused(probe: Path) -> None:
         assert message in got["message"]
     plans = [
         ({**PUBLISHED["llava-next"], "grid": [3000, 3000]}, (10, 10), "in 3 parts of 9000000 tokens"),
-        ({**PUBLISHED["llava-1.5"], "crop": {"height": 1 << 20, "width": 1 << 20}}, (9, 9), "1048576 x 1048576"),
+        (
+            {**PUBLISHED["llava-1.5"], "crop": {"height": 1 << 20, "width": 1 << 20}},
+            (9, 9),
+            "1048576 x 1048576",
+        ),
         (
             {**PUBLISHED["qwen2.5-vl"], "patch_size": 1, "merge_size": 1, "max_pixels": 2**31 - 1},
             (8000, 8000),

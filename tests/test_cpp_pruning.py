@@ -145,7 +145,9 @@ def test_plans_of_random_requests(probe: Path) -> None:
         request = Request(
             "what?",
             ratio=draw.choice([draw.uniform(0.001, 1.0), 1.0, 0.5]) if asked == "ratio" else None,
-            tokens=draw.choice([draw.randint(1, most + 2), draw.randint(-1, 9)]) if asked == "tokens" else None,
+            tokens=draw.choice([draw.randint(1, most + 2), draw.randint(-1, 9)])
+            if asked == "tokens"
+            else None,
             selector=draw.choice(allowed_selectors()),
         )
         line = {
@@ -193,7 +195,11 @@ def test_selectors(probe: Path) -> None:
         scores = random_scores(draw, rows * columns)
         grid = draw.choice([None, (rows, columns), (rows, columns), (rows, columns)])
         name = draw.choice([*SELECTORS, "row", "random", "graph", "no such"])
-        keep = draw.randint(1, rows) * columns if name == "row" and number % 8 else draw.randint(0, scores.size + 1)
+        keep = (
+            draw.randint(1, rows) * columns
+            if name == "row" and number % 8
+            else draw.randint(0, scores.size + 1)
+        )
         keep = scores.size if name == "none" and number % 2 else keep
         seed = draw.choice([0, 1, 7, draw.getrandbits(32), draw.getrandbits(64), 2**64 - 1])
         choice = Choice(scores, grid, keep, seed)
@@ -249,7 +255,9 @@ def test_rows_of_stitched_pictures(probe: Path) -> None:
         keep = draw.randint(1, max(rows, 1)) * columns
         with np.errstate(all="ignore"):
             wanted = [part.tolist() for part in stitched_rows_kept(plan, scores, keep)]
-        cases.append(({"op": "stitch", **image, "scores": [own.tolist() for own in scores], "keep": keep}, wanted))
+        cases.append(
+            ({"op": "stitch", **image, "scores": [own.tolist() for own in scores], "keep": keep}, wanted)
+        )
     assert compare(probe, cases) == len(cases)
     assert sum(any(wanted) for _, wanted in cases) > 500
 
@@ -257,7 +265,8 @@ def test_rows_of_stitched_pictures(probe: Path) -> None:
 def placed_answer(line: Record, plans: list[ImagePlan]) -> Record:
     kept = [[np.asarray(own, np.int64) for own in image["kept"]] for image in line["images"]]
     images = [
-        (plan, assemble(plan, own, line["prefix"], line["newline"])) for plan, own in zip(plans, kept, strict=True)
+        (plan, assemble(plan, own, line["prefix"], line["newline"]))
+        for plan, own in zip(plans, kept, strict=True)
     ]
     plain = np.asarray(line["plain"], np.int64)
     runs = [run for _, assembly in images for run in assembly.runs]
@@ -265,7 +274,8 @@ def placed_answer(line: Record, plans: list[ImagePlan]) -> Record:
     positions = prompt_positions(plain, line["image"], images, line["policy"], line["axes"])
     return {
         "assemblies": [
-            [assembly.places.tolist(), assembly.source.tolist(), list(assembly.runs)] for _, assembly in images
+            [assembly.places.tolist(), assembly.source.tolist(), list(assembly.runs)]
+            for _, assembly in images
         ],
         "ids": ids.tolist(),
         "positions": positions.ids.reshape(-1).tolist(),
@@ -434,7 +444,10 @@ def test_templates_that_do_not_fit_the_tokenizer_are_refused(probe: Path, folder
     none = dataclasses.replace(TEMPLATES[0], image='"no"\n')
     turns = [("hello", 0, "")]
     cases = [
-        (prompt_line(template, 0, turns), or_error(lambda template=template: python_prompter(template, 0, folder)))
+        (
+            prompt_line(template, 0, turns),
+            or_error(lambda template=template: python_prompter(template, 0, folder)),
+        )
         for template in (twice, none)
     ]
     assert compare(probe, cases) == 0
