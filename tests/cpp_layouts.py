@@ -164,9 +164,9 @@ def answers(tool: Path, lines: Iterable[Record]) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def or_error(make: Callable[[], Any]) -> Any:
+def or_error(make: Callable[..., Any], *arguments: Any) -> Any:
     """What `make` gives, or the runtime's own error that it raises, as a probe writes it."""
     try:
-        return make()
+        return make(*arguments)
     except FopruError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -101,7 +101,7 @@ def compare_plans(probe: Path, cases: list[tuple[Record, list[tuple[int, int]]]]
         layout = python_layout(record)
         assert got["facts"] == layout_facts(layout), record
         for size, plan in zip(sizes, got["plans"], strict=True):
-            wanted = or_error(lambda size=size, layout=layout: plan_facts(layout.plan(*size)))  # type: ignore[misc]
+            wanted = or_error(lambda h, w: plan_facts(layout.plan(h, w)), *size)  # noqa: B023
             assert plan == wanted, (record, size)
             planned += "error" not in plan
     return planned
@@ -238,7 +238,7 @@ def test_what_one_runtime_refuses_the_other_refuses_in_the_same_words(probe: Pat
     for got, record in zip(
         answers(probe, [{"layout": record, "sizes": []} for record in records]), records, strict=True
     ):
-        wanted = or_error(lambda record=record: python_layout(record))  # type: ignore[misc]
+        wanted = or_error(python_layout, record)
         assert isinstance(wanted, dict), record
         assert got == wanted, record
 
@@ -332,7 +332,10 @@ def test_pixel_values_of_random_pictures_are_bit_equal(probe: Path, tmp_path: Pa
         picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
         numbers = [draw.uniform(0.01, 1.0) for _ in range(7)]
         config = Preprocess(
-            draw.randint(0, 5), numbers[6] / 100, (numbers[0], numbers[1], numbers[2]), (*numbers[3:6],)
+            draw.randint(0, 5),
+            numbers[6] / 100,
+            (numbers[0], numbers[1], numbers[2]),
+            (numbers[3], numbers[4], numbers[5]),
         )
         cases.append((random_layout(kind, draw), config, picture))
     made, refused = compare_pixels(probe, tmp_path, cases)

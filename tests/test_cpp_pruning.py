@@ -53,7 +53,7 @@ def some_plan(draw: random.Random, kinds: list[str]) -> tuple[Record, ImagePlan]
             continue
         height = draw.randint(1, 200)
         width = draw.choice([draw.randint(1, 200), 2 * height, max(1, height // 60)])
-        plan = or_error(lambda record=record, size=(height, width): python_layout(record).plan(*size))
+        plan = or_error(python_layout(record).plan, height, width)
         if isinstance(plan, ImagePlan) and plan.placeholders < 20000:
             return {"layout": record, "size": [height, width]}, plan
 
@@ -67,6 +67,10 @@ def compare(probe: Path, cases: list[tuple[Record, Any]]) -> int:
     return fine
 
 
+def count_answer(tokens: int, ratio: float) -> list[Any]:
+    return [str(Amount(ratio)), kept_count(tokens, ratio)]
+
+
 def test_kept_counts_and_how_a_ratio_is_written(probe: Path) -> None:
     draw = random.Random(1)
     ratios = [0.3, 0.1, 0.5, 1.0, 1e-7, 5e-324, 1e-4, 0.00012, 1 / 3, 1.0 + 2**-52, 0.0, -0.0, -0.25, 1e16]
@@ -75,14 +79,12 @@ def test_kept_counts_and_how_a_ratio_is_written(probe: Path) -> None:
     cases = []
     for ratio in ratios:
         for tokens in (draw.choice([0, -1, 1, 2]), draw.randint(1, 3000), draw.choice([576, 729, 2**31])):
-            wanted = or_error(
-                lambda ratio=ratio, tokens=tokens: [str(Amount(ratio)), kept_count(tokens, ratio)]
-            )
+            wanted = or_error(count_answer, tokens, ratio)
             cases.append(({"op": "count", "tokens": tokens, "ratio": ratio}, wanted))
     # Halves: where floor(n * ratio + 0.5) decides.
     for tokens in range(1, 300):
         ratio = (2 * draw.randint(0, tokens - 1) + 1) / (2 * tokens)
-        wanted = [str(Amount(ratio)), kept_count(tokens, ratio)]
+        wanted = count_answer(tokens, ratio)
         cases.append(({"op": "count", "tokens": tokens, "ratio": ratio}, wanted))
     assert compare(probe, cases) > 900
 
@@ -104,7 +106,7 @@ def random_rules(draw: random.Random) -> tuple[Record, Manifest]:
         "default_ratio": draw.uniform(0.01, 1.0) if default == "ratio" else None,
         "default_tokens": draw.randint(1, 400) if default == "tokens" else None,
     }
-    rest = {
+    rest: Record = {
         "aggregation": AGGREGATIONS[0],
         "layer": 1,
         "score_path": SCORE_PATHS[0],
@@ -158,9 +160,7 @@ def test_plans_of_random_requests(probe: Path) -> None:
             "ratio": request.ratio,
             "tokens": request.tokens,
         }
-        wanted = or_error(
-            lambda request=request, manifest=manifest, plans=plans: pruning_answer(request, manifest, plans)
-        )
+        wanted = or_error(pruning_answer, request, manifest, plans)
         cases.append((line, wanted))
     fine = compare(probe, cases)
     assert 1500 < fine < 2400  # some are refused, in the same words
@@ -245,7 +245,7 @@ def test_random_subsets_of_every_size(probe: Path) -> None:
 
 def test_rows_of_stitched_pictures(probe: Path) -> None:
     draw = random.Random(4)
-    cases = []
+    cases: list[tuple[Record, Any]] = []
     while len(cases) < 600:
         image, plan = some_plan(draw, ["anyres", "split", "aspect"])
         if plan.mosaic is None:
@@ -315,7 +315,7 @@ def test_assembly_and_positions_of_random_subsets(probe: Path) -> None:
             "policy": draw.choice(POSITION_POLICIES),
             "axes": 3 if native else 1,
         }
-        cases.append((line, or_error(lambda line=line, plans=plans: placed_answer(line, plans))))
+        cases.append((line, or_error(placed_answer, line, plans)))
     assert compare(probe, cases) > 1000
 
 
@@ -431,9 +431,7 @@ def test_prompts(probe: Path, folder: Path) -> None:
             ),
         )
         plans = [plan for _, plan in images]
-        wanted = or_error(
-            lambda prompter=prompter, request=request, plans=plans: prompter.render(request, plans)
-        )
+        wanted = or_error(prompter.render, request, plans)
         line = prompt_line(template, 0, turns) | {"images": [image for image, _ in images]}
         cases.append((line, wanted))
     assert compare(probe, cases) > 350
@@ -446,7 +444,7 @@ def test_templates_that_do_not_fit_the_tokenizer_are_refused(probe: Path, folder
     cases = [
         (
             prompt_line(template, 0, turns),
-            or_error(lambda template=template: python_prompter(template, 0, folder)),
+            or_error(python_prompter, template, 0, folder),
         )
         for template in (twice, none)
     ]
