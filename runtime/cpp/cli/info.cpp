@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "base/python_text.h"
+#include "bundle/contract.h"
 #include "commands.h"
 #include "libraries.h"
 #include "output.h"
@@ -21,9 +22,10 @@ std::uint64_t bytes_of(const Manifest& manifest, const std::string& file) {
 
 // The weight file of a graph; graphs that are made of one another share theirs.
 std::string weights_of(const std::string& graph) {
-    if (graph == "vision_encoder_fopru") return "onnx/vision_encoder.onnx_data";
-    if (graph == "decoder_model_portable") return "onnx/decoder_model_merged.onnx_data";
-    return "onnx/" + graph + ".onnx_data";
+    std::string owner = graph;
+    if (graph == contract::vision_encoder_fopru) owner = contract::vision_encoder;
+    if (graph == contract::decoder_portable) owner = contract::decoder;
+    return "onnx/" + owner + ".onnx_data";
 }
 
 Json model_json(const ModelInfo& model) {

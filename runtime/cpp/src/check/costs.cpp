@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/python_text.h"
+#include "bundle/contract.h"
 
 namespace fopru {
 namespace {
@@ -39,7 +40,7 @@ std::string precision_of(const Precisions& precisions, const std::string& graph)
 
 // The decoder that stages without a name are about: a bundle may have the portable one alone.
 std::string first_decoder(const Precisions& precisions) {
-    return precisions.count("decoder_model_merged") ? "decoder_model_merged" : "decoder_model_portable";
+    return precisions.count(contract::decoder) ? contract::decoder : contract::decoder_portable;
 }
 
 // The converted precision that a stage is behind, the latest graph's first; fp32 where there is none.
@@ -52,10 +53,10 @@ std::string precision_before(const std::string& stage, const Precisions& precisi
                                                  : stage.substr(of + std::char_traits<char>::length(of_graph)));
     }
     const bool text = among(text_stages(), name);
-    if (text) graphs.push_back("embed_tokens");
+    if (text) graphs.push_back(contract::embed_tokens);
     if (text || among(vision_stages(), name)) {
-        graphs.push_back("vision_encoder_fopru");
-        graphs.push_back("vision_encoder");
+        graphs.push_back(contract::vision_encoder_fopru);
+        graphs.push_back(contract::vision_encoder);
     }
     for (const std::string& graph : graphs) {
         const std::string precision = precision_of(precisions, graph);
@@ -82,7 +83,7 @@ StageResult judged_stage(StageResult stage, const Precisions& precisions, const 
     }
     if (!stage.max_abs_diff) {
         // Other tokens were kept, so that there is nothing to compare; or the values are no numbers.
-        stage.ok = precision_of(precisions, "vision_encoder_fopru") != "fp32" &&
+        stage.ok = precision_of(precisions, contract::vision_encoder_fopru) != "fp32" &&
                    stage.detail.find("shape") != std::string::npos;
         stage.detail = precision + ": " + stage.detail;
         return stage;

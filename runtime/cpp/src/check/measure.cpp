@@ -1,15 +1,13 @@
 #include <algorithm>
 #include <map>
 
-#include "base/error.h"
+#include "bundle/contract.h"
 #include "check/check.h"
 #include "check/costs.h"
 #include "check/golden.h"
 
 namespace fopru {
 namespace {
-
-constexpr const char* vision_encoder = "vision_encoder";
 
 std::vector<const PreparedImage*> pointers(const std::vector<PreparedImage>& images) {
     std::vector<const PreparedImage*> found;
@@ -162,7 +160,7 @@ Measured measure(Generator& generator, const CheckRequest& asked) {
     tensors.set("pixel_values", pixel_tensor(asked.images));
     tensors.set("image_features", feature_tensor(generator.backend(), generator.encode_unpruned(images)));
     // Two encoders and a decoder at once would set the peak memory.
-    generator.release(vision_encoder);
+    generator.release(contract::vision_encoder);
     const std::vector<EncodedImage> encoded = generator.encode(images, selection);
     add_choice(encoded, tensors);
     tensors.set("pruned_features", feature_tensor(generator.backend(), encoded));
