@@ -13,7 +13,9 @@ namespace {
 
 constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
 
-std::unique_ptr<const Layout> layout_of(const char* text) { return make_layout(parse_json(text, "a layout")); }
+std::unique_ptr<const Layout> layout_of(const char* text) {
+    return make_layout(parse_json(text, "a layout"));
+}
 
 // Every pixel says where it is.
 Image numbered(int height, int width) {
@@ -137,9 +139,13 @@ TEST_CASE("images without pixels and of absurd sizes are refused by every layout
 }
 
 TEST_CASE("a layout is an object with a kind") {
-    CHECK_THROWS_WITH_AS(layout_of("[1]"), "bundle.json.layout is [1], expected an object: rebuild the bundle with "
-                         "`python -m export.build`", BundleError);
-    CHECK_THROWS_WITH_AS(layout_of("{}"), "bundle.json.layout.kind is None, expected one of single, anyres, split, "
-                         "native, aspect: upgrade the runtime, or build the bundle with an exporter of this version",
+    CHECK_THROWS_WITH_AS(layout_of("[1]"),
+                         "bundle.json.layout is [1], expected an object: rebuild the bundle with "
+                         "`python -m export.build`",
                          BundleError);
+    CHECK_THROWS_WITH_AS(
+        layout_of("{}"),
+        "bundle.json.layout.kind is None, expected one of single, anyres, split, "
+        "native, aspect: upgrade the runtime, or build the bundle with an exporter of this version",
+        BundleError);
 }

@@ -1,5 +1,6 @@
-// Layouts on JSON lines: {"layout", "sizes"} gives the plans of sizes [height, width]; {"layout", "preprocess",
-// "picture", "pixels", "height", "width"} reads RGB bytes from a file, and writes pixel values as float32 into another.
+// Layouts on JSON lines: {"layout", "sizes"} gives the plans of sizes [height, width]; {"layout",
+// "preprocess", "picture", "pixels", "height", "width"} reads RGB bytes from a file, and writes pixel values
+// as float32 into another.
 #include <cstring>
 #include <fstream>
 
@@ -90,7 +91,8 @@ Preprocess preprocess_of(const Json& json) {
 }
 
 Json pixels_of(const Layout& layout, const Json& request) {
-    Image image(static_cast<int>(whole(member(request, "height"))), static_cast<int>(whole(member(request, "width"))));
+    Image image(static_cast<int>(whole(member(request, "height"))),
+                static_cast<int>(whole(member(request, "width"))));
     std::ifstream in(text(member(request, "picture")), std::ios::binary);
     in.read(reinterpret_cast<char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
     if (!in) throw std::runtime_error("the picture is shorter than its size says");
@@ -106,6 +108,7 @@ Json pixels_of(const Layout& layout, const Json& request) {
 int main() {
     return answer_lines([](const Json& request) {
         const auto layout = make_layout(member(request, "layout"));
-        return request.find("picture") ? pixels_of(*layout, request) : plans_of(*layout, member(request, "sizes"));
+        return request.find("picture") ? pixels_of(*layout, request)
+                                       : plans_of(*layout, member(request, "sizes"));
     });
 }

@@ -1,4 +1,5 @@
-// A probe answers JSON lines with JSON lines: one object each, an error of the library as its kind and message.
+// A probe answers JSON lines with JSON lines: one object each, an error of the library as its kind and
+// message.
 #pragma once
 
 #include <cstdint>
@@ -73,7 +74,8 @@ inline Json grid_of(const std::optional<std::pair<int, int>>& grid) {
 }
 
 inline Json error_of(const Error& error) {
-    static const char* const kinds[] = {"BundleError", "ImageError", "RequestError", "BackendError", "EngineError"};
+    static const char* const kinds[] = {"BundleError", "ImageError", "RequestError", "BackendError",
+                                        "EngineError"};
     return Json(Json::Object{{"error", Json(kinds[static_cast<int>(error.kind())])},
                              {"message", Json(std::string(error.what()))}});
 }

@@ -1,5 +1,5 @@
-// Counts, selectors, assembly, positions and prompts on JSON lines; "op" names the function. An image is {"layout",
-// "size"}: its plan is made here.
+// Counts, selectors, assembly, positions and prompts on JSON lines; "op" names the function. An image is
+// {"layout", "size"}: its plan is made here.
 #include <map>
 
 #include "layout/layout.h"
@@ -13,7 +13,8 @@ namespace {
 
 ImagePlan plan_of(const Json& image) {
     const auto size = wholes(member(image, "size"));
-    return make_layout(member(image, "layout"))->plan(static_cast<int>(size.at(0)), static_cast<int>(size.at(1)));
+    return make_layout(member(image, "layout"))
+        ->plan(static_cast<int>(size.at(0)), static_cast<int>(size.at(1)));
 }
 
 std::vector<ImagePlan> plans_of(const Json& images) {
@@ -57,7 +58,8 @@ Json counts_of(const Json& request) {
     Manifest manifest;
     manifest.pruning = rules_of(member(request, "pruning"));
     const auto selector = text(member(request, "selector"));
-    const auto plan = plan_pruning(amount_of(request, "ratio", "tokens"), selector, manifest, pointers(plans));
+    const auto plan =
+        plan_pruning(amount_of(request, "ratio", "tokens"), selector, manifest, pointers(plans));
     Json::Array policies, placeholders, grids;
     for (std::size_t i = 0; i < plan.counts.size(); ++i) {
         std::int64_t kept = 0;
@@ -170,7 +172,8 @@ Json prompted(const Json& request) {
 Json counted(const Json& request) {
     Amount amount;
     amount.ratio = real(member(request, "ratio"));
-    return Json(Json::Array{Json(amount.text()), Json(kept_count(whole(member(request, "tokens")), *amount.ratio))});
+    return Json(
+        Json::Array{Json(amount.text()), Json(kept_count(whole(member(request, "tokens")), *amount.ratio))});
 }
 
 Json answer(const Json& request) {

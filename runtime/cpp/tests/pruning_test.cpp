@@ -58,8 +58,10 @@ TEST_CASE("counts are rounded to the nearest, halves up, and stay in range") {
     CHECK(kept_count(5, 1e-300) == 1);
     CHECK(kept_count(5, 1.0) == 5);
     CHECK_THROWS_AS(kept_count(0, 0.5), RequestError);
-    CHECK_THROWS_WITH_AS(kept_count(5, std::nan("")), "ratio is nan, but it is the fraction of tokens kept: give a "
-                         "number in (0, 1], e.g. 0.3", RequestError);
+    CHECK_THROWS_WITH_AS(kept_count(5, std::nan("")),
+                         "ratio is nan, but it is the fraction of tokens kept: give a "
+                         "number in (0, 1], e.g. 0.3",
+                         RequestError);
 }
 
 TEST_CASE("the generator is NumPy's") {
@@ -71,7 +73,8 @@ TEST_CASE("the generator is NumPy's") {
     CHECK(random.bounded(0) == 0);
     for (int i = 0; i < 100; ++i) CHECK(random.bounded(6) <= 6);
     // Beyond 32 bits whole numbers are drawn.
-    for (int i = 0; i < 100; ++i) CHECK(random.bounded((std::uint64_t{1} << 40) + 5) <= (std::uint64_t{1} << 40) + 5);
+    for (int i = 0; i < 100; ++i)
+        CHECK(random.bounded((std::uint64_t{1} << 40) + 5) <= (std::uint64_t{1} << 40) + 5);
     CHECK(random.bounded(std::numeric_limits<std::uint64_t>::max()) != 0);
 }
 

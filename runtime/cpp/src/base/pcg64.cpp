@@ -53,9 +53,7 @@ std::array<std::uint64_t, 4> seed_words(std::uint64_t seed) {
     return words;
 }
 
-Wide joined(const std::uint64_t* halves) {
-    return (static_cast<Wide>(halves[0]) << 64) | halves[1];
-}
+Wide joined(const std::uint64_t* halves) { return (static_cast<Wide>(halves[0]) << 64) | halves[1]; }
 
 void split(Wide value, std::uint64_t* halves) {
     halves[0] = static_cast<std::uint64_t>(value >> 64);
@@ -84,9 +82,7 @@ std::uint64_t Pcg64::next_uint64() {
     return (value >> turn) | (value << ((64 - turn) & 63U));
 }
 
-double Pcg64::next_double() {
-    return static_cast<double>(next_uint64() >> 11) * (1.0 / 9007199254740992.0);
-}
+double Pcg64::next_double() { return static_cast<double>(next_uint64() >> 11) * (1.0 / 9007199254740992.0); }
 
 std::uint32_t Pcg64::next_uint32() {
     if (has_half_) {

@@ -13,8 +13,9 @@ public:
 
     std::uint64_t next_uint64();
     double next_double();  // [0, 1), 53 bits: `Generator.random()`
-    // 0..most, both included, without bias: what `Generator.permutation` draws from (`Generator.integers` does it in
-    // another way). Half of a 64-bit number serves a `most` of 32 bits; the other half is kept for the next one.
+    // 0..most, both included, without bias: what `Generator.permutation` draws from (`Generator.integers`
+    // does it in another way). Half of a 64-bit number serves a `most` of 32 bits; the other half is kept for
+    // the next one.
     std::uint64_t bounded(std::uint64_t most);
 
 private:

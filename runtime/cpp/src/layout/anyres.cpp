@@ -1,5 +1,6 @@
-// LLaVA-NeXT: the whole image once, then the tiles of the canvas ("pinpoint") that fits it best, padded with black.
-// The tokens of the tiles are one wide grid in the prompt, without its padding; a newline ends each line.
+// LLaVA-NeXT: the whole image once, then the tiles of the canvas ("pinpoint") that fits it best, padded with
+// black. The tokens of the tiles are one wide grid in the prompt, without its padding; a newline ends each
+// line.
 #include <algorithm>
 #include <limits>
 
@@ -45,12 +46,13 @@ private:
 // (height, width) of an image made as large as the canvas allows, its aspect ratio kept.
 Pair fitted(const Pair& size, const Pair& canvas) {
     const double across = quotient(canvas[1], size[1]), down = quotient(canvas[0], size[0]);
-    if (across < down) return {std::min(ceiling(static_cast<double>(size[0]) * across), canvas[0]), canvas[1]};
+    if (across < down)
+        return {std::min(ceiling(static_cast<double>(size[0]) * across), canvas[0]), canvas[1]};
     return {canvas[0], std::min(ceiling(static_cast<double>(size[1]) * down), canvas[1])};
 }
 
-// Half of the padding, rounded down, is cut on both sides, so that a line of it may stay. Of a sliver nothing may
-// be left.
+// Half of the padding, rounded down, is cut on both sides, so that a line of it may stay. Of a sliver nothing
+// may be left.
 Box unpadded(const Pair& grid, const Pair& size) {
     const auto [rows, columns] = grid;
     const auto [height, width] = size;
@@ -92,7 +94,8 @@ void AnyresLayout::check_values() const {
     }
 }
 
-// The pinpoint that keeps most pixels of the image; of several, the one that wastes the fewest, then the first.
+// The pinpoint that keeps most pixels of the image; of several, the one that wastes the fewest, then the
+// first.
 Pair AnyresLayout::canvas_of(const Pair& size) const {
     check_size(size);
     const auto [height, width] = size;
@@ -147,10 +150,11 @@ Unit AnyresLayout::tile_unit(const Box& box) const {
     const auto inside = [](std::int64_t edge, std::int64_t most) {
         return static_cast<int>(std::clamp<std::int64_t>(edge, 0, most));
     };
-    const std::array<int, 4> valid = {inside(box.top, rows), inside(box.bottom, rows), inside(box.left, columns),
-                                      inside(box.right, columns)};
+    const std::array<int, 4> valid = {inside(box.top, rows), inside(box.bottom, rows),
+                                      inside(box.left, columns), inside(box.right, columns)};
     Unit unit{rows * columns, grid_of(grid_), std::nullopt};
-    if (valid != std::array<int, 4>{0, static_cast<int>(rows), 0, static_cast<int>(columns)}) unit.valid = valid;
+    if (valid != std::array<int, 4>{0, static_cast<int>(rows), 0, static_cast<int>(columns)})
+        unit.valid = valid;
     return unit;
 }
 

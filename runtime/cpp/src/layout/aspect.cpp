@@ -1,5 +1,5 @@
-// InternVL: the picture is stretched to the canvas of whole tiles whose aspect ratio is closest, and cut; the whole
-// of it comes last.
+// InternVL: the picture is stretched to the canvas of whole tiles whose aspect ratio is closest, and cut; the
+// whole of it comes last.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -55,10 +55,10 @@ AspectLayout::AspectLayout(const Json& json, const std::string& where) {
 
 void AspectLayout::check_values() const {
     const std::string end = std::string(": ") + rebuild_bundle;
-    if (tile_ < 1) throw BundleError("layout.tile is " + std::to_string(tile_) + ", expected a number from 1" + end);
+    if (tile_ < 1)
+        throw BundleError("layout.tile is " + std::to_string(tile_) + ", expected a number from 1" + end);
     if (std::min(grid_[0], grid_[1]) < 1) {
-        throw BundleError("layout.grid is " + list_text(grid_) +
-                          ", expected two numbers from 1" + end);
+        throw BundleError("layout.grid is " + list_text(grid_) + ", expected two numbers from 1" + end);
     }
     const auto tiles = "layout.tiles is " + list_text(tiles_);
     if (tiles_[0] < 1 || tiles_[0] > tiles_[1]) {

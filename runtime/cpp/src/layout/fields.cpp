@@ -38,7 +38,8 @@ void read_whole(const Json& value, const std::string& where, Sizes& out) {
 
 template <class T>
 Field field_of(const char* name, T& out, bool required = true) {
-    return {name, required, [&out](const Json& value, const std::string& where) { read_whole(value, where, out); }};
+    return {name, required,
+            [&out](const Json& value, const std::string& where) { read_whole(value, where, out); }};
 }
 
 template <class T>
@@ -76,7 +77,9 @@ std::string Sizes::text() const {
     return python_repr(Json(std::move(members)));
 }
 
-Field whole_field(const char* name, std::int64_t& out, bool required) { return field_of(name, out, required); }
+Field whole_field(const char* name, std::int64_t& out, bool required) {
+    return field_of(name, out, required);
+}
 Field whole_field(const char* name, std::optional<std::int64_t>& out) { return field_of(name, out); }
 Field pair_field(const char* name, Pair& out) { return field_of(name, out); }
 Field pair_field(const char* name, std::optional<Pair>& out) { return field_of(name, out); }
@@ -87,7 +90,8 @@ Field sizes_field(const char* name, std::optional<Sizes>& out) { return field_of
 
 void read_layout(const Json& json, const std::string& where, const std::vector<Field>& fields) {
     Json::Object members = object_of(json, where);
-    members.erase(std::remove_if(members.begin(), members.end(), [](const auto& entry) { return entry.first == "kind"; }),
+    members.erase(std::remove_if(members.begin(), members.end(),
+                                 [](const auto& entry) { return entry.first == "kind"; }),
                   members.end());
     read_record(Json(std::move(members)), where, fields);
 }

@@ -1,5 +1,5 @@
-// Members of a layout's object, read with the checks and words of bundle/decode.h. Integers are at most 32 bits wide
-// there (Python takes 64), so that a product of two of them, and every quotient, is exact here.
+// Members of a layout's object, read with the checks and words of bundle/decode.h. Integers are at most 32
+// bits wide there (Python takes 64), so that a product of two of them, and every quotient, is exact here.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ using Colour = std::array<std::int64_t, 3>;  // RGB
 struct Sizes {
     std::vector<std::pair<std::string, std::int64_t>> entries;
 
-    const std::int64_t* find(const std::string& name) const;  // null where there is none
+    const std::int64_t* find(const std::string& name) const;                // null where there is none
     std::int64_t at(const std::string& name) const { return *find(name); }  // of a name that was checked
     std::int64_t smallest() const;                                          // of at least one
     // Exactly these names, in any order.

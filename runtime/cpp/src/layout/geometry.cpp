@@ -137,7 +137,8 @@ Image centre_crop(const Image& image, std::int64_t height, std::int64_t width) {
     // Rounding as in the processors: the padding before the image is rounded up, the crop's own offset down.
     const auto full_height = std::max<std::int64_t>(height, image.height);
     const auto full_width = std::max<std::int64_t>(width, image.width);
-    const auto pad_top = -floor_half(image.height - full_height), pad_left = -floor_half(image.width - full_width);
+    const auto pad_top = -floor_half(image.height - full_height),
+               pad_left = -floor_half(image.width - full_width);
     Image padded(static_cast<int>(full_height), static_cast<int>(full_width));
     paste(padded, image, {pad_top, pad_left});
     top = std::max<std::int64_t>(0, top + pad_top);

@@ -1,5 +1,5 @@
-// Arithmetic and steps that several layouts share. Numbers come out as in Python: exact quotients rounded once,
-// `int` of them, halves to even.
+// Arithmetic and steps that several layouts share. Numbers come out as in Python: exact quotients rounded
+// once, `int` of them, halves to even.
 #pragma once
 
 #include <array>
@@ -16,13 +16,13 @@ constexpr std::int64_t max_resized_pixels = std::int64_t{1} << 26;
 // Of an image, before pruning. Python has no such limit but its memory.
 constexpr std::int64_t max_image_tokens = std::int64_t{1} << 22;
 
-double quotient(std::int64_t a, std::int64_t b);       // a / b of Python's integers; b is not 0
-std::int64_t truncated(double value);                  // int(value); beyond 64 bits: the nearest that there is
-std::int64_t ceiling(double value);                    // math.ceil, likewise
-std::int64_t floored(double value);                    // math.floor, likewise
-std::int64_t half_even(double value);                  // round(value), likewise
-double seven_decimals(double value);                   // round(value, 7)
-std::int64_t floor_half(std::int64_t value);           // value // 2
+double quotient(std::int64_t a, std::int64_t b);  // a / b of Python's integers; b is not 0
+std::int64_t truncated(double value);             // int(value); beyond 64 bits: the nearest that there is
+std::int64_t ceiling(double value);               // math.ceil, likewise
+std::int64_t floored(double value);               // math.floor, likewise
+std::int64_t half_even(double value);             // round(value), likewise
+double seven_decimals(double value);              // round(value, 7)
+std::int64_t floor_half(std::int64_t value);      // value // 2
 std::int64_t product(std::int64_t a, std::int64_t b);  // of numbers from 0, at most 2**63 - 1
 bool greater(std::int64_t a, double b);                // a > b without rounding a
 
@@ -42,8 +42,8 @@ void paste(Image& canvas, const Image& image, const Pair& corner);
 void cut_tiles(const Image& picture, const Pair& tile, std::vector<Image>& views);
 Image centre_crop(const Image& image, std::int64_t height, std::int64_t width);
 
-std::vector<std::int64_t> counted(std::int64_t count);                                 // 0, 1, 2, …
+std::vector<std::int64_t> counted(std::int64_t count);                             // 0, 1, 2, …
 std::vector<std::int64_t> running_offsets(const std::vector<std::int64_t>& runs);  // 0, 1, 2, … in every run
-Grid grid_of(const Pair& pair);  // of numbers of 32 bits
+Grid grid_of(const Pair& pair);                                                    // of numbers of 32 bits
 
 }  // namespace fopru

@@ -17,7 +17,8 @@ struct Kind {
 };
 
 constexpr Kind kinds[] = {
-    {"single", make_single}, {"anyres", make_anyres}, {"split", make_split}, {"native", make_native}, {"aspect", make_aspect},
+    {"single", make_single}, {"anyres", make_anyres}, {"split", make_split},
+    {"native", make_native}, {"aspect", make_aspect},
 };
 
 }  // namespace
@@ -43,7 +44,8 @@ std::vector<std::int64_t> Unit::valid_indices() const {
     }
     const auto [top, bottom, left, right] = *valid;
     for (std::int64_t row = top; row < bottom; ++row) {
-        for (std::int64_t column = left; column < right; ++column) indices.push_back(row * grid->second + column);
+        for (std::int64_t column = left; column < right; ++column)
+            indices.push_back(row * grid->second + column);
     }
     return indices;
 }
@@ -64,11 +66,13 @@ std::unique_ptr<const Layout> make_layout(const Json& json) {
     const Json* kind = json.find("kind");
     std::string known;
     for (const auto& entry : kinds) {
-        if (kind != nullptr && kind->text() != nullptr && *kind->text() == entry.name) return entry.make(json, where);
+        if (kind != nullptr && kind->text() != nullptr && *kind->text() == entry.name)
+            return entry.make(json, where);
         known += (known.empty() ? "" : ", ") + std::string(entry.name);
     }
-    throw BundleError(where + ".kind is " + (kind == nullptr ? "None" : python_repr(*kind)) + ", expected one of " +
-                      known + ": upgrade the runtime, or build the bundle with an exporter of this version");
+    throw BundleError(where + ".kind is " + (kind == nullptr ? "None" : python_repr(*kind)) +
+                      ", expected one of " + known +
+                      ": upgrade the runtime, or build the bundle with an exporter of this version");
 }
 
 }  // namespace fopru

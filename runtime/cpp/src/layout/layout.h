@@ -1,4 +1,5 @@
-// From the size of an image to everything that the host must know before the encoder runs: `runtime/layouts/`.
+// From the size of an image to everything that the host must know before the encoder runs:
+// `runtime/layouts/`.
 #pragma once
 
 #include <array>
@@ -15,7 +16,7 @@
 
 namespace fopru {
 
-constexpr std::int64_t newline_row = -1;  // in ImagePlan::sequence
+constexpr std::int64_t newline_row = -1;       // in ImagePlan::sequence
 constexpr const char* image_slot = "{image}";  // in ImagePlan::text
 
 using Grid = std::pair<int, int>;  // (rows, columns)
@@ -41,7 +42,7 @@ struct ImagePlan {
     std::vector<Unit> units;
     std::string text = image_slot;
     std::vector<std::int64_t> runs;
-    std::vector<std::int64_t> sequence;              // [placeholders]
+    std::vector<std::int64_t> sequence;  // [placeholders]
     int axes = 1;
     std::vector<std::int64_t> offsets;               // [axes, placeholders]
     std::vector<std::int64_t> spans;                 // [runs]
@@ -81,7 +82,7 @@ public:
     virtual const char* kind() const = 0;
     virtual int prefix_tokens() const { return 0; }
     virtual int position_axes() const { return 1; }
-    virtual bool masked() const { return false; }        // the pruned encoder takes token_mask
+    virtual bool masked() const { return false; }  // the pruned encoder takes token_mask
     virtual bool has_newlines() const { return false; }
     virtual bool has_grid() const { return true; }
     // N of every unit, of every image; none where they vary.
@@ -91,13 +92,14 @@ public:
     virtual std::vector<std::int64_t> pixel_shape() const = 0;  // -1: varies
     virtual std::vector<TensorInput> extra_inputs() const { return {}; }
 
-    virtual ImagePlan plan(int height, int width) const = 0;                           // ImageError
-    virtual std::vector<Image> views(const Image& image, int resample) const = 0;      // one per unit, ImageError
+    virtual ImagePlan plan(int height, int width) const = 0;                       // ImageError
+    virtual std::vector<Image> views(const Image& image, int resample) const = 0;  // one per unit, ImageError
     // float32 planes [units, 3, H, W] to pixel_values; most layouts leave them as they are.
     virtual Pixels pack(Pixels planes) const { return planes; }
 };
 
-// From the object `layout` of a manifest. BundleError: an unknown kind, a key too many or missing, a wrong value.
+// From the object `layout` of a manifest. BundleError: an unknown kind, a key too many or missing, a wrong
+// value.
 std::unique_ptr<const Layout> make_layout(const Json& json);
 
 // An image ready for the encoder.

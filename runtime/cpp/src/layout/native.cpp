@@ -14,7 +14,8 @@ namespace {
 constexpr const char* token_positions = "token_positions";
 constexpr const char* window_tokens = "window_tokens";
 constexpr const char* token_slots = "token_slots";
-constexpr std::int64_t most_stretched = 200;  // the model's own limit on the aspect ratio
+constexpr std::int64_t max_values = 6 * max_resized_pixels;  // of an image: three channels of two frames
+constexpr std::int64_t most_stretched = 200;                 // the model's own limit on the aspect ratio
 
 class NativeLayout final : public Layout {
 public:
@@ -47,9 +48,11 @@ NativeLayout::NativeLayout(const Json& json, const std::string& where) {
                  whole_field("temporal_patch_size", frames_), whole_field("min_pixels", min_pixels_),
                  whole_field("max_pixels", max_pixels_), whole_field("window", window_)});
     const std::string end = std::string(": ") + rebuild_bundle;
-    const std::pair<const char*, std::int64_t> positive[] = {
-        {"patch_size", patch_}, {"merge_size", merge_}, {"temporal_patch_size", frames_},
-        {"min_pixels", min_pixels_}, {"window", window_.value_or(1)}};
+    const std::pair<const char*, std::int64_t> positive[] = {{"patch_size", patch_},
+                                                             {"merge_size", merge_},
+                                                             {"temporal_patch_size", frames_},
+                                                             {"min_pixels", min_pixels_},
+                                                             {"window", window_.value_or(1)}};
     for (const auto& [name, value] : positive) {
         if (value < 1) {
             throw BundleError("layout." + std::string(name) + " is " + std::to_string(value) +
@@ -80,7 +83,8 @@ Pair NativeLayout::view_size(const Pair& size) const {
                          " times the other: crop it first");
     }
     const std::int64_t token = patch_ * merge_;
-    const auto side = static_cast<double>(token), tall = static_cast<double>(height), wide = static_cast<double>(width);
+    const auto side = static_cast<double>(token), tall = static_cast<double>(height),
+               wide = static_cast<double>(width);
     Pair resized = {half_even(quotient(height, token)) * token, half_even(quotient(width, token)) * token};
     const std::int64_t pixels = product(resized[0], resized[1]);
     if (pixels > max_pixels_) {
@@ -97,7 +101,8 @@ Pair NativeLayout::view_size(const Pair& size) const {
 
 ImagePlan NativeLayout::plan(int height, int width) const {
     const Pair size = {height, width}, view = view_size(size);
-    const std::int64_t side = patch_ * merge_, rows = view[0] / side, columns = view[1] / side, tokens = rows * columns;
+    const std::int64_t side = patch_ * merge_, rows = view[0] / side, columns = view[1] / side,
+                       tokens = rows * columns;
     check_tokens(size, 1, tokens);
     ImagePlan plan;
     plan.units.push_back({tokens, grid_of({rows, columns}), std::nullopt});
@@ -123,8 +128,10 @@ void NativeLayout::add_windows(ImagePlan& plan, const Pair& size, const Pair& gr
     const std::int64_t down = (grid[0] + side - 1) / side, across = (grid[1] + side - 1) / side;
     check_tokens(size, down * across, product(side, side));
     const std::int64_t slots = down * across * side * side;
-    PlanInput tokens{{down * across, side * side}, std::vector<std::int64_t>(static_cast<std::size_t>(slots), -1)};
-    PlanInput places{{grid[0] * grid[1]}, std::vector<std::int64_t>(static_cast<std::size_t>(grid[0] * grid[1]))};
+    PlanInput tokens{{down * across, side * side},
+                     std::vector<std::int64_t>(static_cast<std::size_t>(slots), -1)};
+    PlanInput places{{grid[0] * grid[1]},
+                     std::vector<std::int64_t>(static_cast<std::size_t>(grid[0] * grid[1]))};
     for (std::int64_t y = 0; y < grid[0]; ++y) {
         for (std::int64_t x = 0; x < grid[1]; ++x) {
             const std::int64_t window = y / side * across + x / side, token = y * grid[1] + x;
@@ -149,9 +156,10 @@ Pixels NativeLayout::pack(Pixels planes) const {
     const std::int64_t columns = width / side, tokens = height / side * columns;
     Pixels packed;
     packed.shape = {1, tokens, merge_ * merge_, 3 * frames_ * patch_ * patch_};
-    if (product(product(3, frames_), product(height, width)) > 3 * max_resized_pixels * 2) {
-        throw ImageError("an image of " + std::to_string(width) + " x " + std::to_string(height) + " pixels in " +
-                         std::to_string(frames_) + " equal frames does not fit in memory: make it smaller first");
+    if (product(product(3, frames_), product(height, width)) > max_values) {
+        throw ImageError("an image of " + std::to_string(width) + " x " + std::to_string(height) +
+                         " pixels in " + std::to_string(frames_) +
+                         " equal frames does not fit in memory: make it smaller first");
     }
     packed.values.reserve(static_cast<std::size_t>(3 * frames_ * height * width));
     for (std::int64_t token = 0; token < tokens; ++token) {

@@ -36,14 +36,16 @@ PreparedImage prepare(const Image& image, const Layout& layout, const Preprocess
     ImagePlan plan = layout.plan(image.height, image.width);
     const auto views = layout.views(image, config.resample);
     std::array<std::array<float, 256>, 3> levels;
-    for (std::size_t channel = 0; channel < 3; ++channel) levels[channel] = normalised_levels(config, channel);
+    for (std::size_t channel = 0; channel < 3; ++channel)
+        levels[channel] = normalised_levels(config, channel);
     const Image& first = views.at(0);
     const bool equal = std::all_of(views.begin(), views.end(), [&](const Image& view) {
         return view.height == first.height && view.width == first.width;
     });
     if (!equal || views.size() != plan.units.size()) {
-        throw ImageError("an image of " + std::to_string(image.width) + " x " + std::to_string(image.height) +
-                         " pixels gives views of several sizes: rebuild the bundle with `python -m export.build`");
+        throw ImageError(
+            "an image of " + std::to_string(image.width) + " x " + std::to_string(image.height) +
+            " pixels gives views of several sizes: rebuild the bundle with `python -m export.build`");
     }
     Pixels planes;
     planes.shape = {static_cast<std::int64_t>(views.size()), 3, first.height, first.width};

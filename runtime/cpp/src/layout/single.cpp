@@ -59,10 +59,12 @@ void SingleLayout::check_values() const {
                           R"(, expected {"shortest_edge": n} or {"height": h, "width": w})" + end);
     }
     if (crop_ && (!crop_->has_exactly(fixed) || crop_->smallest() < 1)) {
-        throw BundleError("layout.crop is " + crop_->text() + R"(, expected {"height": h, "width": w} or null)" + end);
+        throw BundleError("layout.crop is " + crop_->text() +
+                          R"(, expected {"height": h, "width": w} or null)" + end);
     }
     if (!crop_ && resize_.find("shortest_edge") != nullptr) {
-        throw BundleError("layout.resize keeps the aspect ratio, so layout.crop must say the final size" + end);
+        throw BundleError("layout.resize keeps the aspect ratio, so layout.crop must say the final size" +
+                          end);
     }
     const auto level = [](std::int64_t value) { return value >= 0 && value <= 255; };
     if (square_ && !std::all_of(square_->begin(), square_->end(), level)) {
@@ -75,8 +77,8 @@ void SingleLayout::check_values() const {
     }
     const auto tokens = std::to_string(tokens_);
     if (tokens_ < 1 || prefix_ < 0) {
-        throw BundleError("layout.tokens is " + tokens + " and layout.prefix_tokens " + std::to_string(prefix_) +
-                          ", expected at least 1 and 0" + end);
+        throw BundleError("layout.tokens is " + tokens + " and layout.prefix_tokens " +
+                          std::to_string(prefix_) + ", expected at least 1 and 0" + end);
     }
     if (grid_ && product((*grid_)[0], (*grid_)[1]) != tokens_) {
         throw BundleError("layout.grid is " + grid + ", which does not make layout.tokens " + tokens + end);
@@ -102,7 +104,9 @@ void SingleLayout::check_image(const Pair& size) const {
     const Pair after = resized_size(square_ ? Pair{side, side} : size);
     check_resized(size, after);
     // Where it is larger than the picture, the crop is what needs the memory.
-    if (crop_) check_resized(size, {std::max(after[0], crop_->at("height")), std::max(after[1], crop_->at("width"))});
+    if (crop_)
+        check_resized(size,
+                      {std::max(after[0], crop_->at("height")), std::max(after[1], crop_->at("width"))});
     check_tokens(size, 1, prefix_ + tokens_);
 }
 

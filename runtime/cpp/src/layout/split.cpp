@@ -51,8 +51,10 @@ Pair bounded(const Pair& size) {
     const auto [height, width] = size;
     const double ratio = quotient(width, height);
     const auto edge = static_cast<double>(max_edge);
-    if (width >= height && width > max_edge) return {std::max<std::int64_t>(truncated(edge / ratio), 1), max_edge};
-    if (height > width && height > max_edge) return {max_edge, std::max<std::int64_t>(truncated(edge * ratio), 1)};
+    if (width >= height && width > max_edge)
+        return {std::max<std::int64_t>(truncated(edge / ratio), 1), max_edge};
+    if (height > width && height > max_edge)
+        return {max_edge, std::max<std::int64_t>(truncated(edge * ratio), 1)};
     return size;
 }
 
@@ -67,25 +69,27 @@ SplitLayout::SplitLayout(const Json& json, const std::string& where) {
 
 void SplitLayout::check_values() const {
     const std::string end = std::string(": ") + rebuild_bundle;
-    if (tile_ < 1) throw BundleError("layout.tile is " + std::to_string(tile_) + ", expected a number from 1" + end);
+    if (tile_ < 1)
+        throw BundleError("layout.tile is " + std::to_string(tile_) + ", expected a number from 1" + end);
     if (std::min(grid_[0], grid_[1]) < 1) {
-        throw BundleError("layout.grid is " + list_text(grid_) +
-                          ", expected two numbers from 1" + end);
+        throw BundleError("layout.grid is " + list_text(grid_) + ", expected two numbers from 1" + end);
     }
     const bool known = resize_.has_exactly({"longest_edge"}) || resize_.has_exactly({"height", "width"});
     if (!known || resize_.smallest() < 1) {
         throw BundleError("layout.resize is " + resize_.text() +
                           R"(, expected {"longest_edge": n} or {"height": h, "width": w})" + end);
     }
-    for (const auto& [name, text] : {std::pair("tile_text", &tile_text_), std::pair("overview_text", &overview_text_),
-                                     std::pair("single_text", &single_text_)}) {
+    for (const auto& [name, text] :
+         {std::pair("tile_text", &tile_text_), std::pair("overview_text", &overview_text_),
+          std::pair("single_text", &single_text_)}) {
         if (count_of(*text, image_slot) != 1) {
             throw BundleError("layout." + std::string(name) + " is " + python_repr(*text) +
                               ", expected {image} exactly once" + end);
         }
     }
     if (row_end_.find(image_slot) != std::string::npos) {
-        throw BundleError("layout.row_end is " + python_repr(row_end_) + ", expected text without {image}" + end);
+        throw BundleError("layout.row_end is " + python_repr(row_end_) + ", expected text without {image}" +
+                          end);
     }
 }
 
@@ -127,7 +131,8 @@ std::optional<Pair> SplitLayout::mosaic_of(const Pair& size) const {
 ImagePlan SplitLayout::plan(int height, int width) const {
     const Pair size = {height, width};
     const auto mosaic = mosaic_of(resizes(size)[1]);
-    const std::int64_t units = mosaic ? (*mosaic)[0] * (*mosaic)[1] + 1 : 1, unit = product(grid_[0], grid_[1]);
+    const std::int64_t units = mosaic ? (*mosaic)[0] * (*mosaic)[1] + 1 : 1,
+                       unit = product(grid_[0], grid_[1]);
     check_tokens(size, units, unit);
     const std::size_t longest = tile_text_.size() + row_end_.size() + 2 * sizeof("4194304");
     if (longest * static_cast<std::size_t>(units) > max_text) {

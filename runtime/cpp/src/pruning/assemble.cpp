@@ -24,7 +24,8 @@ std::vector<bool> rows_that_stay(const ImagePlan& plan, const std::vector<std::v
         stays.resize(start + static_cast<std::size_t>(prefix + tokens), false);
         for (const auto place : kept[index]) {
             if (place < 0 || place >= tokens) {
-                throw RequestError("token " + std::to_string(place) + " is to be kept, but this part of the image has " +
+                throw RequestError("token " + std::to_string(place) +
+                                   " is to be kept, but this part of the image has " +
                                    std::to_string(tokens) + ": give 0.." + std::to_string(tokens - 1));
             }
             stays[start + static_cast<std::size_t>(prefix + place)] = true;
@@ -45,8 +46,8 @@ std::set<std::int64_t> filled_lines(const ImagePlan& plan, const std::vector<boo
 
 }  // namespace
 
-Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int64_t>>& kept, int prefix_tokens,
-                  const std::string& newline) {
+Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int64_t>>& kept,
+                  int prefix_tokens, const std::string& newline) {
     const auto stays = rows_that_stay(plan, kept, prefix_tokens);
     std::vector<std::int64_t> row_of(stays.size());
     std::int64_t rows = 0;
@@ -64,7 +65,8 @@ Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int6
                                                  : newline != "drop";
             if (!keep) continue;
             assembly.places.push_back(static_cast<std::int64_t>(at));
-            assembly.source.push_back(row == newline_row ? newline_row : row_of[static_cast<std::size_t>(row)]);
+            assembly.source.push_back(row == newline_row ? newline_row
+                                                         : row_of[static_cast<std::size_t>(row)]);
         }
         assembly.runs.push_back(static_cast<std::int64_t>(assembly.places.size() - before));
     }

@@ -10,12 +10,15 @@ namespace {
 
 using UnitCounts = std::vector<std::int64_t>;
 
-std::int64_t sum(const UnitCounts& counts) { return std::accumulate(counts.begin(), counts.end(), std::int64_t{0}); }
+std::int64_t sum(const UnitCounts& counts) {
+    return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
 
 Grid full_grid(const Unit& unit) {
     const auto grid = unit.valid_grid();
     if (!grid) {
-        throw RequestError("selector \"row\" needs a full grid of tokens, which this model lacks: use \"rank\"");
+        throw RequestError(
+            "selector \"row\" needs a full grid of tokens, which this model lacks: use \"rank\"");
     }
     return *grid;
 }
@@ -36,7 +39,8 @@ UnitCounts shares_of(const ImagePlan& plan, std::int64_t tokens) {
     const std::int64_t total = plan.prunable(), parts = static_cast<std::int64_t>(filled.size());
     const std::string got = "tokens is " + std::to_string(tokens);
     if (tokens < 1 || tokens > total) {
-        throw RequestError(got + ", but an image has " + std::to_string(total) + ": give 1.." + std::to_string(total));
+        throw RequestError(got + ", but an image has " + std::to_string(total) + ": give 1.." +
+                           std::to_string(total));
     }
     if (tokens < parts) {
         throw RequestError(got + ", but the image is seen in " + std::to_string(parts) +
@@ -97,7 +101,8 @@ UnitCounts stitched_counts(const ImagePlan& plan, const Amount& amount) {
         return {by_ratio(overview, ratio, true), by_ratio(tiles, ratio, true)};
     }
     const std::int64_t share = shares_of(plan, *amount.tokens)[main];
-    return {whole_rows(overview, share, *amount.tokens), whole_rows(tiles, *amount.tokens - share, *amount.tokens)};
+    return {whole_rows(overview, share, *amount.tokens),
+            whole_rows(tiles, *amount.tokens - share, *amount.tokens)};
 }
 
 Counts everything(const std::vector<const ImagePlan*>& plans) {
@@ -130,7 +135,8 @@ PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const
     const bool rows = (selector == "graph" ? pruning.strategy : selector) == "row";
     Counts counts;
     for (const auto* plan : plans) {
-        // What a request asks for is refused where an image has less; a default is all that a small image has.
+        // What a request asks for is refused where an image has less; a default is all that a small image
+        // has.
         Amount own = amount;
         if (is_default && own.tokens) own = {std::nullopt, std::min(*own.tokens, plan->prunable())};
         counts.push_back(stitched ? stitched_counts(*plan, own) : unit_counts(*plan, own, rows));
@@ -149,7 +155,8 @@ std::string newline_policy(const ImagePlan& plan, std::int64_t kept, const Pruni
 
 std::int64_t kept_placeholders(const ImagePlan& plan, std::int64_t kept, std::int64_t prefix,
                                const std::string& newline) {
-    const auto newlines = newline == "drop" ? 0 : std::count(plan.sequence.begin(), plan.sequence.end(), newline_row);
+    const auto newlines =
+        newline == "drop" ? 0 : std::count(plan.sequence.begin(), plan.sequence.end(), newline_row);
     return prefix * static_cast<std::int64_t>(plan.units.size()) + kept + newlines;
 }
 

@@ -51,7 +51,8 @@ std::vector<std::int64_t> expand_images(const std::vector<std::int64_t>& ids, st
     std::vector<std::int64_t> expanded;
     auto run = runs.begin();
     for (const auto id : ids) {
-        expanded.insert(expanded.end(), id == image ? static_cast<std::size_t>(std::max<std::int64_t>(*run++, 0)) : 1, id);
+        expanded.insert(expanded.end(),
+                        id == image ? static_cast<std::size_t>(std::max<std::int64_t>(*run++, 0)) : 1, id);
     }
     return expanded;
 }

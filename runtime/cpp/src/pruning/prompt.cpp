@@ -46,7 +46,8 @@ Prompter::Prompter(const Manifest& manifest, const Tokenizer& tokenizer)
     }
 }
 
-std::string Prompter::render(const std::vector<PromptTurn>& turns, const std::vector<const ImagePlan*>& plans) const {
+std::string Prompter::render(const std::vector<PromptTurn>& turns,
+                             const std::vector<const ImagePlan*>& plans) const {
     if (turns.size() > 1 && !template_.next_turn) {
         throw RequestError("this model's template has no second turn: ask without history");
     }
@@ -60,8 +61,8 @@ std::string Prompter::render(const std::vector<PromptTurn>& turns, const std::ve
         images += turn.images;
     }
     if (images > plans.size()) {
-        throw RequestError("the turns have " + std::to_string(images) + " images, but " + std::to_string(plans.size()) +
-                           " were given: give one for each");
+        throw RequestError("the turns have " + std::to_string(images) + " images, but " +
+                           std::to_string(plans.size()) + " were given: give one for each");
     }
     std::string text;
     auto plan = plans.begin();

@@ -1,5 +1,5 @@
-// How many visual tokens stay, where they go in the prompt, and at which positions: runtime/counts.py, plan.py,
-// assemble.py, positions.py, prompt.py.
+// How many visual tokens stay, where they go in the prompt, and at which positions: runtime/counts.py,
+// plan.py, assemble.py, positions.py, prompt.py.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 
 namespace fopru {
 
-// clamp(floor(tokens * ratio + 0.5), 1, tokens), in double precision. RequestError: tokens < 1, ratio not in (0, 1].
+// clamp(floor(tokens * ratio + 0.5), 1, tokens), in double precision. RequestError: tokens < 1, ratio not in
+// (0, 1].
 std::int64_t kept_count(std::int64_t tokens, double ratio);
 
 // A ratio, or so many tokens, or (neither) everything.
@@ -26,8 +27,8 @@ struct Amount {
 
 using Counts = std::vector<std::vector<std::int64_t>>;  // by image and unit
 
-// Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then an image's
-// counts are the overview's and the sum of all tiles'.
+// Where rows of the stitched picture are compared, the counts of its tiles depend on the picture; then an
+// image's counts are the overview's and the sum of all tiles'.
 struct PruningPlan {
     Counts counts;
     bool pruned = false;
@@ -37,16 +38,18 @@ struct PruningPlan {
 // `asked` is the request's amount; `selector` is "graph", "none" or one of `host_selectors`.
 PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const Manifest& manifest,
                          const std::vector<const ImagePlan*>& plans);
-const std::vector<std::string>& host_selectors();  // as runtime/selectors.py allows, without "graph" and "none"
+// As runtime/selectors.py allows, without "graph" and "none".
+const std::vector<std::string>& host_selectors();
 bool needs_scores(const std::string& selector);
 bool stitched_rows(const std::string& selector, const PruningInfo& pruning);
-Grid stitched_grid(const ImagePlan& plan);  // of the valid tokens of all tiles together; needs mosaic and overview
+// Of the valid tokens of all tiles together. RequestError: a plan without mosaic or overview.
+Grid stitched_grid(const ImagePlan& plan);
 std::string newline_policy(const ImagePlan& plan, std::int64_t kept, const PruningInfo& pruning);
 std::int64_t kept_placeholders(const ImagePlan& plan, std::int64_t kept, std::int64_t prefix,
                                const std::string& newline);
 
-// Host selectors on the valid tokens of a unit: places among them, ascending. The scores must outlive the call; a
-// selector that does not look at them may get zeros. "none" is taken too.
+// Host selectors on the valid tokens of a unit: places among them, ascending. The scores must outlive the
+// call; a selector that does not look at them may get zeros. "none" is taken too.
 struct Choice {
     const float* scores = nullptr;  // [tokens]
     std::int64_t tokens = 0;
@@ -61,16 +64,16 @@ std::vector<std::vector<std::int64_t>> stitched_rows_kept(const ImagePlan& plan,
                                                           const std::vector<std::vector<float>>& scores,
                                                           std::int64_t keep);
 
-// Which placeholders stay. `source` counts rows through all units as the encoder gave them (prefix and kept rows of
-// each, in order); -1 is the newline.
+// Which placeholders stay. `source` counts rows through all units as the encoder gave them (prefix and kept
+// rows of each, in order); -1 is the newline.
 struct Assembly {
     std::vector<std::int64_t> places;  // of the plan's placeholders, ascending
     std::vector<std::int64_t> source;  // one per place
     std::vector<std::int64_t> runs;    // placeholders left of each run
 };
 // RequestError: a kept place that its unit does not have.
-Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int64_t>>& kept, int prefix_tokens,
-                  const std::string& newline);
+Assembly assemble(const ImagePlan& plan, const std::vector<std::vector<std::int64_t>>& kept,
+                  int prefix_tokens, const std::string& newline);
 
 struct PlacedImage {
     const ImagePlan* plan;
@@ -87,7 +90,8 @@ struct Positions {
     std::int64_t next = 0;          // of the first generated token
     std::int64_t length() const { return static_cast<std::int64_t>(ids.size()) / axes; }
 };
-// `plain` has one image id per run; `policy` is "renumber" or "original". RequestError: another number of image ids.
+// `plain` has one image id per run; `policy` is "renumber" or "original". RequestError: another number of
+// image ids.
 Positions prompt_positions(const std::vector<std::int64_t>& plain, std::int64_t image,
                            const std::vector<PlacedImage>& images, const std::string& policy, int axes);
 // Where the answer of the unpruned prompt would begin.
@@ -105,7 +109,8 @@ public:
     // BundleError: the tokenizer lacks the image token, or the template does not hold it once.
     Prompter(const Manifest& manifest, const Tokenizer& tokenizer);
     // RequestError: a text holds the image token, or a second turn where the model has no chat form.
-    std::string render(const std::vector<PromptTurn>& turns, const std::vector<const ImagePlan*>& plans) const;
+    std::string render(const std::vector<PromptTurn>& turns,
+                       const std::vector<const ImagePlan*>& plans) const;
     std::vector<std::int64_t> ids(const std::vector<PromptTurn>& turns,
                                   const std::vector<const ImagePlan*>& plans) const;
 

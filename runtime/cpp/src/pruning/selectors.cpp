@@ -33,19 +33,22 @@ Indices by_rank(const Choice& choice) {
 
 Indices by_row(const Choice& choice) {
     if (!choice.grid) {
-        throw RequestError("selector \"row\" needs a full grid of tokens, which this model lacks: use \"rank\"");
+        throw RequestError(
+            "selector \"row\" needs a full grid of tokens, which this model lacks: use \"rank\"");
     }
     const std::int64_t rows = choice.grid->first, columns = choice.grid->second;
     if (rows < 1 || columns < 1 || rows * columns != choice.tokens) {
-        throw RequestError("selector \"row\" got " + std::to_string(choice.tokens) + " tokens for a grid of " +
-                           std::to_string(rows) + " x " + std::to_string(columns) + ": give those of one unit");
+        throw RequestError("selector \"row\" got " + std::to_string(choice.tokens) +
+                           " tokens for a grid of " + std::to_string(rows) + " x " + std::to_string(columns) +
+                           ": give those of one unit");
     }
     if (choice.keep % columns != 0) {
-        throw RequestError("selector \"row\" keeps whole rows of " + std::to_string(columns) + " tokens, not " +
-                           std::to_string(choice.keep) + ": give a multiple");
+        throw RequestError("selector \"row\" keeps whole rows of " + std::to_string(columns) +
+                           " tokens, not " + std::to_string(choice.keep) + ": give a multiple");
     }
     std::vector<float> means;
-    for (std::int64_t row = 0; row < rows; ++row) means.push_back(mean_of(choice.scores + row * columns, columns));
+    for (std::int64_t row = 0; row < rows; ++row)
+        means.push_back(mean_of(choice.scores + row * columns, columns));
     Indices indices;
     for (const auto row : best_places(means, choice.keep / columns)) {
         for (std::int64_t column = 0; column < columns; ++column) indices.push_back(row * columns + column);
@@ -57,7 +60,8 @@ Indices by_row(const Choice& choice) {
 Indices at_random(const Choice& choice) {
     Pcg64 random(choice.seed);
     Indices order = counted(choice.tokens);
-    for (std::size_t last = order.size() - 1; last > 0; --last) std::swap(order[last], order[random.bounded(last)]);
+    for (std::size_t last = order.size() - 1; last > 0; --last)
+        std::swap(order[last], order[random.bounded(last)]);
     order.resize(static_cast<std::size_t>(choice.keep));
     std::sort(order.begin(), order.end());
     return order;
@@ -93,14 +97,16 @@ std::vector<std::int64_t> select_tokens(const std::string& selector, const Choic
     const auto* found = std::find_if(std::begin(selectors), std::end(selectors),
                                      [&](const Selector& own) { return selector == own.name; });
     if (found == std::end(selectors)) {
-        throw RequestError("selector is \"" + selector + "\", expected one of none, rank, row, random, uniform");
+        throw RequestError("selector is \"" + selector +
+                           "\", expected one of none, rank, row, random, uniform");
     }
     const auto total = std::to_string(choice.tokens);
     if (choice.keep < 1 || choice.keep > choice.tokens) {
         throw RequestError("cannot keep " + std::to_string(choice.keep) + " tokens: the image has " + total +
                            ", give 1.." + total);
     }
-    if (!std::all_of(choice.scores, choice.scores + choice.tokens, [](float score) { return std::isfinite(score); })) {
+    if (!std::all_of(choice.scores, choice.scores + choice.tokens,
+                     [](float score) { return std::isfinite(score); })) {
         throw BackendError(
             "the vision encoder gave a token score that is not finite: check the image and the bundle");
     }

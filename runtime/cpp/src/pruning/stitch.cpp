@@ -34,7 +34,8 @@ std::vector<Tile> tiles_of(const ImagePlan& plan) {
 
 Stitched stitch(const ImagePlan& plan) {
     if (!plan.mosaic || !plan.overview) {
-        throw RequestError("an image without tiles has no rows through all of them: make its plan with a layout of tiles");
+        throw RequestError(
+            "an image without tiles has no rows through all of them: make its plan with a layout of tiles");
     }
     const auto tiles = tiles_of(plan);
     const auto [down, across] = *plan.mosaic;
@@ -77,7 +78,8 @@ std::vector<std::vector<std::int64_t>> stitched_rows_kept(const ImagePlan& plan,
     std::vector<float> row(static_cast<std::size_t>(whole.columns));
     for (std::int64_t at = 0; at < whole.rows; ++at) {
         for (std::int64_t i = 0; i < whole.columns; ++i) {
-            const auto place = static_cast<std::size_t>(whole.places[static_cast<std::size_t>(at * whole.columns + i)]);
+            const auto place =
+                static_cast<std::size_t>(whole.places[static_cast<std::size_t>(at * whole.columns + i)]);
             row[static_cast<std::size_t>(i)] = flat.at(place);
         }
         means.push_back(mean_of(row.data(), whole.columns));
@@ -92,7 +94,8 @@ std::vector<std::vector<std::int64_t>> stitched_rows_kept(const ImagePlan& plan,
     std::int64_t start = 0;
     for (std::size_t index = 0; index < plan.units.size(); ++index) {
         const std::int64_t end = start + plan.units[index].tokens;
-        for (; next < chosen.size() && chosen[next] < end; ++next) kept[index].push_back(chosen[next] - start);
+        for (; next < chosen.size() && chosen[next] < end; ++next)
+            kept[index].push_back(chosen[next] - start);
         start = end;
     }
     return kept;

@@ -14,7 +14,8 @@ struct Stitched {
     std::vector<std::int64_t> places;  // [rows, columns]
 };
 
-// Of a plan with a mosaic and an overview. Tiles of padding alone add nothing; of a sliver nothing may be left.
+// Of a plan with a mosaic and an overview. Tiles of padding alone add nothing; of a sliver nothing may be
+// left.
 Stitched stitch(const ImagePlan& plan);
 
 }  // namespace fopru
