@@ -65,8 +65,8 @@ def measure(bundle_dir: Path | None, images: int, settings: Settings) -> Result:
     tables.append(_time_table(figures["cold"], figures["steady"]))
     name = "native-demo" if bundle_dir is None else f"native-{path.name}"
     notes = (
-        "Cold start: a whole process for one token, `--no-verify`; steady state: both runtimes in one process "
-        "by turns, nothing kept between requests, ratio 0.3.",
+        "Cold start: a whole process for one token, `--no-verify`. Steady state: both runtimes in one "
+        "process by turns, nothing kept between requests, ratio 0.3.",
         "Peak RSS is that of the process, the mapped pages of libraries and weights included.",
     )
     return Result(name, describe_environment(settings.threads), figures, samples, tuple(tables), notes)
