@@ -65,6 +65,29 @@ double stretch(int from, int to) { return std::max(static_cast<double>(from) / t
 
 int taps_of(double support) { return static_cast<int>(std::ceil(support)) * 2 + 1; }
 
+// The inputs of one output, before their weights.
+struct Window {
+  double center;
+  int first;
+  int count;
+};
+
+Window window_of(const ResampleAxis& axis, int output, double support) {
+  const double center = (axis.begin + output + 0.5) * (static_cast<double>(axis.from) / axis.to);
+  const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+  const int end = std::min(static_cast<int>(center + support + 0.5), axis.from);
+  return {center, first, std::min(end - first, taps_of(support))};
+}
+
+void check_axis(const ResampleAxis& axis) {
+  if (axis.from < 1 || axis.to < 1) {
+    throw std::invalid_argument("a side has no samples");
+  }
+  if (axis.begin < 0 || axis.outputs < 1 || axis.outputs > axis.to - axis.begin) {
+    throw std::invalid_argument("outputs lie outside the resized side");
+  }
+}
+
 std::int32_t fixed(double weight) {
   const double scaled = weight * (1 << kResampleBits);
   return static_cast<std::int32_t>(weight < 0 ? scaled - 0.5 : scaled + 0.5);
@@ -78,44 +101,44 @@ bool rows_first(PictureSize from, PictureSize to) {
 }
 
 int resample_taps(int from, int to, int filter) {
-  if (from < 1 || to < 1) {
-    throw std::invalid_argument("a side has no samples");
-  }
+  check_axis({from, to, 0, to});
   return taps_of(filter_of(filter).support * stretch(from, to));
 }
 
+ResampleSpan resample_span(const ResampleAxis& axis, int filter) {
+  check_axis(axis);
+  const double support = filter_of(filter).support * stretch(axis.from, axis.to);
+  const Window last = window_of(axis, axis.outputs - 1, support);
+  return {window_of(axis, 0, support).first, last.first + last.count};
+}
+
 ResampleWeights resample_weights(const ResampleAxis& axis, int filter) {
+  check_axis(axis);
   const Filter shape = filter_of(filter);
-  ResampleWeights weights;
-  weights.taps = resample_taps(axis.from, axis.to, filter);
-  if (axis.begin < 0 || axis.outputs < 1 || axis.outputs > axis.to - axis.begin) {
-    throw std::invalid_argument("outputs lie outside the resized side");
-  }
-  const double scale = static_cast<double>(axis.from) / axis.to;
   const double support = shape.support * stretch(axis.from, axis.to);
   const double narrowing = 1.0 / stretch(axis.from, axis.to);
   const auto outputs = static_cast<std::size_t>(axis.outputs);
-  const auto taps = static_cast<std::size_t>(weights.taps);
+  const auto taps = static_cast<std::size_t>(taps_of(support));
+  ResampleWeights weights;
+  weights.taps = taps_of(support);
   weights.first.resize(outputs);
   weights.count.resize(outputs);
   weights.values.resize(outputs * taps);
   std::vector<double> exact(taps);
   for (std::size_t x = 0; x < outputs; ++x) {
-    const double center = (axis.begin + static_cast<int>(x) + 0.5) * scale;
-    const int first = std::max(static_cast<int>(center - support + 0.5), 0);
-    const int end = std::min(static_cast<int>(center + support + 0.5), axis.from);
-    const int count = std::min(end - first, weights.taps);
+    const Window window = window_of(axis, static_cast<int>(x), support);
     double total = 0.0;
-    for (int i = 0; i < count; ++i) {
-      exact[static_cast<std::size_t>(i)] = shape.weight((i + first - center + 0.5) * narrowing);
-      total += exact[static_cast<std::size_t>(i)];
+    for (int i = 0; i < window.count; ++i) {
+      const double weight = shape.weight((i + window.first - window.center + 0.5) * narrowing);
+      exact[static_cast<std::size_t>(i)] = weight;
+      total += weight;
     }
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < window.count; ++i) {
       const double weight = exact[static_cast<std::size_t>(i)];
       weights.values[x * taps + static_cast<std::size_t>(i)] = fixed(total != 0.0 ? weight / total : weight);
     }
-    weights.first[x] = first;
-    weights.count[x] = count;
+    weights.first[x] = window.first;
+    weights.count[x] = window.count;
   }
   return weights;
 }

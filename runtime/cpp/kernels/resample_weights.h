@@ -36,6 +36,13 @@ struct PictureSize {
 };
 bool rows_first(PictureSize from, PictureSize to);
 
+// The inputs [begin, end) that any of those outputs reads. Allocates nothing.
+struct ResampleSpan {
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+};
+ResampleSpan resample_span(const ResampleAxis& axis, int filter);
+
 // The widest `taps` of that resize, without the weights.
 int resample_taps(int from, int to, int filter);
 
