@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "text/fields.h"
+#include "text/unicode_data.h"
+#include "text/utf8.h"
 
 namespace fopru {
 namespace {
@@ -64,10 +66,24 @@ Spans literal_spans(std::string_view text, std::string_view literal) {
     return spans;
 }
 
+bool has_addition(std::string_view text) {
+    for (std::size_t place = 0; place < text.size();) {
+        if (static_cast<unsigned char>(text[place]) < 0xE0) {
+            ++place;
+            continue;
+        }
+        const CodePoint point = code_point_at(text, place);
+        if (find_addition(point.value) != nullptr) return true;
+        place += point.bytes;
+    }
+    return false;
+}
+
 }  // namespace
 
 struct Pattern::Code {
-    std::unique_ptr<pcre2_code, CodeFree> compiled;
+    // Classes with the newest characters take several times longer, and few texts have these.
+    std::unique_ptr<pcre2_code, CodeFree> plain, full;
     std::string literal;  // what is looked for where there is no pattern
 };
 
@@ -80,21 +96,23 @@ Pattern Pattern::from_regex(const std::string& regex, const std::string& path) {
     if (regex.size() > longest_pattern) throw_damaged(path, "is a pattern of over 65536 bytes");
     auto code = std::make_unique<Code>();
     // Ruby's ^ is the beginning of any line.
-    code->compiled = compile(pcre_from_oniguruma(regex, path), PCRE2_MULTILINE, path);
+    code->plain = compile(pcre_from_oniguruma(regex, path, false), PCRE2_MULTILINE, path);
+    code->full = compile(pcre_from_oniguruma(regex, path, true), PCRE2_MULTILINE, path);
     return Pattern(std::move(code));
 }
 
 Pattern Pattern::from_text(const std::string& text) {
     // Nothing is found between any two characters, as by a pattern.
-    if (text.empty()) return from_pcre("");
+    if (text.empty()) return from_regex("", "a pattern");
     auto code = std::make_unique<Code>();
     code->literal = text;
     return Pattern(std::move(code));
 }
 
-Pattern Pattern::from_pcre(const std::string& pattern) {
+Pattern Pattern::words_and_symbols() {
     auto code = std::make_unique<Code>();
-    code->compiled = compile(pattern, 0, "a pattern");
+    code->plain = compile(pcre_of_words_and_symbols(false), 0, "a pattern");
+    code->full = compile(pcre_of_words_and_symbols(true), 0, "a pattern");
     return Pattern(std::move(code));
 }
 
@@ -107,7 +125,7 @@ Pattern Pattern::from_json(const Fields& owner) {
 
 Spans Pattern::spans(std::string_view text) const {
     if (text.empty()) return {{0, 0, false}};
-    if (!code_->compiled) return literal_spans(text, code_->literal);
+    if (!code_->plain) return literal_spans(text, code_->literal);
     const std::unique_ptr<pcre2_match_data, MatchDataFree> data(pcre2_match_data_create(1, nullptr));
     const std::unique_ptr<pcre2_match_context, MatchContextFree> context(pcre2_match_context_create(nullptr));
     if (!data || !context) throw std::bad_alloc();
@@ -115,13 +133,15 @@ Spans Pattern::spans(std::string_view text) const {
     pcre2_set_match_limit(context.get(), static_cast<std::uint32_t>(steps));
     pcre2_set_heap_limit(context.get(), heap_kibibytes);
 
+    const pcre2_code* const compiled = (has_addition(text) ? code_->full : code_->plain).get();
+
     Spans spans;
     const auto* const subject = reinterpret_cast<PCRE2_SPTR>(text.data());
     const PCRE2_SIZE* const found = pcre2_get_ovector_pointer(data.get());
     std::size_t place = 0, covered = 0;
     bool matched_before = false;
     while (place <= text.size()) {
-        const int count = pcre2_match(code_->compiled.get(), subject, text.size(), place, PCRE2_NO_UTF_CHECK,
+        const int count = pcre2_match(compiled, subject, text.size(), place, PCRE2_NO_UTF_CHECK,
                                       data.get(), context.get());
         if (count == PCRE2_ERROR_NOMATCH) break;
         if (count < 0) {

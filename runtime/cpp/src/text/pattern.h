@@ -25,8 +25,8 @@ public:
     static Pattern from_regex(const std::string& regex, const std::string& path);
     // Characters as they are.
     static Pattern from_text(const std::string& text);
-    // Already in PCRE2's syntax: for patterns of this runtime.
-    static Pattern from_pcre(const std::string& pattern);
+    // Runs of letters and digits, and of what is neither these nor white space.
+    static Pattern words_and_symbols();
     // "pattern" of a Split or Replace: {"String": text} or {"Regex": regex}.
     static Pattern from_json(const class Fields& owner);
 
@@ -46,12 +46,11 @@ private:
     std::unique_ptr<const Code> code_;
 };
 
-// Oniguruma's syntax as PCRE2's. BundleError as above.
-std::string pcre_from_oniguruma(std::string_view regex, const std::string& path);
+// Oniguruma's syntax as PCRE2's. BundleError as above. With `additions`, classes hold what Unicode has got after
+// version 14 too.
+std::string pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions);
 
-// The inside of a PCRE2 class for what Oniguruma and Rust's regex mean by \s and \w.
-extern const char* const class_space;
-std::string class_word_oniguruma();
-std::string class_word_rust();
+// \w+|[^\w\s]+ in the meaning of Rust's regex.
+std::string pcre_of_words_and_symbols(bool additions);
 
 }  // namespace fopru

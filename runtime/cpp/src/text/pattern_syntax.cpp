@@ -12,10 +12,10 @@
 
 namespace fopru {
 
-const char* const class_space =
-    "\\t-\\r\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
-
 namespace {
+
+constexpr const char* class_space =
+    "\\t-\\r\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 
 constexpr const char* class_not_space =
     "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"
@@ -39,9 +39,12 @@ std::string hex(std::uint32_t character) {
     return text;
 }
 
-// The inside of a class for a general category of one or two letters, as of Unicode 16.
-std::string class_category(const std::string& category) {
+// The inside of a class for a general category of one or two letters; as of Unicode 16 with `additions`.
+std::string class_category(const std::string& category, bool additions) {
     std::string text = "\\p{" + category + "}";
+    // A mark that Unicode 15 made a spacing one.
+    if (category == "Mc") text += hex(0x1171E);
+    if (!additions) return text;
     std::uint32_t first = 0, last = 0;
     const auto flush = [&] {
         if (last != 0) text += hex(first) + (first == last ? "" : "-" + hex(last));
@@ -60,18 +63,25 @@ std::string class_category(const std::string& category) {
     return text;
 }
 
-std::string class_word_base() {
-    return class_category("L") + class_category("M") + class_category("Nd") + "\\p{Nl}\\p{Pc}" + class_alphabetic_symbols;
+std::string class_word(bool additions) {
+    return class_category("L", additions) + class_category("M", additions) + class_category("Nd", additions) +
+           "\\p{Nl}\\p{Pc}" + class_alphabetic_symbols;
+}
+
+// Some numbers of Latin-1 are word characters to Oniguruma.
+std::string class_word_oniguruma(bool additions) {
+    return class_word(additions) + "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
 }
 
 class Translator {
 public:
-    Translator(std::string_view regex, const std::string& path) : regex_(regex), path_(path) {}
+    Translator(std::string_view regex, const std::string& path, bool additions)
+        : regex_(regex), path_(path), additions_(additions) {}
 
     std::string translate() {
         if (!is_utf8(regex_)) throw_damaged(path_, "is not UTF-8");
         while (place_ < regex_.size()) one();
-        if (depth_ != 0) throw_damaged(path_, "has brackets that do not match");
+        if (caseless_.size() != 1) throw_damaged(path_, "has brackets that do not match");
         return std::move(out_);
     }
 
@@ -91,6 +101,7 @@ private:
     void one() {
         switch (peek()) {
             case '\\':
+                if (caseless_.back() && std::isalnum(static_cast<unsigned char>(peek(1)))) refuse("a set inside (?i:");
                 ++place_;
                 out_ += escape(false);
                 break;
@@ -101,7 +112,8 @@ private:
                 group();
                 break;
             case ')':
-                if (--depth_ < 0) throw_damaged(path_, "has brackets that do not match");
+                caseless_.pop_back();
+                if (caseless_.empty()) throw_damaged(path_, "has brackets that do not match");
                 copy(1);
                 break;
             case '{':
@@ -113,21 +125,30 @@ private:
                 ++place_;
                 break;
             default:
+                if (caseless_.back()) check_caseless();
                 copy(code_point_at(regex_, place_).bytes);
         }
     }
 
+    // Without regard to case, Oniguruma takes some characters for two, such as ß for ss. What may be one of these is
+    // refused.
+    void check_caseless() const {
+        if (static_cast<unsigned char>(peek()) >= 0x80) refuse("a character beyond ASCII inside (?i:");
+        const std::string two{lower(peek()), lower(peek(1))};
+        for (const char* const pair : {"ss", "ff", "fi", "fl", "st"}) {
+            if (two == pair) refuse(two + " inside (?i:");
+        }
+    }
+    static char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
     void group() {
         if (starts("(*")) refuse("(*");
-        ++depth_;
+        const bool option = starts("(?i:");
+        caseless_.push_back(caseless_.back() || option);
+        if (option) return copy(4);
         if (!starts("(?")) return copy(1);
-        for (const std::string_view opening : {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:", "(?-i:"}) {
+        for (const std::string_view opening : {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!"}) {
             if (starts(opening)) return copy(opening.size());
-        }
-        // An option of the rest is one group to Ruby, and not to PCRE2 where there are alternatives; not so at the start.
-        if (starts("(?i)") && out_.empty()) {
-            --depth_;
-            return copy(4);
         }
         refuse(std::string(regex_.substr(place_, 4)));
     }
@@ -186,10 +207,10 @@ private:
                 return in_class ? class_not_space : std::string("[^") + class_space + "]";
             case 'd':
             case 'D':
-                return bracket(class_category("Nd"), c == 'D', in_class);
+                return bracket(class_category("Nd", additions_), c == 'D', in_class);
             case 'w':
             case 'W':
-                return bracket(class_word_oniguruma(), c == 'W', in_class);
+                return bracket(class_word_oniguruma(additions_), c == 'W', in_class);
             case 'p':
             case 'P':
                 return property(c == 'P', in_class);
@@ -201,7 +222,7 @@ private:
         }
         if (!in_class && (c == 'A' || c == 'z' || c == 'Z')) return {'\\', c};
         if (!in_class && (c == 'b' || c == 'B')) {
-            const std::string word = "[" + class_word_oniguruma() + "]";
+            const std::string word = "[" + class_word_oniguruma(additions_) + "]";
             return c == 'b' ? "(?:(?<=" + word + ")(?!" + word + ")|(?<!" + word + ")(?=" + word + "))"
                             : "(?:(?<=" + word + ")(?=" + word + ")|(?<!" + word + ")(?!" + word + "))";
         }
@@ -230,7 +251,7 @@ private:
                                                   "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl",
                                                   "Zp", "Cc", "Cf", "Co"};
         for (const char* const category : categories) {
-            if (name == category) return bracket(class_category(name), negated, in_class);
+            if (name == category) return bracket(class_category(name, additions_), negated, in_class);
         }
         refuse("\\p{" + name + "}");
     }
@@ -266,16 +287,21 @@ private:
 
     void character_class() {
         copy(1);
-        if (peek() == '^') copy(1);
+        if (peek() == '^') {
+            if (caseless_.back()) refuse("a negated class inside (?i:");
+            copy(1);
+        }
         if (peek() == ']') refuse("an empty class");
         while (peek() != ']') {
             if (place_ >= regex_.size()) throw_damaged(path_, "has a class without an end");
             if (peek() == '[') refuse("a class inside a class");
             if (starts("&&")) refuse("&&");
             if (peek() == '\\') {
+                if (caseless_.back()) refuse("an escape in a class inside (?i:");
                 ++place_;
                 out_ += escape(true);
             } else {
+                if (caseless_.back() && static_cast<unsigned char>(peek()) >= 0x80) check_caseless();
                 copy(code_point_at(regex_, place_).bytes);
             }
         }
@@ -284,19 +310,21 @@ private:
 
     std::string_view regex_;
     const std::string& path_;
+    bool additions_;
     std::string out_;
     std::size_t place_ = 0;
-    int depth_ = 0;
+    std::vector<bool> caseless_{false};  // for each open group, the pattern itself first
 };
 
 }  // namespace
 
-// Some numbers of Latin-1 are word characters to Oniguruma.
-std::string class_word_oniguruma() { return class_word_base() + "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"; }
-std::string class_word_rust() { return class_word_base() + "\\x{200c}\\x{200d}"; }
+std::string pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions) {
+    return Translator(regex, path, additions).translate();
+}
 
-std::string pcre_from_oniguruma(std::string_view regex, const std::string& path) {
-    return Translator(regex, path).translate();
+std::string pcre_of_words_and_symbols(bool additions) {
+    const std::string word = class_word(additions) + "\\x{200c}\\x{200d}";
+    return "[" + word + "]+|[^" + word + class_space + "]+";
 }
 
 }  // namespace fopru

@@ -152,12 +152,6 @@ std::unique_ptr<const PreTokenizer> make_metaspace(const Fields& fields) {
     return std::make_unique<Metaspace>(fields.character("replacement"), prepend, fields.boolean_or("split", true));
 }
 
-// \w+|[^\w\s]+ in the words of Rust's regex.
-Pattern words_and_symbols() {
-    const std::string word = class_word_rust();
-    return Pattern::from_pcre("[" + word + "]+|[^" + word + class_space + "]+");
-}
-
 // The depth of sequences in sequences is that of the JSON, which its reader limits.
 std::unique_ptr<const PreTokenizer> make(const Fields& fields) {
     const std::string& type = fields.type();
@@ -178,7 +172,7 @@ std::unique_ptr<const PreTokenizer> make(const Fields& fields) {
         return std::make_unique<SplitCharacters>(
             is_punctuation, given ? behavior_from_json(fields, "behavior") : SplitBehavior::isolated);
     }
-    if (type == "Whitespace") return std::make_unique<Split>(words_and_symbols(), SplitBehavior::removed, true);
+    if (type == "Whitespace") return std::make_unique<Split>(Pattern::words_and_symbols(), SplitBehavior::removed, true);
     if (type == "WhitespaceSplit") return std::make_unique<SplitCharacters>(is_white_space, SplitBehavior::removed);
     if (type == "Metaspace") return make_metaspace(fields);
     if (type == "Sequence") {

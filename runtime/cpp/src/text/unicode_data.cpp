@@ -97,16 +97,21 @@ const Item* find(const Item (&ranges)[count], std::uint32_t character) {
 
 AdditionRange unicode_additions() { return {std::begin(additions), std::end(additions)}; }
 
-const Addition* find_addition(std::uint32_t character) { return find(additions, character); }
-
-bool is_late_normalized(std::uint32_t character) {
-    return character >= 0x700 && (find(late_normalized, character) || find(additions, character));
+const Addition* find_addition(std::uint32_t character) {
+    // Most text is from one of these.
+    const bool none = character < 0x897 || (character > 0x31EF && character < 0xA7CB) ||
+                      (character > 0xA7DC && character < 0x105C0);
+    return none ? nullptr : find(additions, character);
 }
 
-bool is_late_mark(std::uint32_t character) { return find(late_marks, character) || find(additions, character); }
+bool is_late_normalized(std::uint32_t character) {
+    return character >= 0x700 && (find(late_normalized, character) || find_addition(character));
+}
+
+bool is_late_mark(std::uint32_t character) { return find(late_marks, character) || find_addition(character); }
 
 bool is_late_punctuation(std::uint32_t character) {
-    return find(late_punctuation, character) || find(additions, character);
+    return find(late_punctuation, character) || find_addition(character);
 }
 
 }  // namespace fopru
