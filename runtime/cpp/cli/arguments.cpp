@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
+#include <utility>
 
 #include "base/error.h"
 #include "base/python_text.h"
@@ -171,12 +171,13 @@ std::string printed_number(double value) {
 
 std::string nearest(const std::string& name, const std::vector<std::string>& known) {
     std::string best;
-    std::size_t least = std::numeric_limits<std::size_t>::max();
+    std::pair<std::size_t, std::size_t> least;  // edits; letters behind the common beginning
     const std::string shortened = name.substr(0, 64);  // longer than any name: the work stays small
     for (const std::string& each : known) {
-        const std::size_t edits = edits_between(shortened, each);
-        if (edits >= least) continue;
-        least = edits;
+        const auto common = std::mismatch(each.begin(), each.end(), shortened.begin(), shortened.end()).first;
+        const std::pair cost(edits_between(shortened, each), static_cast<std::size_t>(each.end() - common));
+        if (!best.empty() && cost >= least) continue;
+        least = cost;
         best = each;
     }
     return best;
