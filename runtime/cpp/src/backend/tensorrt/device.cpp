@@ -131,6 +131,12 @@ DeviceBuffer& buffer_of(const View& view) {
     return *buffer;
 }
 
+DeviceBuffer& buffer_of(const View& view, const Device& device) {
+    DeviceBuffer& buffer = buffer_of(view);
+    if (buffer.of(device)) return buffer;
+    throw BackendError("a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
+}
+
 void* address_of(const View& view) { return static_cast<unsigned char*>(buffer_of(view).data()) + view.offset; }
 
 }  // namespace fopru

@@ -82,8 +82,9 @@ private:
 };
 
 std::size_t bytes_of(const View& view);  // BackendError: beyond 63 bits
-// The buffer of a view, after a look at where it ends. BackendError: another backend's, or the view goes past it.
+// The buffer of a view, after a look at where it ends. BackendError: no buffer of a device, or the view goes past it.
 DeviceBuffer& buffer_of(const View& view);
+DeviceBuffer& buffer_of(const View& view, const Device& device);  // or of another backend's device
 void* address_of(const View& view);
 
 }  // namespace fopru

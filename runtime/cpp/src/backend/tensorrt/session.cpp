@@ -94,7 +94,7 @@ void TrtBinding::set(std::vector<View>& views, const std::vector<TensorName>& te
                            name_of(tensors[place].dtype) + ", but a buffer of " + name_of(view.dtype) +
                            " is bound: convert it");
     }
-    buffer_of(view);
+    buffer_of(view, session_.device());
     views[place] = view;
 }
 

@@ -102,13 +102,7 @@ public:
     }
 
 private:
-    DeviceBuffer& own(const View& view) const {
-        DeviceBuffer& buffer = buffer_of(view);
-        if (!buffer.of(*device_)) {
-            throw BackendError("a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
-        }
-        return buffer;
-    }
+    DeviceBuffer& own(const View& view) const { return buffer_of(view, *device_); }
 
     BackendOptions options_;
     std::shared_ptr<Device> device_;

@@ -1,0 +1,4 @@
+// What a build looks for to find TensorRT; see NvInferRuntime.h.
+#pragma once
+
+#include "NvInferRuntime.h"
