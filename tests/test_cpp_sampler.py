@@ -23,7 +23,13 @@ GREEDY: dict[str, Any] = {
     "repetition_penalty": 1.0,
 }
 RULES = [
-    {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": penalty}
+    {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": penalty,
+    }
     for temperature, top_k, top_p, min_p, penalty in itertools.product(
         (0.05, 0.7, 1.0, 30.0), (0, 1, 3, 40), (1.0, 0.999, 0.6, 1e-6), (0.0, 0.02, 1.0), (1.0, 1.3)
     )
@@ -88,7 +94,11 @@ def test_draws_are_those_of_python(kind: str) -> None:
 def test_large_vocabularies(size: int) -> None:
     random = np.random.default_rng(size)
     chosen = [RULES[int(place)] for place in random.integers(0, len(RULES), 12)]
-    flat = [{"temperature": 1.0, "top_p": 0.9999999}, {"temperature": 1.0}, {"temperature": 5.0, "min_p": 1e-4}]
+    flat = [
+        {"temperature": 1.0, "top_p": 0.9999999},
+        {"temperature": 1.0},
+        {"temperature": 5.0, "min_p": 1e-4},
+    ]
     assert_same(
         [
             Case(random.normal(0, 2, (2, size)).astype(np.float32), rules, seed, (1, size - 1))
@@ -109,7 +119,12 @@ def test_all_logits_alike_are_added_up_as_numpy_does() -> None:
 def test_a_penalty_is_computed_in_float32() -> None:
     random = np.random.default_rng(5)
     cases = [
-        Case(np.round(random.normal(0, 9, (20, 40)), 2).astype(np.float32), {"repetition_penalty": penalty}, 0, (3, 9))
+        Case(
+            np.round(random.normal(0, 9, (20, 40)), 2).astype(np.float32),
+            {"repetition_penalty": penalty},
+            0,
+            (3, 9),
+        )
         for penalty in (0.01, 0.9, 1.1, 1.2, 100.0)
     ]
     assert_same(cases)
