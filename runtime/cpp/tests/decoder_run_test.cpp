@@ -64,7 +64,8 @@ Ids some_ids(std::int64_t length, std::int64_t seed = 0) {
     return ids;
 }
 
-// Logits of the last row of a prompt in a run of its own. `positions` beyond the prompt are those of later tokens.
+// Logits of the last row of a prompt in a run of its own. `positions` beyond the prompt are those of later
+// tokens.
 Logits whole(const std::string& kind, const Ids& ids, const Positions& positions) {
     Toy toy(kind, positions.axes);
     toy.run.prepare(static_cast<std::int64_t>(ids.size()), positions);
@@ -164,7 +165,8 @@ TEST_CASE("decoder run: kept rows serve another prompt, in a larger cache too") 
     }
 }
 
-TEST_CASE("decoder run: a fresh answer takes the cache of the last, but not one of more than twice its size") {
+TEST_CASE(
+    "decoder run: a fresh answer takes the cache of the last, but not one of more than twice its size") {
     for (const char* kind : kinds) {
         CAPTURE(kind);
         Toy toy(kind);
@@ -174,10 +176,12 @@ TEST_CASE("decoder run: a fresh answer takes the cache of the last, but not one 
         CHECK(bytes == (kind == std::string(contract::concat) ? 2 : 1) * cache_bytes(toy_info(), 40));
         toy.run.prepare(20, toy.positions(9));
         CHECK(toy.run.capacity() == 40);
-        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9, 2)))) == whole(kind, some_ids(9, 2), toy.positions(9)));
+        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9, 2)))) ==
+              whole(kind, some_ids(9, 2), toy.positions(9)));
         toy.run.prepare(19, toy.positions(9));
         CHECK(toy.run.capacity() == 19);
-        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9, 4)))) == whole(kind, some_ids(9, 4), toy.positions(9)));
+        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9, 4)))) ==
+              whole(kind, some_ids(9, 4), toy.positions(9)));
     }
 }
 
@@ -203,22 +207,28 @@ TEST_CASE("decoder run: refusals") {
         CHECK(message.find(words) != std::string::npos);
     };
     fails([&] { toy.run.step(1); }, "the cache has 0 rows of a prompt of 0: prefill first");
-    fails([&] { toy.run.prefill(toy.rows({1})); }, "got 1 rows after 0, but the positions were made for a prompt of 0");
+    fails([&] { toy.run.prefill(toy.rows({1})); },
+          "got 1 rows after 0, but the positions were made for a prompt of 0");
     toy.run.prepare(6, toy.positions(4));
     fails([&] { toy.run.step(1); }, "the cache has 0 rows of a prompt of 4: prefill first");
     fails([&] { toy.run.prefill(toy.rows(some_ids(5))); },
-          "got 5 rows after 0, but the positions were made for a prompt of 4: prefill exactly what the cache lacks");
+          "got 5 rows after 0, but the positions were made for a prompt of 4: prefill exactly what the cache "
+          "lacks");
     toy.run.prefill(toy.rows(some_ids(4)));
     fails([&] { toy.run.prefill(toy.rows(some_ids(0))); }, "got 0 rows after 4");
     toy.run.step(1);
     toy.run.step(2);
     fails([&] { toy.run.step(3); },
-          "the KV cache holds 6 positions, but 7 are needed: make the cache for the prompt plus max_new_tokens - 1");
-    fails([&] { toy.run.prepare(9, toy.positions(5), 7); },
-          "cannot keep 7 rows of a cache of 6 for a prompt of 5: keep at most all cached rows, and fewer than");
-    fails([&] { toy.run.prepare(9, toy.positions(5), 5); }, "cannot keep 5 rows of a cache of 6 for a prompt of 5");
+          "the KV cache holds 6 positions, but 7 are needed: make the cache for the prompt plus "
+          "max_new_tokens - 1");
+    fails(
+        [&] { toy.run.prepare(9, toy.positions(5), 7); },
+        "cannot keep 7 rows of a cache of 6 for a prompt of 5: keep at most all cached rows, and fewer than");
+    fails([&] { toy.run.prepare(9, toy.positions(5), 5); },
+          "cannot keep 5 rows of a cache of 6 for a prompt of 5");
     fails([&] { toy.run.prepare(9, toy.positions(5), -1); }, "cannot keep -1 rows");
-    fails([&] { toy.run.prepare(9, toy.positions(0)); }, "cannot keep 0 rows of a cache of 6 for a prompt of 0");
+    fails([&] { toy.run.prepare(9, toy.positions(0)); },
+          "cannot keep 0 rows of a cache of 6 for a prompt of 0");
     fails([&] { toy.run.prepare(-1, toy.positions(3)); }, "a KV cache cannot have -1 rows");
     Positions three = toy.positions(3);
     three.axes = 3;
@@ -243,7 +253,8 @@ TEST_CASE("decoder run: after memory ended it holds nothing, and goes on with le
         CHECK(toy.run.length() == 0);
         CHECK_THROWS_AS(toy.run.step(1), RequestError);
         toy.run.prepare(10, toy.positions(9));
-        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9)))) == whole(kind, some_ids(9), toy.positions(9)));
+        CHECK(toy.copied(toy.run.prefill(toy.rows(some_ids(9)))) ==
+              whole(kind, some_ids(9), toy.positions(9)));
     }
 }
 
@@ -255,6 +266,6 @@ TEST_CASE("decoder run: bytes of a cache that no memory holds are an error, not 
     CHECK_THROWS_AS(cache_bytes(info, std::int64_t{1} << 60), RequestError);
     CHECK_THROWS_AS(cache_bytes(info, -1), RequestError);
     info.cache_dtype = "int7";
-    CHECK_THROWS_WITH_AS(cache_bytes(info, 1), doctest::Contains("dtype is \"int7\", expected one of float32"),
-                         BundleError);
+    CHECK_THROWS_WITH_AS(cache_bytes(info, 1),
+                         doctest::Contains("dtype is \"int7\", expected one of float32"), BundleError);
 }

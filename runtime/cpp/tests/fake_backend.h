@@ -25,7 +25,8 @@ private:
 
 inline void check_fits(const View& view) {
     const std::size_t bytes = static_cast<std::size_t>(view.shape.elements()) * item_bytes(view.dtype);
-    if (view.buffer == nullptr || view.offset + bytes > view.buffer->bytes()) throw BackendError("past the end");
+    if (view.buffer == nullptr || view.offset + bytes > view.buffer->bytes())
+        throw BackendError("past the end");
 }
 
 template <class Number>

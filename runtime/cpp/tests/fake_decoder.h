@@ -1,6 +1,6 @@
-// A language model of whole numbers, small enough that every sum is exact: what a row is depends on its embedding, its
-// positions and its place, and logits depend on every valid row of the cache. So one long prefill and any way of
-// chunks, steps and kept rows must agree bit by bit.
+// A language model of whole numbers, small enough that every sum is exact: what a row is depends on its
+// embedding, its positions and its place, and logits depend on every valid row of the cache. So one long
+// prefill and any way of chunks, steps and kept rows must agree bit by bit.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ inline DecoderInfo toy_info(int axes = 1) {
 
 inline std::vector<float> toy_embedding(std::int64_t token) {
     std::vector<float> row;
-    for (std::int64_t column = 0; column < 6; ++column) row.push_back(static_cast<float>((token * 5 + column) % 13));
+    for (std::int64_t column = 0; column < 6; ++column)
+        row.push_back(static_cast<float>((token * 5 + column) % 13));
     return row;
 }
 
@@ -44,14 +45,16 @@ inline FakeSession toy_embed() {
 }
 
 // Where row `row` of head `head` begins in a tensor of a cache kind, whose rows are `rows`.
-inline std::int64_t toy_place(const std::string& kind, std::int64_t rows, std::int64_t row, std::int64_t head) {
+inline std::int64_t toy_place(const std::string& kind, std::int64_t rows, std::int64_t row,
+                              std::int64_t head) {
     return kind == contract::append ? (row * 2 + head) * 3 : (head * rows + row) * 3;
 }
 
 inline void toy_decode(FakeBinding& binding, const std::string& kind) {
     const DecoderInfo info = toy_info();
     const View &embeds = binding.in(contract::inputs_embeds), &positions = binding.in(contract::position_ids);
-    const std::int64_t added = embeds.shape.dims[1], total = binding.in(contract::attention_mask).shape.dims[1];
+    const std::int64_t added = embeds.shape.dims[1],
+                       total = binding.in(contract::attention_mask).shape.dims[1];
     const std::int64_t past = total - added, axes = positions.shape.rank == 2 ? 1 : positions.shape.dims[0];
     if (positions.shape.elements() != axes * added) throw BackendError("positions of another length");
     const auto* mask = numbers<std::int64_t>(binding.in(contract::attention_mask));
@@ -72,13 +75,16 @@ inline void toy_decode(FakeBinding& binding, const std::string& kind) {
                         float value = 0;
                         const std::int64_t fresh = row - past;
                         if (fresh >= 0) {
-                            value = numbers<float>(embeds)[fresh * 6 + head * 3 + column] + static_cast<float>(layer);
+                            value = numbers<float>(embeds)[fresh * 6 + head * 3 + column] +
+                                    static_cast<float>(layer);
                             for (std::int64_t axis = 0; axis < axes; ++axis) {
                                 value += static_cast<float>(
-                                    (axis + 1) * (numbers<std::int64_t>(positions)[axis * added + fresh] % 17));
+                                    (axis + 1) *
+                                    (numbers<std::int64_t>(positions)[axis * added + fresh] % 17));
                             }
                             value += part[0] == 'v' ? 3.0F : 0.0F;
-                            numbers<float>(after)[toy_place(kind, rows, first + fresh, head) + column] = value;
+                            numbers<float>(after)[toy_place(kind, rows, first + fresh, head) + column] =
+                                value;
                         } else {
                             value = numbers<float>(before)[toy_place(kind, held, row, head) + column];
                             if (kind == contract::concat) {
