@@ -1,10 +1,10 @@
-// Runs src/image for tests/test_cpp_image.py. A line of standard input is a command, its parts divided by tabs:
+// Runs src/image for tests/test_cpp_image.py. A line of standard input is a command, its parts divided by
+// tabs:
 //   decode FILE OUT
 //   resize PIXELS HEIGHT WIDTH TO_HEIGHT TO_WIDTH FILTER OUT
 //   frame BYTES FORMAT HEIGHT WIDTH STRIDE CHROMA_OFFSET CHROMA_STRIDE MATRIX OUT
-// Pixels go to OUT as RGB; the answer is a line {"height", "width"} or {"error"}.
-#include <chrono>
-#include <cstdio>
+// Pixels go to OUT as RGB; the answer is a line {"height", "width"} or {"error"}. `decoder` gives
+// {"decoder"}, of JPEG.
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -67,13 +67,11 @@ Json answer(const std::string& line) {
         return Json(Json::Object{{"decoder", Json(fopru::jpeg_decoder())}});
     }
     try {
-        const auto begin = std::chrono::steady_clock::now();
         const Image image = run(parts);
-        const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
         std::ofstream out(parts.back(), std::ios::binary);
-        out.write(reinterpret_cast<const char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
-        return Json(Json::Object{
-            {"height", Json(image.height)}, {"width", Json(image.width)}, {"milliseconds", Json(took.count())}});
+        out.write(reinterpret_cast<const char*>(image.pixels.data()),
+                  static_cast<std::streamsize>(image.pixels.size()));
+        return Json(Json::Object{{"height", Json(image.height)}, {"width", Json(image.width)}});
     } catch (const fopru::ImageError& error) {
         return Json(Json::Object{{"error", Json(error.what())}});
     }

@@ -1,4 +1,5 @@
-// Finds out the format, and turns what the decoders say into the sentences of `runtime.preprocess.load_image`.
+// Finds out the format, and turns what the decoders say into the sentences of
+// `runtime.preprocess.load_image`.
 #include "image/decode.h"
 
 #include <cerrno>
@@ -32,7 +33,8 @@ Decoded decode_any(Bytes file) {
 }
 
 [[noreturn]] void refuse_to_open(const std::string& path, int error) {
-    throw ImageError("the image file " + path + " cannot be opened (" + std::strerror(error) + "): check the path");
+    throw ImageError("the image file " + path + " cannot be opened (" + std::strerror(error) +
+                     "): check the path");
 }
 
 std::vector<std::uint8_t> file_bytes(const std::string& path) {
@@ -105,8 +107,8 @@ void check_size(std::uint64_t width, std::uint64_t height) {
     const std::uint64_t pixels = width * height;  // sides of files have 32 bits at most
     const std::uint64_t limit = pixels > 2 * max_pixels ? 2 * max_pixels : max_pixels;
     if (pixels > limit) {
-        throw TooLarge("Image size (" + std::to_string(pixels) + " pixels) exceeds limit of " + std::to_string(limit) +
-                       " pixels, could be decompression bomb DOS attack.");
+        throw TooLarge("Image size (" + std::to_string(pixels) + " pixels) exceeds limit of " +
+                       std::to_string(limit) + " pixels, could be decompression bomb DOS attack.");
     }
 }
 

@@ -61,7 +61,8 @@ struct Colour {
 // Every pixel of this colour turns white: what is left of one colour that a file declares transparent.
 void whiten(Image& image, Colour colour);
 
-// Each takes a whole file that starts with the format's signature. They throw Damaged, Unidentified, TooLarge.
+// Each takes a whole file that starts with the format's signature. They throw Damaged, Unidentified,
+// TooLarge.
 Decoded decode_png(Bytes file);
 Decoded decode_jpeg(Bytes file);
 Decoded decode_bmp(Bytes file);

@@ -25,9 +25,9 @@ struct Bitmap {
     std::uint32_t compression = plain;
     std::size_t pixels = 0;  // offset
     Layout layout = Layout::bytes;
-    std::size_t pixel_bytes = 0;                 // of Layout::bytes
-    std::size_t red = 2, green = 1, blue = 0;    // offsets within a pixel of Layout::bytes
-    std::vector<Colour> palette;                 // of the indexed layouts
+    std::size_t pixel_bytes = 0;               // of Layout::bytes
+    std::size_t red = 2, green = 1, blue = 0;  // offsets within a pixel of Layout::bytes
+    std::vector<Colour> palette;               // of the indexed layouts
 
     bool runs() const { return compression == runs_of_8 || compression == runs_of_4; }
     std::size_t stride() const { return ((std::size_t{width} * bits + 31) >> 3) & ~std::size_t{3}; }
@@ -115,14 +115,16 @@ void choose_layout(Bitmap& bitmap) {
     }
 }
 
-// A palette that only counts up in gray is ignored, and the pixels are read as 1 or 8 bits whatever the header says.
+// A palette that only counts up in gray is ignored, and the pixels are read as 1 or 8 bits whatever the
+// header says.
 void take_palette(Bitmap& bitmap, Bytes entries, std::size_t entry, std::uint32_t colours) {
     bool gray = true;
     const std::uint32_t shown = colours == 2 ? 2 : colours;
     for (std::uint32_t i = 0; i < shown && gray; ++i) {
         const std::uint32_t level = colours == 2 ? i * 255 : i;
         const Bytes rest = entries.from(i * entry);
-        gray = level < 256 && rest.size >= 3 && rest.data[0] == level && rest.data[1] == level && rest.data[2] == level;
+        gray = level < 256 && rest.size >= 3 && rest.data[0] == level && rest.data[1] == level &&
+               rest.data[2] == level;
     }
     if (gray) {
         const int levels = colours <= 2 ? 2 : 256;

@@ -54,7 +54,11 @@ private:
 class Canvas {
 public:
     Canvas(std::uint8_t* first, std::size_t stride, int width, int height, bool interlaced)
-        : first_(first), stride_(stride), width_(width), height_(height), pass_(interlaced ? 0 : 3),
+        : first_(first),
+          stride_(stride),
+          width_(width),
+          height_(height),
+          pass_(interlaced ? 0 : 3),
           step_(interlaced ? 8 : 1) {}
 
     bool full() const { return y_ >= height_; }
@@ -224,8 +228,9 @@ Picture read_headers(Bytes file) {
         const int kind = file.u8(at++);
         if (kind == '!') {
             if (file.u8(at) == 249 && file.u8(at + 1) >= 4) {
-                picture.transparent =
-                    (file.u8(at + 2) & 1) != 0 ? std::optional<std::uint8_t>(file.u8(at + 5)) : picture.transparent;
+                picture.transparent = (file.u8(at + 2) & 1) != 0
+                                          ? std::optional<std::uint8_t>(file.u8(at + 5))
+                                          : picture.transparent;
             }
             at = after_blocks(file, at + 1);
         } else if (kind == ',') {
@@ -262,7 +267,8 @@ Decoded decode_gif(Bytes file) {
     if (picture.bits > most_bits) {
         throw Damaged("codes of " + std::to_string(picture.bits) + " bits");
     }
-    std::vector<std::uint8_t> indices(static_cast<std::size_t>(width) * height, picture.transparent.value_or(0));
+    std::vector<std::uint8_t> indices(static_cast<std::size_t>(width) * height,
+                                      picture.transparent.value_or(0));
     Canvas canvas(indices.data() + static_cast<std::size_t>(picture.top) * width + picture.left, width,
                   static_cast<int>(picture.width), static_cast<int>(picture.height), picture.interlaced);
     BlockBits bits(file, picture.data);

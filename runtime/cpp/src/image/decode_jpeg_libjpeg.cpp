@@ -39,24 +39,26 @@ public:
 
     // Up to the first row, in `space`.
     void start(J_COLOR_SPACE space) {
-        check(guarded([](Decompressor& self, void* wanted) {
-            jpeg_create_decompress(&self.info_);
-            self.created_ = true;
-            self.info_.client_data = &self;
-            self.info_.progress = &self.progress_;
-            self.info_.src = &self.source_;
-            self.source_.next_input_byte = self.file_.data;
-            self.source_.bytes_in_buffer = self.file_.size;
-            int header = JPEG_HEADER_TABLES_ONLY;
-            while (header == JPEG_HEADER_TABLES_ONLY) {
-                header = jpeg_read_header(&self.info_, FALSE);
-            }
-            if (header == JPEG_SUSPENDED) {
-                return false;
-            }
-            self.info_.out_color_space = *static_cast<J_COLOR_SPACE*>(wanted);
-            return jpeg_start_decompress(&self.info_) == TRUE;
-        }, &space));
+        check(guarded(
+            [](Decompressor& self, void* wanted) {
+                jpeg_create_decompress(&self.info_);
+                self.created_ = true;
+                self.info_.client_data = &self;
+                self.info_.progress = &self.progress_;
+                self.info_.src = &self.source_;
+                self.source_.next_input_byte = self.file_.data;
+                self.source_.bytes_in_buffer = self.file_.size;
+                int header = JPEG_HEADER_TABLES_ONLY;
+                while (header == JPEG_HEADER_TABLES_ONLY) {
+                    header = jpeg_read_header(&self.info_, FALSE);
+                }
+                if (header == JPEG_SUSPENDED) {
+                    return false;
+                }
+                self.info_.out_color_space = *static_cast<J_COLOR_SPACE*>(wanted);
+                return jpeg_start_decompress(&self.info_) == TRUE;
+            },
+            &space));
     }
 
     std::uint32_t width() const { return info_.output_width; }
@@ -65,17 +67,18 @@ public:
 
     // One row of `width * components` bytes.
     void read_row(std::uint8_t* row) {
-        check(guarded([](Decompressor& self, void* to) {
-            JSAMPROW rows[1] = {static_cast<JSAMPROW>(to)};
-            return jpeg_read_scanlines(&self.info_, rows, 1) == 1;
-        }, row));
+        check(guarded(
+            [](Decompressor& self, void* to) {
+                JSAMPROW rows[1] = {static_cast<JSAMPROW>(to)};
+                return jpeg_read_scanlines(&self.info_, rows, 1) == 1;
+            },
+            row));
     }
 
     // What follows the last row: a file may end there, but may not go on with nonsense.
     void finish() {
-        const Outcome outcome = guarded([](Decompressor& self, void*) {
-            return jpeg_finish_decompress(&self.info_) == TRUE;
-        }, nullptr);
+        const Outcome outcome = guarded(
+            [](Decompressor& self, void*) { return jpeg_finish_decompress(&self.info_) == TRUE; }, nullptr);
         check(outcome == Outcome::starved ? Outcome::done : outcome);
     }
 
@@ -137,11 +140,14 @@ Decoded decode_jpeg(Bytes file) {
     JpegHeader header = read_jpeg_header(file);
     Decompressor jpeg(file);
     jpeg.start(header.components == 1 ? JCS_GRAYSCALE : header.components == 3 ? JCS_RGB : JCS_CMYK);
-    if (jpeg.width() != header.width || jpeg.height() != header.height || jpeg.components() != header.components) {
+    if (jpeg.width() != header.width || jpeg.height() != header.height ||
+        jpeg.components() != header.components) {
         throw Damaged("it has two sizes");
     }
-    Decoded decoded{Image(static_cast<int>(header.height), static_cast<int>(header.width)), std::move(header.metadata)};
-    std::vector<std::uint8_t> row(static_cast<std::size_t>(header.width) * static_cast<std::size_t>(header.components));
+    Decoded decoded{Image(static_cast<int>(header.height), static_cast<int>(header.width)),
+                    std::move(header.metadata)};
+    std::vector<std::uint8_t> row(static_cast<std::size_t>(header.width) *
+                                  static_cast<std::size_t>(header.components));
     for (int y = 0; y < decoded.image.height; ++y) {
         std::uint8_t* to = decoded.image.row(y);
         if (header.components == 3) {
@@ -150,7 +156,8 @@ Decoded decode_jpeg(Bytes file) {
         }
         jpeg.read_row(row.data());
         for (int x = 0; x < decoded.image.width; ++x, to += 3) {
-            const std::uint8_t* from = row.data() + static_cast<std::size_t>(x) * static_cast<std::size_t>(header.components);
+            const std::uint8_t* from =
+                row.data() + static_cast<std::size_t>(x) * static_cast<std::size_t>(header.components);
             const Colour colour = header.components == 1 ? Colour{*from, *from, *from} : colour_of_cmyk(from);
             std::memcpy(to, &colour, 3);
         }

@@ -1,5 +1,5 @@
-// JPEG by stb_image, for builds without libjpeg: right to a few levels, but not Pillow's bytes. CMYK is refused,
-// because stb_image has no rule for its inversion, and so is what ends before its picture does.
+// JPEG by stb_image, for builds without libjpeg: right to a few levels, but not Pillow's bytes. CMYK is
+// refused, because stb_image has no rule for its inversion, and so is what ends before its picture does.
 #include <climits>
 #include <cstring>
 #include <memory>
@@ -53,12 +53,14 @@ Decoded decode_jpeg(Bytes file) {
     int height = 0;
     int components = 0;
     const std::unique_ptr<stbi_uc, Released> pixels(
-        file.size > INT_MAX ? nullptr
-                            : stbi_load_from_memory(file.data, static_cast<int>(file.size), &width, &height, &components, 3));
+        file.size > INT_MAX
+            ? nullptr
+            : stbi_load_from_memory(file.data, static_cast<int>(file.size), &width, &height, &components, 3));
     if (!pixels) {
         throw Damaged("broken data stream when reading image file");
     }
-    if (static_cast<std::uint32_t>(width) != header.width || static_cast<std::uint32_t>(height) != header.height) {
+    if (static_cast<std::uint32_t>(width) != header.width ||
+        static_cast<std::uint32_t>(height) != header.height) {
         throw Damaged("it has two sizes");
     }
     Decoded decoded{Image(height, width), std::move(header.metadata)};

@@ -1,4 +1,5 @@
-// PNG to RGB with the rules of Pillow, which are not those of the standard where alpha and depth are concerned.
+// PNG to RGB with the rules of Pillow, which are not those of the standard where alpha and depth are
+// concerned.
 #include <cstdlib>
 #include <cstring>
 
@@ -17,7 +18,8 @@ struct Pass {
 };
 
 constexpr Pass whole = {0, 0, 1, 1};
-constexpr Pass adam7[7] = {{0, 0, 8, 8}, {0, 4, 8, 8}, {4, 0, 8, 4}, {0, 2, 4, 4}, {2, 0, 4, 2}, {0, 1, 2, 2}, {1, 0, 2, 1}};
+constexpr Pass adam7[7] = {{0, 0, 8, 8}, {0, 4, 8, 8}, {4, 0, 8, 4}, {0, 2, 4, 4},
+                           {2, 0, 4, 2}, {0, 1, 2, 2}, {1, 0, 2, 1}};
 
 int count(int side, int first, int step) { return side > first ? (side - first + step - 1) / step : 0; }
 
@@ -31,8 +33,10 @@ std::uint8_t predicted(int left, int above, int corner) {
     return static_cast<std::uint8_t>(from_above <= from_corner ? above : corner);
 }
 
-// Undoes the filter of a row in place. `row` and `above` have `length` bytes; `step` is bytes of a pixel, at least 1.
-void undo_filter(int filter, std::uint8_t* row, const std::uint8_t* above, std::size_t length, std::size_t step) {
+// Undoes the filter of a row in place. `row` and `above` have `length` bytes; `step` is bytes of a pixel, at
+// least 1.
+void undo_filter(int filter, std::uint8_t* row, const std::uint8_t* above, std::size_t length,
+                 std::size_t step) {
     const auto left = [&](std::size_t i) { return i < step ? 0 : row[i - step]; };
     const auto add = [&](std::size_t i, int value) { row[i] = static_cast<std::uint8_t>(row[i] + value); };
     switch (filter) {
@@ -76,7 +80,8 @@ public:
         if (png.palette->size > sizeof(palette_)) {
             throw Damaged("invalid palette size");
         }
-        std::memcpy(palette_, png.palette->data, png.palette->size / 3 * 3);  // colours that are not there are black
+        std::memcpy(palette_, png.palette->data,
+                    png.palette->size / 3 * 3);  // colours that are not there are black
     }
 
     Colour colour(std::size_t index) const { return palette_[index]; }
@@ -122,8 +127,8 @@ class Rows {
 public:
     explicit Rows(const std::vector<Bytes>& data) : data_(data) {}
 
-    // The next row with the filter's number before it. False where the stream ended with the row before: Pillow
-    // leaves the rest black. Throws Damaged where bytes are wrong or missing.
+    // The next row with the filter's number before it. False where the stream ended with the row before:
+    // Pillow leaves the rest black. Throws Damaged where bytes are wrong or missing.
     bool next(std::uint8_t* row, std::size_t length) {
         if (ended_) {
             return false;
@@ -156,7 +161,8 @@ private:
 };
 
 // False where the stream ended early.
-bool read_pass(const Pass& pass, const PngHeader& header, Rows& rows, const Unpacker& unpacker, Image& image) {
+bool read_pass(const Pass& pass, const PngHeader& header, Rows& rows, const Unpacker& unpacker,
+               Image& image) {
     const int columns = count(image.width, pass.first_column, pass.column_step);
     const int lines = count(image.height, pass.first_row, pass.row_step);
     const auto bits = static_cast<std::size_t>(header.pixel_bits());
@@ -174,15 +180,16 @@ bool read_pass(const Pass& pass, const PngHeader& header, Rows& rows, const Unpa
         std::uint8_t* to = image.row(pass.first_row + line * pass.row_step);
         for (int column = 0; column < columns; ++column) {
             const Colour colour = unpacker.pixel(row.data() + 1, static_cast<std::size_t>(column));
-            std::memcpy(to + static_cast<std::size_t>(pass.first_column + column * pass.column_step) * 3, &colour, 3);
+            std::memcpy(to + static_cast<std::size_t>(pass.first_column + column * pass.column_step) * 3,
+                        &colour, 3);
         }
         row.swap(above);
     }
     return true;
 }
 
-// A palette's tRNS that makes one colour fully transparent and leaves the others opaque names that colour; any other
-// only has alphas, which are dropped.
+// A palette's tRNS that makes one colour fully transparent and leaves the others opaque names that colour;
+// any other only has alphas, which are dropped.
 void whiten_palette(Image& image, Bytes alphas, const Unpacker& unpacker) {
     if (alphas.size > 256) {
         throw Damaged("more transparencies than a palette has colours");
@@ -202,7 +209,8 @@ void whiten_palette(Image& image, Bytes alphas, const Unpacker& unpacker) {
     }
 }
 
-// Pillow keeps the declared sample as it is written and compares it with what the pixels have become, in 8 bits.
+// Pillow keeps the declared sample as it is written and compares it with what the pixels have become, in 8
+// bits.
 void whiten_declared(Image& image, const PngFile& png, const Unpacker& unpacker) {
     if (!png.transparency.has_value()) {
         return;
@@ -215,7 +223,9 @@ void whiten_declared(Image& image, const PngFile& png, const Unpacker& unpacker)
         if (declared.size < (colours ? 6U : 2U)) {
             throw Damaged("Truncated tRNS chunk");
         }
-        const auto low = [&](std::size_t offset) { return static_cast<std::uint8_t>(declared.u16(offset, true)); };
+        const auto low = [&](std::size_t offset) {
+            return static_cast<std::uint8_t>(declared.u16(offset, true));
+        };
         const std::uint32_t level = declared.u16(0, true);
         const auto clipped = static_cast<std::uint8_t>(level < 255 ? level : 255);
         if (colours) {

@@ -12,13 +12,23 @@ constexpr std::uint32_t orientation_tag = 0x0112;
 // Bytes of one value of a TIFF type, 0 for a type that is not known.
 std::size_t unit_size(std::uint32_t type) {
     switch (type) {
-        case 1: case 2: case 6: case 7:
+        case 1:
+        case 2:
+        case 6:
+        case 7:
             return 1;
-        case 3: case 8:
+        case 3:
+        case 8:
             return 2;
-        case 4: case 9: case 11: case 13:
+        case 4:
+        case 9:
+        case 11:
+        case 13:
             return 4;
-        case 5: case 10: case 12: case 16:
+        case 5:
+        case 10:
+        case 12:
+        case 16:
             return 8;
         default:
             return 0;
@@ -43,7 +53,8 @@ double number_at(Bytes value, std::uint32_t type, bool big) {
     switch (type) {
         case 3:
             return value.u16(0, big);
-        case 4: case 13:
+        case 4:
+        case 13:
             return value.u32(0, big);
         case 6:
             return static_cast<std::int8_t>(value.u8(0));
@@ -63,15 +74,16 @@ double number_at(Bytes value, std::uint32_t type, bool big) {
         }
         case 10: {
             const auto below = static_cast<std::int32_t>(value.u32(4, big));
-            return below == 0 ? 0.0 : static_cast<double>(static_cast<std::int32_t>(value.u32(0, big))) / below;
+            return below == 0 ? 0.0
+                              : static_cast<double>(static_cast<std::int32_t>(value.u32(0, big))) / below;
         }
         default:
             return 0.0;
     }
 }
 
-// The value of the tag in the first directory, nothing where it is not there. A directory that breaks off is read as
-// far as it goes, as Pillow reads it.
+// The value of the tag in the first directory, nothing where it is not there. A directory that breaks off is
+// read as far as it goes, as Pillow reads it.
 std::optional<double> field_of(Bytes tiff, bool big) {
     const std::size_t start = tiff.u32(4, big);
     if (start > tiff.size || tiff.size - start < 2) {
@@ -106,7 +118,9 @@ std::optional<double> field_of(Bytes tiff, bool big) {
     return std::nullopt;
 }
 
-Bytes bytes_of(std::string_view text) { return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}; }
+Bytes bytes_of(std::string_view text) {
+    return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+}
 
 std::optional<double> exif_orientation(const std::string& record) {
     constexpr std::string_view prefix("Exif\0\0", 6);

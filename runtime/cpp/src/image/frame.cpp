@@ -26,10 +26,12 @@ std::size_t bytes_of_pixel(PixelFormat format) {
 
 void check_frame(const Frame& frame) {
     const std::string size = std::to_string(frame.height) + " x " + std::to_string(frame.width);
-    const bool fits = frame.height >= 1 && frame.width >= 1 &&
-                      static_cast<std::size_t>(frame.height) <= max_pixels / static_cast<std::size_t>(frame.width);
+    const bool fits =
+        frame.height >= 1 && frame.width >= 1 &&
+        static_cast<std::size_t>(frame.height) <= max_pixels / static_cast<std::size_t>(frame.width);
     if (!fits) {
-        throw ImageError("a frame is " + size + " pixels: sides are at least 1 and their product is at most " +
+        throw ImageError("a frame is " + size +
+                         " pixels: sides are at least 1 and their product is at most " +
                          std::to_string(max_pixels));
     }
     const std::size_t row = static_cast<std::size_t>(frame.width) * bytes_of_pixel(frame.format);
@@ -37,8 +39,9 @@ void check_frame(const Frame& frame) {
         throw ImageError("a frame has no data: its pointer is null");
     }
     if (frame.stride < row) {
-        throw ImageError("a frame has " + std::to_string(frame.stride) + " bytes from a row to the next, and a row has " +
-                         std::to_string(row) + ": the stride is counted in bytes");
+        throw ImageError("a frame has " + std::to_string(frame.stride) +
+                         " bytes from a row to the next, and a row has " + std::to_string(row) +
+                         ": the stride is counted in bytes");
     }
     if (frame.format != PixelFormat::nv12) {
         return;
@@ -54,7 +57,8 @@ void check_frame(const Frame& frame) {
                          " bytes from a row of chroma to the next, and a row has " + std::to_string(row));
     }
     if (static_cast<std::size_t>(frame.matrix) >= std::size(kNv12Factors)) {
-        throw ImageError("an NV12 frame is of an unknown colour matrix: expected BT.601 or BT.709, limited or full");
+        throw ImageError(
+            "an NV12 frame is of an unknown colour matrix: expected BT.601 or BT.709, limited or full");
     }
 }
 

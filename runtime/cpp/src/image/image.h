@@ -47,8 +47,8 @@ constexpr std::size_t max_pixels = 89478485;
 // Bytes of a file that are read at most: the pixels of the largest picture, uncompressed and with alpha.
 constexpr std::size_t most_file_bytes = std::size_t{512} << 20;
 
-// PNG, JPEG, BMP, GIF's first picture; rotated as EXIF says, RGB, alpha dropped, as `runtime.preprocess.load_image`.
-// Every function here may run in any number of threads at once.
+// PNG, JPEG, BMP, GIF's first picture; rotated as EXIF says, RGB, alpha dropped, as
+// `runtime.preprocess.load_image`. Every function here may run in any number of threads at once.
 Image read_image(const std::string& path);
 // `name` is what messages call it.
 Image decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name);
@@ -56,8 +56,8 @@ Image image_from_frame(const Frame& frame);
 // Who decodes JPEG in this build: "libjpeg" (its pixels are Pillow's) or "stb_image" (a few levels off).
 const char* jpeg_decoder();
 
-// Pillow's filters by its codes: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming. Antialiased, in the
-// integer arithmetic of Pillow's Resample.c, so that every byte is the same.
+// Pillow's filters by its codes: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming. Antialiased,
+// in the integer arithmetic of Pillow's Resample.c, so that every byte is the same.
 Image resize(const Image& image, int height, int width, int resample);
 
 }  // namespace fopru

@@ -6,7 +6,8 @@ namespace fopru {
 namespace {
 
 bool is_frame(std::uint32_t marker) {  // SOF0 to SOF15 and DHP, without DHT, JPG and DAC
-    return marker == 0xDE || (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC);
+    return marker == 0xDE ||
+           (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC);
 }
 
 bool stands_alone(std::uint32_t marker) {  // JPG, RST, SOI, EOI, JPG0 to JPG13
@@ -32,7 +33,8 @@ void take_application(JpegHeader& header, Bytes body) {
     const std::string_view text(reinterpret_cast<const char*>(body.data), body.size);
     Metadata& metadata = header.metadata;
     if (text.substr(0, exif.size()) == exif) {
-        metadata.exif += metadata.exif.empty() ? text : text.substr(exif.size());  // long records go on in the next one
+        metadata.exif +=
+            metadata.exif.empty() ? text : text.substr(exif.size());  // long records go on in the next one
     } else if (text.substr(0, xmp.size()) == xmp) {
         metadata.xmp = text.substr(xmp.size());
     }

@@ -158,10 +158,12 @@ private:
         if (after_data_) {
             return;
         }
-        const bool whole = body.u32(4, true) == png_.header.width && body.u32(8, true) == png_.header.height &&
-                           body.u32(12, true) == 0 && body.u32(16, true) == 0;
+        const bool whole = body.u32(4, true) == png_.header.width &&
+                           body.u32(8, true) == png_.header.height && body.u32(12, true) == 0 &&
+                           body.u32(16, true) == 0;
         if (!whole) {
-            throw Damaged("the first frame of an animation does not fill its canvas, which this runtime cannot read");
+            throw Damaged(
+                "the first frame of an animation does not fill its canvas, which this runtime cannot read");
         }
     }
 
@@ -215,7 +217,8 @@ private:
         }
     }
 
-    // Exif as hexadecimal digits, behind three lines of heading: what ImageMagick writes. Used where there is no eXIf.
+    // Exif as hexadecimal digits, behind three lines of heading: what ImageMagick writes. Used where there is
+    // no eXIf.
     void settle_metadata() {
         if (!png_.metadata.exif.empty() || raw_profile_.empty()) {
             return;

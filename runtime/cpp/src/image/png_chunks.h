@@ -20,7 +20,7 @@ struct PngHeader {
     PngColour colour = PngColour::rgb;
     bool interlaced = false;
 
-    int samples() const;                                // of a pixel: 1 to 4
+    int samples() const;  // of a pixel: 1 to 4
     int pixel_bits() const { return samples() * depth; }
 };
 
@@ -32,8 +32,8 @@ struct PngFile {
     Metadata metadata;
 };
 
-// Reads all chunks; those before the pixels must have right checksums, as Pillow asks. `file` must outlive the result.
-// Throws Damaged, Unidentified (a kind of PNG that there is not), TooLarge.
+// Reads all chunks; those before the pixels must have right checksums, as Pillow asks. `file` must outlive
+// the result. Throws Damaged, Unidentified (a kind of PNG that there is not), TooLarge.
 PngFile read_png_chunks(Bytes file);
 
 }  // namespace fopru

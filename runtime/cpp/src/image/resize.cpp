@@ -6,67 +6,52 @@
 #include "../kernels/resample_weights.h"
 #include "base/error.h"
 #include "image/image.h"
+#include "image/resize_sums.h"
 
 namespace fopru {
 namespace {
 
-// A weight as upper and lower half, because the product of a byte and 16 bits needs no 32-bit multiplication, which
-// the plainest x86 does not have for vectors. Sums are modulo 2^32, so nothing is lost.
-struct Halves {
-    std::uint16_t low;
-    std::uint16_t high;
+// The weights of one axis as the sums take them, pairs of each output one after the other.
+struct Pairs {
+    std::size_t most = 0;             // pairs of an output
+    std::vector<std::int32_t> first;  // [outputs]: sample; of columns pair
+    std::vector<std::int32_t> count;  // [outputs]: samples; of columns pairs
+    std::vector<WeightPair> values;   // [outputs, most]
+
+    const WeightPair* of(std::size_t output) const { return values.data() + output * most; }
 };
 
-struct Weights {
-    explicit Weights(const ResampleWeights& made) : taps(static_cast<std::size_t>(made.taps)), first(made.first),
-                                                    count(made.count), values(made.values.size()) {
-        for (std::size_t i = 0; i < values.size(); ++i) {
-            const auto bits = static_cast<std::uint32_t>(made.values[i]);
-            values[i] = {static_cast<std::uint16_t>(bits), static_cast<std::uint16_t>(bits >> 16)};
+enum class Axis { rows, columns };
+
+// Columns are turned in pairs that begin at even places, so theirs may begin with a weight of 0.
+Pairs pairs_of(int from, int to, int resample, Axis axis) {
+    const ResampleWeights weights = resample_weights({from, to, 0, to}, resample);
+    const auto taps = static_cast<std::size_t>(weights.taps);
+    Pairs pairs{taps / 2 + 1, weights.first, weights.count, {}};
+    pairs.values.resize(weights.first.size() * pairs.most);
+    for (std::size_t x = 0; x < weights.first.size(); ++x) {
+        const int skipped = axis == Axis::columns ? weights.first[x] % 2 : 0;
+        for (int i = 0; i < weights.count[x]; ++i) {
+            const std::int32_t weight = weights.values[x * taps + static_cast<std::size_t>(i)];
+            const auto place = static_cast<std::size_t>(i + skipped);
+            WeightPair& pair = pairs.values[x * pairs.most + place / 2];
+            pair.low[place % 2] = static_cast<std::int16_t>(weight & 0x7FFF);
+            pair.high[place % 2] = static_cast<std::int16_t>((weight - (weight & 0x7FFF)) / (1 << 15));
+        }
+        if (axis == Axis::columns) {
+            pairs.first[x] /= 2;
+            pairs.count[x] = (pairs.count[x] + skipped + 1) / 2;
         }
     }
-    const Halves* of(std::size_t output) const { return values.data() + output * taps; }
-
-    std::size_t taps;
-    std::vector<std::int32_t> first;
-    std::vector<std::int32_t> count;
-    std::vector<Halves> values;
-};
-
-Weights weights_of(int from, int to, int resample) {
-    return Weights(resample_weights({from, to, 0, to}, resample));
+    return pairs;
 }
 
-// `lanes` sums at once: out[i] = sum over k of in[k * step + i] * weight[k].
-template <std::size_t lanes>
-void sum(const std::uint8_t* in, std::size_t step, const Halves* weight, int count, std::uint8_t* out) {
-    std::uint32_t low[lanes];
-    std::uint16_t high[lanes] = {};
-    std::fill_n(low, lanes, 1U << (kResampleBits - 1));
-    for (int k = 0; k < count; ++k, in += step) {
-        const std::uint16_t weight_low = weight[k].low;
-        const std::uint16_t weight_high = weight[k].high;
-        for (std::size_t i = 0; i < lanes; ++i) {
-            const std::uint16_t sample = in[i];
-            low[i] += static_cast<std::uint32_t>(sample) * weight_low;
-            high[i] = static_cast<std::uint16_t>(high[i] + static_cast<std::uint32_t>(sample) * weight_high);
-        }
-    }
-    for (std::size_t i = 0; i < lanes; ++i) {
-        const auto total = static_cast<std::int32_t>(low[i] + (static_cast<std::uint32_t>(high[i]) << 16));
-        out[i] = static_cast<std::uint8_t>(std::clamp(total >> kResampleBits, 0, 255));
-    }
-}
-
-constexpr std::size_t block_rows = 8;
-constexpr std::size_t block_lanes = block_rows * 3;
-
-// Rows [begin, begin + rows) of `image`, resized to `width` columns. Eight rows go together, turned so that their
-// samples of one column are neighbours. A last block that has fewer rows repeats the last one.
-Image resize_columns(const Image& image, int begin, int rows, const Weights& weights) {
-    Image out(rows, static_cast<int>(weights.first.size()));
+// Rows [begin, begin + rows) of `image`, resized to as many columns as `pairs` has outputs. A last block that
+// has fewer than eight rows repeats the last one.
+Image resize_columns(const Image& image, int begin, int rows, const Pairs& pairs) {
+    Image out(rows, static_cast<int>(pairs.first.size()));
     const auto columns = static_cast<std::size_t>(image.width);
-    std::vector<std::uint8_t> turned(columns * block_lanes);
+    std::vector<std::int16_t> turned((columns + 1) / 2 * 2 * block_lanes + lane_slack);
     std::array<std::uint8_t, block_lanes> sums{};
     for (int y = 0; y < rows; y += static_cast<int>(block_rows)) {
         const int here = std::min(static_cast<int>(block_rows), rows - y);
@@ -74,14 +59,10 @@ Image resize_columns(const Image& image, int begin, int rows, const Weights& wei
         for (int r = 0; r < static_cast<int>(block_rows); ++r) {
             from[static_cast<std::size_t>(r)] = image.row(begin + y + std::min(r, here - 1));
         }
-        for (std::size_t x = 0; x < columns; ++x) {
-            for (std::size_t r = 0; r < block_rows; ++r) {
-                std::memcpy(turned.data() + x * block_lanes + r * 3, from[r] + x * 3, 3);
-            }
-        }
-        for (std::size_t x = 0; x < weights.first.size(); ++x) {
-            const auto first = static_cast<std::size_t>(weights.first[x]);
-            sum<block_lanes>(turned.data() + first * block_lanes, block_lanes, weights.of(x), weights.count[x], sums.data());
+        turn_rows(from.data(), columns, turned.data());
+        for (std::size_t x = 0; x < pairs.first.size(); ++x) {
+            const auto first = static_cast<std::size_t>(pairs.first[x]);
+            sum_columns(turned.data() + first * 2 * block_lanes, pairs.of(x), pairs.count[x], sums.data());
             for (int r = 0; r < here; ++r) {
                 std::memcpy(out.row(y + r) + x * 3, sums.data() + static_cast<std::size_t>(r) * 3, 3);
             }
@@ -91,25 +72,18 @@ Image resize_columns(const Image& image, int begin, int rows, const Weights& wei
 }
 
 // `image` holds the rows from `begin` on of what is resized.
-Image resize_rows(const Image& image, int begin, const Weights& weights) {
-    Image out(static_cast<int>(weights.first.size()), image.width);
+Image resize_rows(const Image& image, int begin, const Pairs& pairs) {
+    Image out(static_cast<int>(pairs.first.size()), image.width);
     const std::size_t stride = static_cast<std::size_t>(image.width) * 3;
-    for (std::size_t y = 0; y < weights.first.size(); ++y) {
-        const std::uint8_t* from = image.row(weights.first[y] - begin);
-        std::uint8_t* to = out.row(static_cast<int>(y));
-        std::size_t i = 0;
-        for (; i + block_lanes <= stride; i += block_lanes) {
-            sum<block_lanes>(from + i, stride, weights.of(y), weights.count[y], to + i);
-        }
-        for (; i < stride; ++i) {
-            sum<1>(from + i, stride, weights.of(y), weights.count[y], to + i);
-        }
+    for (std::size_t y = 0; y < pairs.first.size(); ++y) {
+        const RowSource source = {image.row(pairs.first[y] - begin), stride, pairs.count[y]};
+        sum_rows(source, pairs.of(y), stride, out.row(static_cast<int>(y)));
     }
     return out;
 }
 
-// The input sample of each output of a nearest resize. The step is added up as Pillow does, rounding errors included;
-// -1 where they lead outside, which Pillow paints black.
+// The input sample of each output of a nearest resize. The step is added up as Pillow does, rounding errors
+// included; -1 where they lead outside, which Pillow paints black.
 std::vector<int> nearest_samples(int from, int to) {
     const double step = static_cast<double>(from) / to;
     double at = step * 0.5;
@@ -138,17 +112,21 @@ Image resize_nearest(const Image& image, int height, int width) {
     return out;
 }
 
-std::string size_text(int height, int width) { return std::to_string(height) + " x " + std::to_string(width); }
+std::string size_text(int height, int width) {
+    return std::to_string(height) + " x " + std::to_string(width);
+}
 
 void check_request(const Image& image, int height, int width, int resample) {
     if (image.height < 1 || image.width < 1) {
-        throw ImageError("an image is " + size_text(image.height, image.width) + " pixels: it needs at least one");
+        throw ImageError("an image is " + size_text(image.height, image.width) +
+                         " pixels: it needs at least one");
     }
     const bool fits = height >= 1 && width >= 1 &&
                       static_cast<std::size_t>(height) <= max_pixels / static_cast<std::size_t>(width);
     if (!fits) {
         throw ImageError("an image cannot be resized to " + size_text(height, width) +
-                         " pixels: sides are at least 1 and their product is at most " + std::to_string(max_pixels));
+                         " pixels: sides are at least 1 and their product is at most " +
+                         std::to_string(max_pixels));
     }
     if (resample < 0 || resample > 5) {
         throw ImageError("there is no resampling filter " + std::to_string(resample) +
@@ -166,8 +144,8 @@ Image resize(const Image& image, int height, int width, int resample) {
     if (resample == 0) {
         return resize_nearest(image, height, width);
     }
-    const Weights rows = weights_of(image.height, height, resample);
-    const Weights columns = weights_of(image.width, width, resample);
+    const Pairs rows = pairs_of(image.height, height, resample, Axis::rows);
+    const Pairs columns = pairs_of(image.width, width, resample, Axis::columns);
     if (image.width == width) {
         return resize_rows(image, 0, rows);
     }
