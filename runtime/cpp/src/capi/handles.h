@@ -65,9 +65,9 @@ fopru_status status_of_exception() noexcept;  // of the one under way, whose mes
 // Runs the body of a C function: nothing is thrown across the border.
 template <class Body>
 fopru_status guarded(const Body& body) noexcept {
-    set_last_error("");
     try {
         body();
+        set_last_error("");  // also what a call from a callback has left
         return FOPRU_OK;
     } catch (...) {
         return status_of_exception();
