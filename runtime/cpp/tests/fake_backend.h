@@ -49,7 +49,8 @@ public:
         return limit < 0 ? Session::greatest(index, axis) : limit;
     }
 
-    std::int64_t limit = -1;  // of every dim; -1: none
+    std::int64_t limit = -1;              // of every dim; -1: none
+    std::function<void()> before, after;  // of a run
     int runs = 0;
     int bindings = 0;  // made
 
@@ -73,7 +74,9 @@ public:
     }
     void run() override {
         ++session_.runs;
+        if (session_.before) session_.before();
         session_.compute_(*this);
+        if (session_.after) session_.after();
     }
     const View& in(const std::string& name) const {
         return inputs.at(static_cast<std::size_t>(session_.input(name)));

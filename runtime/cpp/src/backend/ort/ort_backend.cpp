@@ -159,7 +159,7 @@ bool OrtBackend::check_placement(const SessionHandle* handle, const std::string&
                            std::end(heavy_operators);
         if (heavy) left += (left.empty() ? "" : ", ") + std::to_string(count) + " " + type;
     }
-    if (!left.empty()) {
+    if (!left.empty() && device_->provider() != std::string(cpu_provider)) {
         throw BackendError(std::string(name()) + " would leave " + left + " of " + graph +
                            " to the CPU, for which " + device_->provider() +
                            " has no kernel in this precision: build the bundle with "
