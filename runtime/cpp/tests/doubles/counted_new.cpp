@@ -3,13 +3,14 @@
 #include <cstdlib>
 #include <new>
 
+#include "double_device.h"
+
 namespace {
 
 thread_local std::int64_t news = 0;
-thread_local int hidden = 0;
 
 void* take_or_null(std::size_t bytes) noexcept {
-    if (hidden == 0) ++news;
+    if (!fopru_double::Uncounted::any()) ++news;
     return std::malloc(bytes == 0 ? 1 : bytes);
 }
 
@@ -35,8 +36,5 @@ void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); 
 namespace fopru_double {
 
 std::int64_t news_of_backend() { return news; }
-
-Uncounted::Uncounted() { ++hidden; }
-Uncounted::~Uncounted() { --hidden; }
 
 }  // namespace fopru_double

@@ -1,4 +1,4 @@
-// How often memory was asked for on this thread, but by the stand-ins.
+// How often this thread asked for host memory, but in the stand-ins (`Uncounted`).
 #pragma once
 
 #include <cstdint>
@@ -6,14 +6,5 @@
 namespace fopru_double {
 
 std::int64_t news_of_backend();
-
-// While one lives, what this thread asks for is not counted: the stand-ins are not what is tested.
-class Uncounted {
-public:
-    Uncounted();
-    ~Uncounted();
-    Uncounted(const Uncounted&) = delete;
-    Uncounted& operator=(const Uncounted&) = delete;
-};
 
 }  // namespace fopru_double

@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "cuda_runtime_api.h"
-#include "counted_new.h"
 #include "double_device.h"
 
 using fopru_double::device;

@@ -21,7 +21,13 @@ std::unique_ptr<Device>& current() {
     return own;
 }
 
+thread_local int uncounted = 0;
+
 }  // namespace
+
+Uncounted::Uncounted() { ++uncounted; }
+Uncounted::~Uncounted() { --uncounted; }
+bool Uncounted::any() noexcept { return uncounted != 0; }
 
 Device& device() { return *current(); }
 

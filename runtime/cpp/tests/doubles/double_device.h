@@ -63,6 +63,17 @@ private:
     std::uintptr_t next_ = 0;
 };
 
+// While one lives, what this thread asks the host for is not counted (counted_new.h): the stand-ins are not what is
+// tested.
+class Uncounted {
+public:
+    Uncounted();
+    ~Uncounted();
+    Uncounted(const Uncounted&) = delete;
+    Uncounted& operator=(const Uncounted&) = delete;
+    static bool any() noexcept;
+};
+
 Device& device();
 void reset();  // a new one; nothing of the old may be alive
 

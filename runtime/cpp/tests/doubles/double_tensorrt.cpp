@@ -9,7 +9,6 @@
 #include "NvInferRuntime.h"
 #include "base/error.h"
 #include "base/json.h"
-#include "counted_new.h"
 #include "double_device.h"
 #include "double_toys.h"
 
