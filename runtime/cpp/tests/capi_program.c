@@ -242,7 +242,7 @@ int main(int count, char **arguments) {
     check_stages(generator, request);
 
     OK(fopru_image_from_frame(generator, &camera, &frame));
-    camera.format = (fopru_pixel_format)99;
+    camera.format = 99;
     fopru_image *wrong = NULL;
     MUST(fopru_image_from_frame(generator, &camera, &wrong) == FOPRU_IMAGE_ERROR);
     OK(fopru_generator_create(same, NULL, &other)); /* another opening of the bundle */

@@ -128,13 +128,13 @@ typedef enum fopru_colour_matrix { /* of NV12 */
 
 /* 8 bits a channel, read during the call alone. */
 typedef struct fopru_frame {
-    fopru_pixel_format format;
+    int format;            /* fopru_pixel_format */
     int height, width;     /* pixels; even for NV12 */
     const uint8_t *data;   /* [height, stride]; NV12: luma */
     size_t stride;         /* bytes from a row to the next */
     const uint8_t *chroma; /* NV12: [height / 2, chroma_stride], U and V by turns */
     size_t chroma_stride;
-    fopru_colour_matrix matrix;
+    int matrix; /* fopru_colour_matrix, of NV12 */
 } fopru_frame;
 
 /* PNG, JPEG, BMP or GIF; rotated as EXIF says. */

@@ -6,7 +6,7 @@ namespace fopru {
 
 namespace {
 
-PixelFormat format_of(fopru_pixel_format format) {
+PixelFormat format_of(int format) {
     switch (format) {
         case FOPRU_RGB: return PixelFormat::rgb;
         case FOPRU_BGR: return PixelFormat::bgr;
@@ -15,18 +15,18 @@ PixelFormat format_of(fopru_pixel_format format) {
         case FOPRU_GRAY: return PixelFormat::gray;
         case FOPRU_NV12: return PixelFormat::nv12;
     }
-    throw ImageError("format of a frame is " + std::to_string(static_cast<int>(format)) +
+    throw ImageError("format of a frame is " + std::to_string(format) +
                      ", expected a value of fopru_pixel_format");
 }
 
-ColourMatrix matrix_of(fopru_colour_matrix matrix) {
+ColourMatrix matrix_of(int matrix) {
     switch (matrix) {
         case FOPRU_BT601_LIMITED: return ColourMatrix::bt601_limited;
         case FOPRU_BT601_FULL: return ColourMatrix::bt601_full;
         case FOPRU_BT709_LIMITED: return ColourMatrix::bt709_limited;
         case FOPRU_BT709_FULL: return ColourMatrix::bt709_full;
     }
-    throw ImageError("matrix of a frame is " + std::to_string(static_cast<int>(matrix)) +
+    throw ImageError("matrix of a frame is " + std::to_string(matrix) +
                      ", expected a value of fopru_colour_matrix");
 }
 

@@ -44,11 +44,11 @@ void step(const Claim& claim, std::int64_t token, const float** logits) {
     Worker& worker = claim.worker();
     const std::int64_t vocabulary = worker.bundle->manifest().decoder.vocab_size;
     if (worker.steps_left < 0) throw RequestError("there is no prompt to go on from: call fopru_prefill first");
-    if (worker.steps_left == 0) {
-        throw RequestError("the request has no room for another token: prefill with a larger max_new_tokens");
-    }
     if (token < 0 || token >= vocabulary) {
         throw RequestError("token is " + std::to_string(token) + ", expected 0.." + std::to_string(vocabulary - 1));
+    }
+    if (worker.steps_left == 0) {
+        throw RequestError("the request has no room for another token: prefill with a larger max_new_tokens");
     }
     Generator& generator = claim.generator();
     const std::int64_t left = worker.steps_left - 1;

@@ -1,0 +1,64 @@
+"""fopru.h and fopru.hpp as a program of another language sees them: warnings, symbols, answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtime.bundle import load_bundle
+from runtime.generator import Generator
+from runtime.request import Request
+from tests.cpp_build import SOURCE, cpp_tool
+from tests.cpp_command import cpp_environment
+
+INCLUDE = SOURCE / "include"
+STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-I", str(INCLUDE)]
+LANGUAGES = {"capi_program.c": ["cc", "-std=c11"], "hpp_program.cpp": ["c++", "-std=c++17"]}
+DATA = Path(__file__).parent / "data"
+
+
+def declared() -> set[str]:
+    header = re.sub(r"/\*.*?\*/", "", (INCLUDE / "fopru" / "fopru.h").read_text(), flags=re.DOTALL)
+    return set(re.findall(r"FOPRU_API[^;]*?\b(fopru_\w+)\(", header))
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("bundle", ["bundle_v1", "bundle_v3"])
+def test_programs_get_the_answer_of_python(tmp_path: Path, name: str, bundle: str) -> None:
+    library, program = cpp_tool("fopru_rt"), tmp_path / "program"
+    command = [*LANGUAGES[name], *STRICT, str(SOURCE / "tests" / name), "-o", str(program)]
+    link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread"]
+    subprocess.run([*command, *link], check=True)
+    image = DATA / bundle / "golden" / "image_0.png"
+    done = subprocess.run(
+        [str(program), str(DATA / bundle), str(image)],
+        capture_output=True,
+        encoding="utf-8",
+        env=cpp_environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    request = Request("What is this?", (str(image),), ratio=0.5, max_new_tokens=12, ignore_eos=True)
+    expected = Generator(load_bundle(DATA / bundle), threads=1).generate(request)
+    assert (answer["text"], tuple(answer["token_ids"])) == (expected.text, expected.token_ids)
+    assert answer["kept_indices"] == [list(kept) for kept in expected.kept_indices]
+
+
+def test_nothing_but_the_declared_functions_can_be_seen() -> None:
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", str(cpp_tool("fopru_rt"))], capture_output=True, text=True, check=True
+    ).stdout
+    visible = {line.split()[-1].split("@")[0] for line in listed.splitlines()}
+    assert visible == declared()
+
+
+def test_public_headers_choose_no_backend() -> None:
+    for header in (INCLUDE / "fopru").iterdir():
+        text = header.read_text()
+        assert not re.search(r"cuda|NvInfer|onnxruntime_c_api", re.sub(r"/\*.*?\*/|//.*|\".*?\"", "", text))
+        assert not re.search(r"#\s*if(?!ndef FOPRU_FOPRU_H|def __cplusplus| defined\(_WIN32\))", text), header
