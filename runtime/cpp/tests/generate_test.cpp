@@ -17,12 +17,16 @@ namespace {
 // One character per id, as ASCII; 0 ends an answer and has no text; 0x80.. are bytes that wait for others.
 class Letters : public Tokenizer {
 public:
-    std::vector<std::int64_t> encode(std::string_view text, bool) const override { return {text.begin(), text.end()}; }
+    std::vector<std::int64_t> encode(std::string_view text, bool) const override {
+        return {text.begin(), text.end()};
+    }
     std::string decode(const std::int64_t* ids, std::size_t count) const override {
         std::string text;
         for (std::size_t i = 0; i < count; ++i) {
-            if (ids[i] >= 0x80) text += "\xEF\xBF\xBD";
-            else if (ids[i] > 0) text += static_cast<char>(ids[i]);
+            if (ids[i] >= 0x80)
+                text += "\xEF\xBF\xBD";
+            else if (ids[i] > 0)
+                text += static_cast<char>(ids[i]);
         }
         return text;
     }
@@ -82,13 +86,15 @@ struct Encoder {
 
     FeatureCache::Found run(FeatureCache& cache, const std::vector<const PreparedImage*>& images,
                             const std::optional<Selection>& selection) {
-        return cache.encode(images, selection, cache.keys(images, selection), [&](const auto& part, const auto& own) {
-            calls.push_back(part.size());
-            if (own) seeds.push_back(own->seed);
-            std::vector<SharedTokens> made;
-            for (std::size_t i = 0; i < part.size(); ++i) made.push_back(tokens_of(25, "x"));
-            return made;
-        });
+        return cache.encode(images, selection, cache.keys(images, selection),
+                            [&](const auto& part, const auto& own) {
+                                calls.push_back(part.size());
+                                if (own) seeds.push_back(own->seed);
+                                std::vector<SharedTokens> made;
+                                for (std::size_t i = 0; i < part.size(); ++i)
+                                    made.push_back(tokens_of(25, "x"));
+                                return made;
+                            });
     }
 };
 
@@ -127,7 +133,7 @@ TEST_CASE("what may become a stop string is held back") {
     CHECK(loop.text() == "seen ");
     CHECK(loop.finish_reason() == "stop");
     TokenLoop cancelled(request_of(9, {"end"}), vocabulary, {});
-    CHECK(pieces_of(cancelled, "been") == Texts{"b", "", "e", "" });
+    CHECK(pieces_of(cancelled, "been") == Texts{"b", "", "e", ""});
     CHECK(cancelled.cancel() == "en");
     CHECK(cancelled.text() == "been");
     CHECK(cancelled.finish_reason() == "cancelled");
@@ -236,22 +242,25 @@ TEST_CASE("an opened graph has the tensors of its table") {
     CHECK_NOTHROW(check_session("g", info, session));
     info.inputs[0].shape = {-1, 5};
     info.inputs[0].names = {"batch", ""};
-    CHECK_THROWS_WITH_AS(check_session("g", info, session),
-                         "graph g: input ids is [?, 4] in the file, but bundle.json says [batch, 5]: rebuild the "
-                         "bundle with `python -m export.build`",
-                         BundleError);
+    CHECK_THROWS_WITH_AS(
+        check_session("g", info, session),
+        "graph g: input ids is [?, 4] in the file, but bundle.json says [batch, 5]: rebuild the "
+        "bundle with `python -m export.build`",
+        BundleError);
     info.inputs[0].name = "mask";
-    CHECK_THROWS_WITH_AS(check_session("g", info, session),
-                         "graph g has no input mask, which bundle.json lists (it has ids): rebuild the bundle with "
-                         "`python -m export.build`",
-                         BundleError);
+    CHECK_THROWS_WITH_AS(
+        check_session("g", info, session),
+        "graph g has no input mask, which bundle.json lists (it has ids): rebuild the bundle with "
+        "`python -m export.build`",
+        BundleError);
 }
 
 TEST_CASE("texts that are not UTF-8 are refused") {
     Request request = request_of(1);
     request.prompt = "caf\xC3\xA9 \xFF";
     CHECK_THROWS_WITH_AS(request.check(),
-                         "the prompt 'café �' is not valid Unicode at character 5: write it in UTF-8", RequestError);
+                         "the prompt 'café �' is not valid Unicode at character 5: write it in UTF-8",
+                         RequestError);
     request = request_of(1, {"\xED\xA0\x80"});  // a surrogate
     CHECK_THROWS_AS(request.check(), RequestError);
     request = request_of(1);

@@ -62,7 +62,9 @@ void check_errors(fopru::Generator& generator, const fopru::Request& request) {
     const auto throwing = [](std::string_view) { throw std::logic_error("from the callback"); };
     must(words_of<std::logic_error>([&] { generator.generate(request, throwing); }) == "from the callback",
          "what a callback throws comes out of generate");
-    must(words_of<Failure>([&] { generator.generate(fopru::Request("?").ratio(2)); }).rfind("ratio is 2.0", 0) == 0,
+    must(words_of<Failure>([&] {
+             generator.generate(fopru::Request("?").ratio(2));
+         }).rfind("ratio is 2.0", 0) == 0,
          "a ratio of 2 is refused");
 }
 

@@ -1,5 +1,6 @@
-// The C functions for tests/test_cpp_generate.py: probe_generate BUNDLE [reuse_features reuse_prefix]. Each line asks for
-// one "op" with the fields of a request; images are paths. A failure is answered with its status and message.
+// The C functions for tests/test_cpp_generate.py: probe_generate BUNDLE [reuse_features reuse_prefix]. Each
+// line asks for one "op" with the fields of a request; images are paths. A failure is answered with its
+// status and message.
 #include <cstdlib>
 #include <deque>
 #include <map>
@@ -125,7 +126,8 @@ Json generated(fopru_generator* generator, const Asked& asked, const Json& line)
     fopru_result* result = nullptr;
     check(fopru_generate(generator, &asked.request, hear, &heard, &result));
     const Freed<fopru_result> owned(result, fopru_result_free);
-    return Json::Object{{"result", parse_json(fopru_result_json(result), "a result")}, {"pieces", heard.pieces}};
+    return Json::Object{{"result", parse_json(fopru_result_json(result), "a result")},
+                        {"pieces", heard.pieces}};
 }
 
 // The same answer from visual tokens that were encoded before.
@@ -193,7 +195,8 @@ int main(int count, char** arguments) {
             try {
                 return answered(generator.get(), line);
             } catch (const Failed& failed) {
-                return Json::Object{{"status", static_cast<int>(failed.status)}, {"message", fopru_last_error()}};
+                return Json::Object{{"status", static_cast<int>(failed.status)},
+                                    {"message", fopru_last_error()}};
             }
         });
     } catch (const Failed&) {

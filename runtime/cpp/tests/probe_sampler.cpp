@@ -1,5 +1,5 @@
-// The sampler for tests/test_cpp_sampler.py. A line of JSON: the settings, "vocabulary", "prompt", "draws"; behind it
-// `draws` times float32 logits [vocabulary], raw. Answers with the ids.
+// The sampler for tests/test_cpp_sampler.py. A line of JSON: the settings, "vocabulary", "prompt", "draws";
+// behind it `draws` times float32 logits [vocabulary], raw. Answers with the ids.
 #include <string>
 
 #include "decode/sampler.h"

@@ -17,7 +17,8 @@ constexpr float inf = std::numeric_limits<float>::infinity();
 // No two logits alike, in no order.
 std::vector<float> spread(std::size_t count) {
     std::vector<float> logits(count);
-    for (std::size_t i = 0; i < count; ++i) logits[i] = std::fmod(static_cast<float>(i) * 0.618034F, 1.0F) * 12 - 6;
+    for (std::size_t i = 0; i < count; ++i)
+        logits[i] = std::fmod(static_cast<float>(i) * 0.618034F, 1.0F) * 12 - 6;
     return logits;
 }
 
@@ -38,7 +39,8 @@ TEST_CASE("greedy takes the largest, ties to the lower id") {
 }
 
 TEST_CASE("logits that are not numbers are refused") {
-    const std::string words = "the decoder gave logits that are not numbers: check the bundle with `fopru check`";
+    const std::string words =
+        "the decoder gave logits that are not numbers: check the bundle with `fopru check`";
     for (const double temperature : {0.0, 1.0}) {
         Sampler sampler(drawn(temperature), 2, {});
         for (const float bad : {std::nanf(""), inf}) {

@@ -7,8 +7,8 @@
 //     request.image(image).ratio(0.3);
 //     std::cout << generator.generate(request, [](std::string_view piece) { std::cout << piece; }).text();
 //
-// What may run in which thread is said in fopru.h. Every object moves and is not copied; one that was moved from may
-// only be destroyed or assigned to.
+// What may run in which thread is said in fopru.h. Every object moves and is not copied; one that was moved
+// from may only be destroyed or assigned to.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +42,8 @@ public:
         return image_by([&](fopru_image** out) { return fopru_image_from_file(get(), path.c_str(), out); });
     }
     Image image(const std::vector<std::uint8_t>& file) const {  // bytes of a PNG, JPEG, BMP or GIF
-        return image_by([&](fopru_image** out) {
-            return fopru_image_from_bytes(get(), file.data(), file.size(), out);
-        });
+        return image_by(
+            [&](fopru_image** out) { return fopru_image_from_bytes(get(), file.data(), file.size(), out); });
     }
     Image image(const fopru_frame& frame) const {
         return image_by([&](fopru_image** out) { return fopru_image_from_frame(get(), &frame, out); });

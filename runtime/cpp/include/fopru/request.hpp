@@ -11,8 +11,8 @@
 namespace fopru {
 inline namespace api {  // not the names inside the library, should both be linked into one program
 
-// A question. Texts are copied; images and encoded tokens must outlive the calls that use it. What has no setter of its
-// own is set in `values()`.
+// A question. Texts are copied; images and encoded tokens must outlive the calls that use it. What has no
+// setter of its own is set in `values()`.
 class Request {
 public:
     explicit Request(std::string prompt) : prompt_(std::move(prompt)) {}

@@ -48,21 +48,21 @@ std::string info_of(const Bundle& bundle) {
     const Manifest& manifest = bundle.manifest();
     std::uint64_t bytes = 0;
     for (const auto& [name, file] : manifest.files) bytes += file.bytes;
-    const Json info = Json::Object{
-        {"path", bundle.path()},
-        {"format_version", manifest.version},
-        {"model", Json::Object{{"name", manifest.model.name},
-                               {"source", manifest.model.source},
-                               {"family", manifest.model.family},
-                               {"architecture", manifest.model.architecture}}},
-        {"layout", Json::Object{{"kind", manifest.layout->kind()},
-                                {"prefix_tokens", manifest.layout->prefix_tokens()},
-                                {"unit_tokens", optional(manifest.layout->unit_tokens())},
-                                {"image_tokens", optional(manifest.layout->image_tokens())}}},
-        {"pruning", pruning_of(manifest.pruning)},
-        {"decoder", decoder_of(manifest.decoder)},
-        {"graphs", graphs_of(manifest)},
-        {"bytes", static_cast<std::int64_t>(bytes)}};
+    const Json info =
+        Json::Object{{"path", bundle.path()},
+                     {"format_version", manifest.version},
+                     {"model", Json::Object{{"name", manifest.model.name},
+                                            {"source", manifest.model.source},
+                                            {"family", manifest.model.family},
+                                            {"architecture", manifest.model.architecture}}},
+                     {"layout", Json::Object{{"kind", manifest.layout->kind()},
+                                             {"prefix_tokens", manifest.layout->prefix_tokens()},
+                                             {"unit_tokens", optional(manifest.layout->unit_tokens())},
+                                             {"image_tokens", optional(manifest.layout->image_tokens())}}},
+                     {"pruning", pruning_of(manifest.pruning)},
+                     {"decoder", decoder_of(manifest.decoder)},
+                     {"graphs", graphs_of(manifest)},
+                     {"bytes", static_cast<std::int64_t>(bytes)}};
     return info.dump(2);
 }
 

@@ -6,7 +6,8 @@ namespace fopru {
 
 Claim::Claim(const fopru_generator* generator) : worker_(need(generator, "generator").worker) {
     if (worker_->busy.exchange(true)) {
-        throw RequestError("the generator is at work: call it from one thread at a time, and not from its text callback");
+        throw RequestError(
+            "the generator is at work: call it from one thread at a time, and not from its text callback");
     }
 }
 
@@ -15,7 +16,8 @@ Claim::~Claim() { worker_->busy = false; }
 namespace {
 
 fopru_options default_options() {
-    static_assert(sizeof(void*) != 8 || sizeof(fopru_options) == 48, "a field was added: FOPRU_ABI_VERSION grows");
+    static_assert(sizeof(void*) != 8 || sizeof(fopru_options) == 48,
+                  "a field was added: FOPRU_ABI_VERSION grows");
     const GeneratorOptions own;
     return {sizeof(fopru_options), "onnxruntime", own.threads, nullptr, own.reuse_features, own.reuse_prefix};
 }
@@ -53,7 +55,8 @@ void fopru_options_init(fopru_options* options, size_t size) {
     std::memcpy(options, &full, size < sizeof full ? size : sizeof full);
 }
 
-fopru_status fopru_generator_create(fopru_bundle* bundle, const fopru_options* options, fopru_generator** out) {
+fopru_status fopru_generator_create(fopru_bundle* bundle, const fopru_options* options,
+                                    fopru_generator** out) {
     return fopru::guarded([&] {
         fopru::need(out, "out");
         const auto& own = fopru::need(bundle, "bundle").bundle;
@@ -62,7 +65,9 @@ fopru_status fopru_generator_create(fopru_bundle* bundle, const fopru_options* o
     });
 }
 
-void fopru_generator_free(fopru_generator* generator) { const std::unique_ptr<fopru_generator> taken(generator); }
+void fopru_generator_free(fopru_generator* generator) {
+    const std::unique_ptr<fopru_generator> taken(generator);
+}
 
 const char* fopru_generator_device(fopru_generator* generator) {
     return generator ? generator->worker->device.c_str() : "";

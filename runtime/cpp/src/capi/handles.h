@@ -40,7 +40,7 @@ struct fopru_image {
     std::shared_ptr<const fopru::Bundle> bundle;  // that it was prepared for
     fopru::PreparedImage image;
     std::int64_t tokens = 0;
-    double seconds = 0.0;                    // that preparing took
+    double seconds = 0.0;                   // that preparing took
     mutable std::atomic<bool> told{false};  // whether a result has counted them
 };
 
@@ -102,12 +102,13 @@ struct GivenRequest {
     Request request;
     Pictures pictures;
 };
-// `encoded` stands for that of the request where it is not NULL. With `whole` false, what only a prompt needs is not
-// read.
+// `encoded` stands for that of the request where it is not NULL. With `whole` false, what only a prompt needs
+// is not read.
 GivenRequest given_request(const Worker& worker, const fopru_request* request, const fopru_encoded* encoded,
                            bool whole = true);
 
-// The first `size` bytes of the caller's struct over the defaults. RequestError: no size, or one that is not known.
+// The first `size` bytes of the caller's struct over the defaults. RequestError: no size, or one that is not
+// known.
 void check_size(std::size_t size, std::size_t known, const char* name);
 
 // Values, or their number alone where they do not fit.

@@ -8,12 +8,18 @@ namespace {
 
 PixelFormat format_of(int format) {
     switch (format) {
-        case FOPRU_RGB: return PixelFormat::rgb;
-        case FOPRU_BGR: return PixelFormat::bgr;
-        case FOPRU_RGBA: return PixelFormat::rgba;
-        case FOPRU_BGRA: return PixelFormat::bgra;
-        case FOPRU_GRAY: return PixelFormat::gray;
-        case FOPRU_NV12: return PixelFormat::nv12;
+        case FOPRU_RGB:
+            return PixelFormat::rgb;
+        case FOPRU_BGR:
+            return PixelFormat::bgr;
+        case FOPRU_RGBA:
+            return PixelFormat::rgba;
+        case FOPRU_BGRA:
+            return PixelFormat::bgra;
+        case FOPRU_GRAY:
+            return PixelFormat::gray;
+        case FOPRU_NV12:
+            return PixelFormat::nv12;
     }
     throw ImageError("format of a frame is " + std::to_string(format) +
                      ", expected a value of fopru_pixel_format");
@@ -21,10 +27,14 @@ PixelFormat format_of(int format) {
 
 ColourMatrix matrix_of(int matrix) {
     switch (matrix) {
-        case FOPRU_BT601_LIMITED: return ColourMatrix::bt601_limited;
-        case FOPRU_BT601_FULL: return ColourMatrix::bt601_full;
-        case FOPRU_BT709_LIMITED: return ColourMatrix::bt709_limited;
-        case FOPRU_BT709_FULL: return ColourMatrix::bt709_full;
+        case FOPRU_BT601_LIMITED:
+            return ColourMatrix::bt601_limited;
+        case FOPRU_BT601_FULL:
+            return ColourMatrix::bt601_full;
+        case FOPRU_BT709_LIMITED:
+            return ColourMatrix::bt709_limited;
+        case FOPRU_BT709_FULL:
+            return ColourMatrix::bt709_full;
     }
     throw ImageError("matrix of a frame is " + std::to_string(matrix) +
                      ", expected a value of fopru_colour_matrix");
@@ -66,7 +76,8 @@ fopru_status fopru_image_from_file(fopru_generator* generator, const char* path,
 fopru_status fopru_image_from_bytes(fopru_generator* generator, const uint8_t* bytes, size_t size,
                                     fopru_image** out) {
     return fopru::prepared(generator, out, [&] {
-        return fopru::decode_image(&fopru::need(bytes, "bytes"), size, "an image of " + std::to_string(size) + " bytes");
+        return fopru::decode_image(&fopru::need(bytes, "bytes"), size,
+                                   "an image of " + std::to_string(size) + " bytes");
     });
 }
 

@@ -7,7 +7,8 @@ namespace fopru {
 namespace {
 
 fopru_request default_request() {
-    static_assert(sizeof(void*) != 8 || sizeof(fopru_request) == 160, "a field was added: FOPRU_ABI_VERSION grows");
+    static_assert(sizeof(void*) != 8 || sizeof(fopru_request) == 160,
+                  "a field was added: FOPRU_ABI_VERSION grows");
     const Request own;
     fopru_request request{};
     request.size = sizeof request;
@@ -26,10 +27,12 @@ public:
         if (encoded == nullptr) return;
         const bool same = encoded->worker.get() == &worker;
         if (encoded->worker->bundle != worker.bundle) {
-            throw RequestError("the visual tokens are of another bundle: encode the images with this generator");
+            throw RequestError(
+                "the visual tokens are of another bundle: encode the images with this generator");
         }
         if (!same && encoded->worker->generator.backend().on_device()) {
-            throw RequestError("the visual tokens are on the device of another generator: encode the images with this one");
+            throw RequestError(
+                "the visual tokens are on the device of another generator: encode the images with this one");
         }
         pictures.encoded = encoded->tokens;
     }

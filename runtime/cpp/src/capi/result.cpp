@@ -12,7 +12,8 @@ const T* item(const std::vector<T>& items, std::size_t index) {
 
 OnText teller(fopru_on_text on_text, void* user) {
     if (on_text == nullptr) return {};
-    return [on_text, user](const std::string& piece) { return on_text(piece.data(), piece.size(), user) == 0; };
+    return
+        [on_text, user](const std::string& piece) { return on_text(piece.data(), piece.size(), user) == 0; };
 }
 
 }  // namespace
@@ -29,7 +30,8 @@ fopru_status fopru_generate(fopru_generator* generator, const fopru_request* req
         claim.worker().steps_left = -1;
         const auto given = fopru::given_request(claim.worker(), request, nullptr);
         auto made = std::make_unique<fopru_result>();
-        made->result = claim.generator().generate(given.request, given.pictures, fopru::teller(on_text, user));
+        made->result =
+            claim.generator().generate(given.request, given.pictures, fopru::teller(on_text, user));
         made->json = to_json(made->result).dump();
         *out = made.release();
     });
@@ -46,7 +48,9 @@ fopru_status fopru_warmup(fopru_generator* generator, const fopru_request* reque
 
 void fopru_result_free(fopru_result* result) { const std::unique_ptr<fopru_result> taken(result); }
 
-const char* fopru_result_text(const fopru_result* result) { return result ? result->result.text.c_str() : ""; }
+const char* fopru_result_text(const fopru_result* result) {
+    return result ? result->result.text.c_str() : "";
+}
 
 const int64_t* fopru_result_tokens(const fopru_result* result, size_t* count) {
     if (count != nullptr) *count = result ? result->result.token_ids.size() : 0;

@@ -43,9 +43,11 @@ void prefill(const Claim& claim, Begun& begun, const float** logits) {
 void step(const Claim& claim, std::int64_t token, const float** logits) {
     Worker& worker = claim.worker();
     const std::int64_t vocabulary = worker.bundle->manifest().decoder.vocab_size;
-    if (worker.steps_left < 0) throw RequestError("there is no prompt to go on from: call fopru_prefill first");
+    if (worker.steps_left < 0)
+        throw RequestError("there is no prompt to go on from: call fopru_prefill first");
     if (token < 0 || token >= vocabulary) {
-        throw RequestError("token is " + std::to_string(token) + ", expected 0.." + std::to_string(vocabulary - 1));
+        throw RequestError("token is " + std::to_string(token) + ", expected 0.." +
+                           std::to_string(vocabulary - 1));
     }
     if (worker.steps_left == 0) {
         throw RequestError("the request has no room for another token: prefill with a larger max_new_tokens");
@@ -108,8 +110,8 @@ const int64_t* fopru_encoded_kept(const fopru_encoded* encoded, size_t image, si
     return known ? encoded->kept[image].data() : nullptr;
 }
 
-fopru_status fopru_prompt_ids(fopru_generator* generator, const fopru_request* request, const fopru_encoded* encoded,
-                              int64_t* out, size_t* count) {
+fopru_status fopru_prompt_ids(fopru_generator* generator, const fopru_request* request,
+                              const fopru_encoded* encoded, int64_t* out, size_t* count) {
     return fopru::guarded([&] {
         fopru::need(count, "count");
         const fopru::Claim claim(generator);
@@ -137,8 +139,8 @@ fopru_status fopru_detokenize(fopru_generator* generator, const int64_t* ids, si
     });
 }
 
-fopru_status fopru_prefill(fopru_generator* generator, const fopru_request* request, const fopru_encoded* encoded,
-                           const float** logits, int64_t* vocabulary) {
+fopru_status fopru_prefill(fopru_generator* generator, const fopru_request* request,
+                           const fopru_encoded* encoded, const float** logits, int64_t* vocabulary) {
     return fopru::guarded([&] {
         fopru::need(logits, "logits");
         const fopru::Claim claim(generator);

@@ -13,11 +13,16 @@ thread_local char last_error[longest_message] = "";
 
 fopru_status status_of(ErrorKind kind) {
     switch (kind) {
-        case ErrorKind::bundle: return FOPRU_BUNDLE_ERROR;
-        case ErrorKind::image: return FOPRU_IMAGE_ERROR;
-        case ErrorKind::request: return FOPRU_REQUEST_ERROR;
-        case ErrorKind::backend: return FOPRU_BACKEND_ERROR;
-        case ErrorKind::engine: return FOPRU_ENGINE_ERROR;
+        case ErrorKind::bundle:
+            return FOPRU_BUNDLE_ERROR;
+        case ErrorKind::image:
+            return FOPRU_IMAGE_ERROR;
+        case ErrorKind::request:
+            return FOPRU_REQUEST_ERROR;
+        case ErrorKind::backend:
+            return FOPRU_BACKEND_ERROR;
+        case ErrorKind::engine:
+            return FOPRU_ENGINE_ERROR;
     }
     return FOPRU_INTERNAL_ERROR;
 }
@@ -59,8 +64,8 @@ std::string need_text(const char* text, const char* name) {
 
 void check_size(std::size_t size, std::size_t known, const char* name) {
     if (size >= sizeof(std::size_t) && size <= known) return;
-    throw RequestError(std::string("size of ") + name + " is " + std::to_string(size) + ", expected at most " +
-                       std::to_string(known) + ": begin with " + name +
+    throw RequestError(std::string("size of ") + name + " is " + std::to_string(size) +
+                       ", expected at most " + std::to_string(known) + ": begin with " + name +
                        "_default(), of a header that is not newer than the library");
 }
 

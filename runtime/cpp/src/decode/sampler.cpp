@@ -11,8 +11,8 @@ namespace fopru {
 
 namespace {
 
-// A nucleus is looked for among weights of at least this part of the largest, before all are sorted: a vocabulary
-// has 10^5 tokens and a nucleus mostly a few.
+// A nucleus is looked for among weights of at least this part of the largest, before all are sorted: a
+// vocabulary has 10^5 tokens and a nucleus mostly a few.
 constexpr double likely_parts[] = {1e-2, 1e-4, 1e-8, 0.0};
 
 // NumPy's order of adding up, so that a sum that decides is the same to the last bit.
@@ -29,8 +29,8 @@ double pairwise_sum(const double* values, std::size_t count) {
         for (; i + 8 <= count; i += 8) {
             for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += values[i + lane];
         }
-        double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
-                     ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+        double sum =
+            ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
         for (; i < count; ++i) sum += values[i];
         return sum;
     }
@@ -50,10 +50,12 @@ std::size_t best_of(const float* scores, std::size_t count) {
 
 }  // namespace
 
-Sampler::Sampler(const Sampling& sampling, std::int64_t vocab_size, const std::vector<std::int64_t>& prompt_ids)
+Sampler::Sampler(const Sampling& sampling, std::int64_t vocab_size,
+                 const std::vector<std::int64_t>& prompt_ids)
     : sampling_(sampling), vocab_size_(static_cast<std::size_t>(vocab_size)), random_(sampling.seed) {
     if (vocab_size < 1 || vocab_size > std::numeric_limits<Id>::max()) {
-        throw BackendError("a decoder with " + std::to_string(vocab_size) + " logits cannot be sampled from: give 1 to " +
+        throw BackendError("a decoder with " + std::to_string(vocab_size) +
+                           " logits cannot be sampled from: give 1 to " +
                            std::to_string(std::numeric_limits<Id>::max()));
     }
     if (sampling.repetition_penalty != 1.0) {
@@ -83,8 +85,8 @@ std::int64_t Sampler::pick(const float* logits) {
     return static_cast<std::int64_t>(token);
 }
 
-// The logits, those of repeated tokens moved down: divided by the penalty, or multiplied below 0. In float32, as in
-// transformers, so that greedy answers are the same.
+// The logits, those of repeated tokens moved down: divided by the penalty, or multiplied below 0. In float32,
+// as in transformers, so that greedy answers are the same.
 const float* Sampler::scores(const float* logits) {
     if (said_.empty()) return logits;
     const auto penalty = static_cast<float>(sampling_.repetition_penalty);
@@ -95,7 +97,8 @@ const float* Sampler::scores(const float* logits) {
     return penalised_.data();
 }
 
-// Inverse of the cumulative distribution: one uniform number per token, so a seed gives the same text anywhere.
+// Inverse of the cumulative distribution: one uniform number per token, so a seed gives the same text
+// anywhere.
 std::size_t Sampler::draw(const float* scores, double best) {
     const std::size_t count = candidates(scores, best);
     std::partial_sum(weights_.begin(), weights_.begin() + count, sums_.begin());
@@ -126,12 +129,13 @@ std::size_t Sampler::candidates(const float* scores, double best) {
     return count;
 }
 
-// The score below which no token is worth a weight, false where all are: it is the exponentials of 10^5 tokens that
-// cost.
+// The score below which no token is worth a weight, false where all are: it is the exponentials of 10^5
+// tokens that cost.
 bool Sampler::eligible(const float* scores, double best, float& least) {
     const auto top = static_cast<std::uint64_t>(sampling_.top_k);
     if (top > 0 && top < vocab_size_) {
-        // In the memory of the sums, which are not needed yet: every tie of the K-th stays, as in transformers.
+        // In the memory of the sums, which are not needed yet: every tie of the K-th stays, as in
+        // transformers.
         std::copy(scores, scores + vocab_size_, sums_.begin());
         const auto place = sums_.begin() + static_cast<std::ptrdiff_t>(vocab_size_ - top);
         std::nth_element(sums_.begin(), place, sums_.end());
@@ -148,8 +152,8 @@ bool Sampler::eligible(const float* scores, double best, float& least) {
     return false;
 }
 
-// The smallest set of largest weights that has at least `top_p` of their sum, never empty; largest weight first, ties
-// to the lower id.
+// The smallest set of largest weights that has at least `top_p` of their sum, never empty; largest weight
+// first, ties to the lower id.
 std::size_t Sampler::nucleus(std::size_t count) {
     const double goal = sampling_.top_p * pairwise_sum(weights_.data(), count);
     const double most = *std::max_element(weights_.begin(), weights_.begin() + count);

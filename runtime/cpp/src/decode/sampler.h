@@ -9,15 +9,16 @@
 
 namespace fopru {
 
-// Of one answer. All scratch memory is made on construction, as far as the request needs it: 5 bytes per logit for a
-// repetition penalty, 24 for draws, none for plain greedy. `pick` allocates nothing. Not for two threads at once.
+// Of one answer. All scratch memory is made on construction, as far as the request needs it: 5 bytes per
+// logit for a repetition penalty, 24 for draws, none for plain greedy. `pick` allocates nothing. Not for two
+// threads at once.
 class Sampler {
 public:
-    // `sampling` has been checked (`Request::check`). `prompt_ids` are what the repetition penalty takes for said;
-    // ids of `vocab_size` and above have no logit and do not count.
+    // `sampling` has been checked (`Request::check`). `prompt_ids` are what the repetition penalty takes for
+    // said; ids of `vocab_size` and above have no logit and do not count.
     Sampler(const Sampling& sampling, std::int64_t vocab_size, const std::vector<std::int64_t>& prompt_ids);
-    // Logits [V], which stay as they are; ties to the lower id. BackendError: a logit is NaN or plus infinity, or
-    // all are minus infinity.
+    // Logits [V], which stay as they are; ties to the lower id. BackendError: a logit is NaN or plus
+    // infinity, or all are minus infinity.
     std::int64_t pick(const float* logits);
 
 private:
@@ -36,7 +37,8 @@ private:
     Pcg64 random_;
     std::vector<float> penalised_;
     std::vector<std::uint8_t> said_;  // by id
-    // Of the candidates: `ids_` and their `weights_`, as parts of the best one's. `order_` are places among them.
+    // Of the candidates: `ids_` and their `weights_`, as parts of the best one's. `order_` are places among
+    // them.
     std::vector<Id> ids_, order_;
     std::vector<double> weights_, sums_;
 };

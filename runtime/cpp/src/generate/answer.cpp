@@ -47,7 +47,8 @@ AnswerRun::AnswerRun(Generator& generator, const Request& request, const Picture
     const std::size_t given = pictures.encoded.size(), images = request.all_images();
     if (given > images) {
         throw RequestError("got visual tokens of " + images_of(given) + " for a request with " +
-                           std::to_string(images) + ": they belong to the first images of history and turn, in order");
+                           std::to_string(images) +
+                           ": they belong to the first images of history and turn, in order");
     }
     if (given + pictures.prepared.size() != images) {
         throw RequestError("got " + images_of(given + pictures.prepared.size()) + " for a request with " +
@@ -69,13 +70,14 @@ void AnswerRun::join_given(std::size_t given) {
     bool same = true;
     for (std::size_t i = 0; i < given; ++i) {
         joined.emplace_back();
-        for (const auto& kept : tokens_[i]->image.kept) joined.back().push_back(static_cast<std::int64_t>(kept.size()));
+        for (const auto& kept : tokens_[i]->image.kept)
+            joined.back().push_back(static_cast<std::int64_t>(kept.size()));
         same = same && sum(joined[i]) == sum(pruning_.counts[i]);
     }
     if ((request_.ratio || request_.tokens) && !same) {
-        throw RequestError("got " + listed(joined, given) + " visual tokens of the images, but the request asks for " +
-                           listed(pruning_.counts, given) +
-                           ": encode the images again, or leave ratio and tokens out");
+        throw RequestError(
+            "got " + listed(joined, given) + " visual tokens of the images, but the request asks for " +
+            listed(pruning_.counts, given) + ": encode the images again, or leave ratio and tokens out");
     }
     joined.insert(joined.end(), pruning_.counts.begin() + given, pruning_.counts.end());
     std::int64_t everything = 0;
@@ -135,7 +137,8 @@ void AnswerRun::encode() {
     for (std::size_t i = 0; i < pictures_.prepared.size(); ++i) {
         pruned = pruned || sum(selection.counts[i]) < pictures_.prepared[i]->plan.prunable();
     }
-    const std::optional<Selection> chosen = pruned ? std::optional<Selection>(std::move(selection)) : std::nullopt;
+    const std::optional<Selection> chosen =
+        pruned ? std::optional<Selection>(std::move(selection)) : std::nullopt;
     std::vector<std::string> keys;
     {
         const StageTimer timer(timings_.preprocess);
@@ -161,7 +164,8 @@ std::vector<SharedTokens> AnswerRun::run_encoder(const FeatureCache::Images& ima
     std::vector<SharedTokens> tokens;
     for (std::size_t i = 0; i < images.size(); ++i) {
         std::string digest = tokens_digest(*images[i], graph, encoded[i]);
-        tokens.push_back(std::make_shared<VisualTokens>(VisualTokens{std::move(encoded[i]), std::move(digest)}));
+        tokens.push_back(
+            std::make_shared<VisualTokens>(VisualTokens{std::move(encoded[i]), std::move(digest)}));
     }
     return tokens;
 }
@@ -254,12 +258,14 @@ void AnswerRun::count_visual_tokens(Result& result) const {
     const bool encoded = tokens_.size() == plans_.size();
     for (std::size_t i = 0; i < plans_.size(); ++i) {
         const std::int64_t kept = sum(pruning_.counts[i]);
-        const auto prefix = manifest_.layout->prefix_tokens() * static_cast<std::int64_t>(plans_[i]->units.size());
+        const auto prefix =
+            manifest_.layout->prefix_tokens() * static_cast<std::int64_t>(plans_[i]->units.size());
         result.visual_tokens_before.push_back(plans_[i]->placeholders() - prefix);
         // What went on, where the count depends on the image.
         result.visual_tokens_after.push_back(
             encoded ? tokens_[i]->image.features.count - prefix
-                    : kept_placeholders(*plans_[i], kept, 0, newline_policy(*plans_[i], kept, manifest_.pruning)));
+                    : kept_placeholders(*plans_[i], kept, 0,
+                                        newline_policy(*plans_[i], kept, manifest_.pruning)));
     }
     for (const SharedTokens& tokens : tokens_) result.kept_indices.push_back(tokens->image.kept_indices());
 }

@@ -29,19 +29,19 @@ private:
     std::chrono::steady_clock::time_point start_;
 };
 
-// One request on its way, holding what is known so far. Generator, request and pictures must outlive it. Each of `plan`,
-// `tokenize`, `encode` may be called once, in this order; `answer` calls them all.
+// One request on its way, holding what is known so far. Generator, request and pictures must outlive it. Each
+// of `plan`, `tokenize`, `encode` may be called once, in this order; `answer` calls them all.
 class AnswerRun {
 public:
     using Cancelled = std::function<bool()>;  // asked before each stage and each token
 
     AnswerRun(Generator& generator, const Request& request, const Pictures& pictures);
 
-    void plan();      // how many tokens of each image stay. RequestError
-    void tokenize();  // the prompt, whose length is checked. RequestError
-    void encode();    // the images that are not encoded yet
-    Prompt prompt();                      // after these: the pruned one
-    Rows embed(const Prompt& prompt);     // its rows [L, D]
+    void plan();                       // how many tokens of each image stay. RequestError
+    void tokenize();                   // the prompt, whose length is checked. RequestError
+    void encode();                     // the images that are not encoded yet
+    Prompt prompt();                   // after these: the pruned one
+    Rows embed(const Prompt& prompt);  // its rows [L, D]
     Result answer(const OnText& on_text, const Cancelled& cancelled);
 
     const std::vector<SharedTokens>& tokens() const { return tokens_; }  // after `encode`: of all images

@@ -13,7 +13,8 @@ class Feed {
 public:
     void add(std::int64_t value) {
         std::uint8_t bytes[8];
-        for (int i = 0; i < 8; ++i) bytes[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(value) >> (8 * i));
+        for (int i = 0; i < 8; ++i)
+            bytes[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(value) >> (8 * i));
         feed(bytes, sizeof bytes);
     }
     void add(const std::string& text) {
@@ -68,13 +69,17 @@ void add_plan(Feed& feed, const ImagePlan& plan) {
     feed.add(plan.mosaic);
 }
 
-std::uint64_t item_bytes(const std::vector<std::int64_t>& values) { return values.size() * sizeof(std::int64_t); }
+std::uint64_t item_bytes(const std::vector<std::int64_t>& values) {
+    return values.size() * sizeof(std::int64_t);
+}
 
 // The selection of some of the images, with the seeds that their units have among all.
-std::optional<Selection> part_of(const FeatureCache::Images& images, const std::optional<Selection>& selection,
-                                 std::size_t first, std::size_t last) {
+std::optional<Selection> part_of(const FeatureCache::Images& images,
+                                 const std::optional<Selection>& selection, std::size_t first,
+                                 std::size_t last) {
     if (!selection) return std::nullopt;
-    Selection part{{selection->counts.begin() + first, selection->counts.begin() + last}, selection->selector,
+    Selection part{{selection->counts.begin() + first, selection->counts.begin() + last},
+                   selection->selector,
                    selection->seed};
     for (std::size_t i = 0; i < first; ++i) part.seed += images[i]->plan.units.size();
     return part;
@@ -113,7 +118,8 @@ std::string tokens_digest(const PreparedImage& image, const std::string& graph, 
 
 std::uint64_t image_bytes(const EncodedImage& image) {
     const ImagePlan& plan = image.plan;
-    std::uint64_t bytes = static_cast<std::uint64_t>(image.features.count * image.features.width) * sizeof(float);
+    std::uint64_t bytes =
+        static_cast<std::uint64_t>(image.features.count * image.features.width) * sizeof(float);
     bytes += item_bytes(image.assembly.source) + item_bytes(image.assembly.places);
     for (const auto& indices : image.kept) bytes += item_bytes(indices);
     if (image.scores) {
@@ -125,7 +131,8 @@ std::uint64_t image_bytes(const EncodedImage& image) {
     return bytes;
 }
 
-std::vector<std::string> FeatureCache::keys(const Images& images, const std::optional<Selection>& selection) const {
+std::vector<std::string> FeatureCache::keys(const Images& images,
+                                            const std::optional<Selection>& selection) const {
     std::vector<std::string> keys;
     if (limit_ == 0) return keys;
     for (std::size_t i = 0; i < images.size(); ++i) {
@@ -151,7 +158,8 @@ FeatureCache::Found FeatureCache::encode(const Images& images, const std::option
         if (!missing[first]) continue;
         std::size_t last = first;
         while (last < images.size() && missing[last]) ++last;
-        const auto made = run({images.begin() + first, images.begin() + last}, part_of(images, selection, first, last));
+        const auto made =
+            run({images.begin() + first, images.begin() + last}, part_of(images, selection, first, last));
         std::copy(made.begin(), made.end(), found.tokens.begin() + first);
         first = last;  // which is not missing
     }

@@ -23,15 +23,15 @@ struct VisualTokens {
 
 using SharedTokens = std::shared_ptr<const VisualTokens>;
 
-// SHA-256 of what the encoder and the prompt are made from: pixel values and plan. The plan is in it because pixels do
-// not tell it: tiles of one shape may show pictures of two sizes.
+// SHA-256 of what the encoder and the prompt are made from: pixel values and plan. The plan is in it because
+// pixels do not tell it: tiles of one shape may show pictures of two sizes.
 std::string image_digest(const PreparedImage& image);
 // `VisualTokens::digest` of what `graph` made of an image.
 std::string tokens_digest(const PreparedImage& image, const std::string& graph, const EncodedImage& encoded);
 std::uint64_t image_bytes(const EncodedImage& image);  // of its features and what goes with them
 
-// The images used last, as many as fit in `limit` bytes; 0 keeps none. Belongs to one generator, so to one bundle,
-// whose weights and strategy are therefore in no key. Not for two threads at once.
+// The images used last, as many as fit in `limit` bytes; 0 keeps none. Belongs to one generator, so to one
+// bundle, whose weights and strategy are therefore in no key. Not for two threads at once.
 class FeatureCache {
 public:
     using Images = std::vector<const PreparedImage*>;
@@ -47,8 +47,8 @@ public:
 
     // A key for each image, which takes reading all its pixels; none where nothing is kept.
     std::vector<std::string> keys(const Images& images, const std::optional<Selection>& selection) const;
-    // `run` is called for the images that are not there, once for each row of neighbours: the seed of a unit is its
-    // place among all units.
+    // `run` is called for the images that are not there, once for each row of neighbours: the seed of a unit
+    // is its place among all units.
     Found encode(const Images& images, const std::optional<Selection>& selection,
                  const std::vector<std::string>& keys, const Encode& run);
     void clear();

@@ -93,7 +93,8 @@ Session& Generator::State::session(const std::string& graph) {
 VisionEncoder& Generator::State::vision_encoder() {
     if (!vision) {
         const auto open = [this](const std::string& graph) -> Session& { return session(graph); };
-        vision = std::make_unique<VisionEncoder>(*backend, open, bundle->manifest(), bundle->constant(newline_name));
+        vision = std::make_unique<VisionEncoder>(*backend, open, bundle->manifest(),
+                                                 bundle->constant(newline_name));
     }
     return *vision;
 }
@@ -185,7 +186,8 @@ Prompt Generator::prompt(const std::vector<std::int64_t>& plain,
     }
     const Manifest& own = manifest();
     return {expand_images(plain, own.tokens.image, runs),
-            prompt_positions(plain, own.tokens.image, placed, own.pruning.position_ids, own.decoder.position_axes)};
+            prompt_positions(plain, own.tokens.image, placed, own.pruning.position_ids,
+                             own.decoder.position_axes)};
 }
 
 Rows Generator::embed(const std::vector<std::int64_t>& ids, const std::vector<const Rows*>& features) {
@@ -210,9 +212,11 @@ Rows Generator::embed(const std::vector<std::int64_t>& ids, const std::vector<co
     const View input{taken.get(), Dtype::int64, {1, length}, 0};
     const auto binding = session.bind();
     backend.upload(input, plain.data());
-    binding->set_input(place_of(session.input(contract::input_ids), contract::embed_tokens, contract::input_ids), input);
-    binding->set_output(place_of(session.output(contract::inputs_embeds), contract::embed_tokens, contract::inputs_embeds),
-                        {made.buffer.get(), Dtype::float32, {1, length, width}, 0});
+    binding->set_input(
+        place_of(session.input(contract::input_ids), contract::embed_tokens, contract::input_ids), input);
+    binding->set_output(
+        place_of(session.output(contract::inputs_embeds), contract::embed_tokens, contract::inputs_embeds),
+        {made.buffer.get(), Dtype::float32, {1, length, width}, 0});
     binding->run();
     // One copy for each run of neighbouring placeholders.
     std::size_t place = 0;
@@ -262,15 +266,18 @@ const std::vector<std::string>& Generator::decoder_graphs() const {
         }
     }
     if (!graphs.empty()) return graphs;
-    throw BackendError(std::string("backend ") + state_->backend->name() + " runs decoders with a cache of kind " +
-                       joined(kinds, " or ") + ", but those of " + bundle().path() + " are of kind " +
-                       joined(offered) + ": build the bundle again, or use another backend");
+    throw BackendError(std::string("backend ") + state_->backend->name() +
+                       " runs decoders with a cache of kind " + joined(kinds, " or ") + ", but those of " +
+                       bundle().path() + " are of kind " + joined(offered) +
+                       ": build the bundle again, or use another backend");
 }
 
-Start Generator::start_run(std::int64_t capacity, const Prompt& prompt, const std::vector<SharedTokens>& images) {
+Start Generator::start_run(std::int64_t capacity, const Prompt& prompt,
+                           const std::vector<SharedTokens>& images) {
     const auto length = static_cast<std::int64_t>(prompt.ids.size());
     Start start;
-    if (state_->reuse_prefix) start.rows = prompt_rows(prompt.ids, prompt.positions, images, manifest().tokens.image);
+    if (state_->reuse_prefix)
+        start.rows = prompt_rows(prompt.ids, prompt.positions, images, manifest().tokens.image);
     // The last row of the prompt is always run: its logits are wanted, and no cache has them.
     if (state_->kept) start.reused = std::min(state_->kept->common(start.rows), length - 1);
     const std::string& graph = decoder_graphs().front();

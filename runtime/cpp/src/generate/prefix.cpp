@@ -59,7 +59,8 @@ PromptRows prompt_rows(const std::vector<std::int64_t>& ids, const Positions& po
     for (const SharedTokens& tokens : images) {
         while (place < ids.size() && ids[place] != image) ++place;
         if (place == ids.size()) {
-            throw RequestError("the prompt has fewer image placeholders than visual tokens: make the ids with prompt");
+            throw RequestError(
+                "the prompt has fewer image placeholders than visual tokens: make the ids with prompt");
         }
         rows.images.push_back({static_cast<std::int64_t>(place), tokens->digest});
         for (std::int64_t left = tokens->image.features.count; left > 0 && place < ids.size(); ++place) {

@@ -11,9 +11,9 @@
 
 namespace fopru {
 
-// What decides each row of a KV cache: a row is a function of the rows before it and of its own id, its feature vector
-// where it is a visual token, and its position. Ratio, strategy and picture need no rule of their own: what they change
-// in the prompt ends the common part there.
+// What decides each row of a KV cache: a row is a function of the rows before it and of its own id, its
+// feature vector where it is a visual token, and its position. Ratio, strategy and picture need no rule of
+// their own: what they change in the prompt ends the common part there.
 struct PromptRows {
     struct Image {
         std::int64_t first_row;
@@ -23,7 +23,7 @@ struct PromptRows {
     Positions positions;
     std::vector<Image> images;  // tell apart the rows whose id is that of the image token; in order
 
-    std::int64_t common(const PromptRows& other) const;  // first rows that are the same in both
+    std::int64_t common(const PromptRows& other) const;    // first rows that are the same in both
     void follow(const std::vector<std::int64_t>& tokens);  // add the rows of generated tokens
 };
 

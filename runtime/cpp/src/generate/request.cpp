@@ -55,8 +55,9 @@ void check_sampling(const Sampling& sampling) {
     }
     const double penalty = sampling.repetition_penalty;
     if (!(penalty >= least_penalty && penalty <= greatest_penalty)) {
-        throw RequestError("repetition_penalty is " + python_float(penalty) +
-                           ", expected a number from 0.01 to 100, where 1 is off and 1.1 discourages repetition");
+        throw RequestError(
+            "repetition_penalty is " + python_float(penalty) +
+            ", expected a number from 0.01 to 100, where 1 is off and 1.1 discourages repetition");
     }
 }
 
@@ -69,8 +70,8 @@ void Request::check() const {
         check_text("the prompt", turn.answer);
     }
     if (ratio && tokens) {
-        throw RequestError("got both ratio " + python_float(*ratio) + " and tokens " + std::to_string(*tokens) +
-                           ": give one of the two");
+        throw RequestError("got both ratio " + python_float(*ratio) + " and tokens " +
+                           std::to_string(*tokens) + ": give one of the two");
     }
     if (ratio) kept_count(1, *ratio);  // refuses a ratio outside (0, 1]
     check_selector(selector);

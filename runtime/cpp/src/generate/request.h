@@ -55,7 +55,7 @@ struct Result {
     std::string finish_reason;  // "eos", "stop", "length", "cancelled"
     std::int64_t prompt_tokens = 0;
     std::vector<std::int64_t> visual_tokens_before, visual_tokens_after;  // per image
-    std::vector<std::vector<std::int64_t>> kept_indices;                  // per image, counted through its units
+    std::vector<std::vector<std::int64_t>> kept_indices;  // per image, counted through its units
     bool pruned = false;
     std::optional<std::string> reason;
     Timings timings;
@@ -66,8 +66,8 @@ struct Result {
     std::optional<double> tokens_per_second() const;
 };
 
-Json to_json(const Result& result);  // keys and order of `Result.to_dict()`
+Json to_json(const Result& result);                            // keys and order of `Result.to_dict()`
 std::vector<std::string> summary_lines(const Result& result);  // for people: runtime/summary.py
-std::uint64_t peak_rss_bytes();      // of this process so far
+std::uint64_t peak_rss_bytes();                                // of this process so far
 
 }  // namespace fopru

@@ -36,12 +36,13 @@ void check_tensors(const std::string& where, const std::vector<TensorSpec>& tabl
             for (const TensorName& own : real) names.push_back(own.name);
             const auto space = where.rfind(' ');
             throw BundleError(where.substr(0, where.find(':')) + " has no " + where.substr(space + 1) + " " +
-                              tensor.name + ", which bundle.json lists (it has " + joined(names) + "): " + rebuild);
+                              tensor.name + ", which bundle.json lists (it has " + joined(names) +
+                              "): " + rebuild);
         }
         if (differ(tensor.shape, found->shape)) {
             throw BundleError(where + " " + tensor.name + " is " + dims(found->shape, {}) +
-                              " in the file, but bundle.json says " + dims(tensor.shape, tensor.names) + ": " +
-                              rebuild);
+                              " in the file, but bundle.json says " + dims(tensor.shape, tensor.names) +
+                              ": " + rebuild);
         }
     }
 }

@@ -20,17 +20,18 @@ struct Vocabulary {
 
 // One answer: `push` the logits of each position until it has `finished`. Knows nothing of the decoder.
 //
-// `token_ids` are all that were generated, also those whose text is not shown: the end token, a stop string and what
-// follows it. `text` is what the pieces add up to: it starts with its first visible character, because models put white
-// space before an answer, and ends before the first stop string in it; while its end may still become one, it is held
-// back. Not for two threads at once.
+// `token_ids` are all that were generated, also those whose text is not shown: the end token, a stop string
+// and what follows it. `text` is what the pieces add up to: it starts with its first visible character,
+// because models put white space before an answer, and ends before the first stop string in it; while its end
+// may still become one, it is held back. Not for two threads at once.
 class TokenLoop {
 public:
     // `prompt_ids` with image placeholders. The request has been checked.
-    TokenLoop(const Request& request, const Vocabulary& vocabulary, const std::vector<std::int64_t>& prompt_ids);
+    TokenLoop(const Request& request, const Vocabulary& vocabulary,
+              const std::vector<std::int64_t>& prompt_ids);
 
-    // Choose a token from logits [V]; returns the text that became certain, often empty. RequestError: the answer has
-    // ended. BackendError: the logits are not numbers.
+    // Choose a token from logits [V]; returns the text that became certain, often empty. RequestError: the
+    // answer has ended. BackendError: the logits are not numbers.
     std::string push(const float* logits);
     std::string cancel();  // end the answer here, unless it has ended; returns the text that was held back
     bool finished() const { return !finish_reason_.empty(); }
