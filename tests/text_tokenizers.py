@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-__all__ = ["TOKENIZERS", "mixed_lines", "random_text", "tokenizer_json"]
+__all__ = ["TOKENIZERS", "TextProbe", "mixed_lines", "random_text", "tokenizer_json"]
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -96,8 +99,6 @@ def _trained(pre_tokenizer: Any, alphabet: Sequence[str], size: int) -> tuple[di
     tokenizer.pre_tokenizer = pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(alphabet), show_progress=False)
     tokenizer.train_from_iterator(_training_lines(), trainer)
-    import json
-
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
@@ -265,3 +266,39 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 def tokenizer_json(name: str) -> str:
     """The tokenizer.json of one of `TOKENIZERS`."""
     return TOKENIZERS[name]().to_str()
+
+
+class TextProbe:
+    """The program probe_text, as a context: commands go in and answers come out, one line each."""
+
+    def __init__(self, program: Path) -> None:
+        """Start it."""
+        self._process = subprocess.Popen(
+            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+
+    def __enter__(self) -> TextProbe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """The answer to one command, see probe_text.cpp."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def load(self, text: str, folder: Path) -> None:
+        """Load a tokenizer.json; AssertionError with the message where it is refused."""
+        answer = self.try_load(text, folder)
+        assert "error" not in answer, answer
+
+    def try_load(self, text: str, folder: Path) -> dict[str, Any]:
+        """The answer to the command `load`."""
+        file = folder / "tokenizer.json"
+        file.write_text(text, encoding="utf-8")
+        return self.ask(load=str(file))

@@ -37,10 +37,10 @@ Json encode(const fopru::Tokenizer& tokenizer, const Json& texts, bool special) 
     for (const Json& text : *texts.array()) {
         try {
             Json::Array list;
-            for (const std::int64_t id : tokenizer.encode(*text.text(), special)) list.push_back(Json(id));
-            lists.push_back(Json(std::move(list)));
+            for (const std::int64_t id : tokenizer.encode(*text.text(), special)) list.emplace_back(id);
+            lists.emplace_back(std::move(list));
         } catch (const fopru::RequestError& error) {
-            lists.push_back(Json(error.what()));
+            lists.emplace_back(error.what());
         }
     }
     return Json(Json::Object{{"ids", Json(std::move(lists))}, {"ms", Json(milliseconds_since(begin))}});
@@ -49,8 +49,8 @@ Json encode(const fopru::Tokenizer& tokenizer, const Json& texts, bool special) 
 Json stream(const fopru::Tokenizer& tokenizer, const Json& ids) {
     fopru::TextPieces text(tokenizer);
     Json::Array pieces;
-    for (const std::int64_t id : ids_of(ids)) pieces.push_back(Json(text.push(id)));
-    pieces.push_back(Json(text.flush()));
+    for (const std::int64_t id : ids_of(ids)) pieces.emplace_back(text.push(id));
+    pieces.emplace_back(text.flush());
     return Json(Json::Object{{"pieces", Json(std::move(pieces))}});
 }
 
@@ -60,10 +60,10 @@ Json stop(const Json& strings, const Json& texts) {
     fopru::StopStrings stop_strings(std::move(list));
     Json::Array pieces, found;
     for (const Json& text : *texts.array()) {
-        pieces.push_back(Json(stop_strings.push(*text.text())));
-        found.push_back(Json(stop_strings.found()));
+        pieces.emplace_back(stop_strings.push(*text.text()));
+        found.emplace_back(stop_strings.found());
     }
-    pieces.push_back(Json(stop_strings.flush()));
+    pieces.emplace_back(stop_strings.flush());
     return Json(Json::Object{{"pieces", Json(std::move(pieces))}, {"found", Json(std::move(found))}});
 }
 
@@ -83,7 +83,7 @@ Json answer(const Json& command, std::unique_ptr<const fopru::Tokenizer>& tokeni
     if (const Json* lists = command.find("decode")) {
         for (const Json& list : *lists->array()) {
             const std::vector<std::int64_t> ids = ids_of(list);
-            texts.push_back(Json(tokenizer->decode(ids.data(), ids.size())));
+            texts.emplace_back(tokenizer->decode(ids.data(), ids.size()));
         }
     } else {
         for (const std::int64_t id : ids_of(*command.find("names"))) {
