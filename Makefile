@@ -13,6 +13,10 @@ DEVICE_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 REPORT_OPTIONS ?=
 GPU_BUNDLE ?=
 
+# The C++ runtime: what CMake is told, such as CPP_OPTIONS=-DFOPRU_WITH_TENSORRT=ON.
+CPP_OPTIONS ?= -DFOPRU_WERROR=ON
+QEMU ?= qemu-aarch64
+
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -20,10 +24,10 @@ DEMO_BUNDLE := bundles/checkpoint
 DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean
+.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp test-cpp cpp-aarch64
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install the project with everything its tests need
 
@@ -65,6 +69,21 @@ check: lint test sizes ## ruff, mypy --strict and every test: what CI runs
 sizes: $(READY)
 	$(PY) -m tests.sizes
 
+cpp: ## build the C++ runtime: build/cpp/libfopru_rt.so and build/cpp/cli/fopru
+	cmake -S runtime/cpp -B build/cpp $(CPP_OPTIONS)
+	cmake --build build/cpp -j 2
+
+test-cpp: $(READY) ## run the tests of the C++ runtime: its own, and those that compare it with Python
+	$(PY) -m tests.cpp_build fopru_tests fopru_tensorrt_tests
+	build/cpp/tests/fopru_tests
+	build/cpp/tests/doubles/fopru_tensorrt_tests
+	FOPRU_REQUIRE_CPP=1 $(PY) -m pytest tests/test_cpp_*.py
+
+cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its own tests under qemu
+	cmake -S runtime/cpp -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DFOPRU_BUILD_TESTS=ON -DFOPRU_WERROR=ON
+	cmake --build build/aarch64 -j 2
+	$(QEMU) build/aarch64/tests/fopru_tests
+
 bench: $(READY) ## measure: encoder, time to first token, export cost, exactness (about half an hour)
 	$(PY) -m bench
 
@@ -72,5 +91,5 @@ train-demo: $(READY) ## train the demo checkpoint again (about an hour on a CPU)
 	$(PY) -m demo.train
 
 clean: ## remove .venv, bundles and caches
-	rm -rf $(VENV) bundles .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) bundles build .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,5 +10,7 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/fopru_rt-config-ver
   COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fopru_rt-config-version.cmake DESTINATION ${package_dir})
 
+# From the file itself, so that an installed tree may be moved.
+file(RELATIVE_PATH FOPRU_PC_PREFIX /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/fopru_rt.pc.in ${CMAKE_CURRENT_BINARY_DIR}/fopru_rt.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fopru_rt.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
