@@ -1,4 +1,4 @@
-"""`fopru run`, `info` and `bench` beside `python -m runtime`: the same answers, JSON, sentences, exit codes."""
+"""`fopru run`, `info` and `bench` beside `python -m runtime`: the same answers, sentences and exit codes."""
 
 from __future__ import annotations
 

@@ -10,13 +10,6 @@
 namespace fopru::cli {
 namespace {
 
-template <class... Cases>
-struct Overloaded : Cases... {
-    using Cases::operator()...;
-};
-template <class... Cases>
-Overloaded(Cases...) -> Overloaded<Cases...>;
-
 std::string stripped(const std::string& text) {
     const char* spaces = " \t\n\v\f\r";
     const std::size_t first = text.find_first_not_of(spaces);
@@ -37,7 +30,8 @@ std::optional<T> read_as(const std::string& text) {
 }
 
 RequestError wrong_value(const Option& option, const std::string& value, const char* expected) {
-    return RequestError(std::string(option.name) + " is " + python_repr(value) + ", expected " + expected + ": see --help");
+    return RequestError(std::string(option.name) + " is " + python_repr(value) + ", expected " + expected +
+                        ": see --help");
 }
 
 std::int64_t whole_of(const Option& option, const std::string& value) {
@@ -70,37 +64,46 @@ std::vector<double> reals_of(const Option& option, const std::string& value) {
     return found;
 }
 
+// Puts the value of an option into its target.
+struct Assign {
+    const Option& option;
+    const std::string& value;
+
+    void operator()(bool* target) const { *target = true; }
+    void operator()(std::string* target) const { *target = value; }
+    void operator()(std::int64_t* target) const { *target = whole_of(option, value); }
+    void operator()(std::uint64_t* target) const { *target = unsigned_of(option, value); }
+    void operator()(double* target) const { *target = real_of(option, value); }
+    void operator()(std::optional<std::string>* target) const { *target = value; }
+    void operator()(std::optional<std::int64_t>* target) const { *target = whole_of(option, value); }
+    void operator()(std::optional<double>* target) const { *target = real_of(option, value); }
+    void operator()(std::vector<std::string>* target) const { target->push_back(value); }
+    void operator()(std::vector<double>* target) const { *target = reals_of(option, value); }
+};
+
 void assign(const Option& option, const std::string& value) {
-    std::visit(Overloaded{
-                   [](bool* target) { *target = true; },
-                   [&](std::string* target) { *target = value; },
-                   [&](std::int64_t* target) { *target = whole_of(option, value); },
-                   [&](std::uint64_t* target) { *target = unsigned_of(option, value); },
-                   [&](double* target) { *target = real_of(option, value); },
-                   [&](std::optional<std::string>* target) { *target = value; },
-                   [&](std::optional<std::int64_t>* target) { *target = whole_of(option, value); },
-                   [&](std::optional<double>* target) { *target = real_of(option, value); },
-                   [&](std::vector<std::string>* target) { target->push_back(value); },
-                   [&](std::vector<double>* target) { *target = reals_of(option, value); },
-               },
-               option.target);
+    std::visit(Assign{option, value}, option.target);
 }
 
+// The value of a target as the help shows it, empty where there is no default.
+struct Shown {
+    std::string operator()(const std::string* value) const { return *value; }
+    std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
+    std::string operator()(const std::uint64_t* value) const { return std::to_string(*value); }
+    std::string operator()(const double* value) const { return python_float(*value); }
+    std::string operator()(const std::vector<double>* values) const {
+        std::vector<std::string> parts;
+        for (const double value : *values) parts.push_back(printed_number(value));
+        return joined(parts, ",");
+    }
+    template <class Other>
+    std::string operator()(Other*) const {
+        return "";
+    }
+};
+
 std::string default_of(const Option& option) {
-    const std::string text = std::visit(
-        Overloaded{
-            [](std::string* target) { return *target; },
-            [](std::int64_t* target) { return std::to_string(*target); },
-            [](std::uint64_t* target) { return std::to_string(*target); },
-            [](double* target) { return python_float(*target); },
-            [](std::vector<double>* target) {
-                std::vector<std::string> parts;
-                for (const double value : *target) parts.push_back(printed_number(value));
-                return joined(parts, ",");
-            },
-            [](auto*) { return std::string(); },
-        },
-        option.target);
+    const std::string text = std::visit([](const auto* target) { return Shown()(target); }, option.target);
     return text.empty() ? "" : " (default " + text + ")";
 }
 
@@ -136,8 +139,8 @@ std::size_t edits_between(const std::string& one, const std::string& other) {
 
 std::string help_of(const Command& command) {
     constexpr std::size_t column = 28, width = 100;
-    std::string text = "usage: fopru " + std::string(command.name) + " BUNDLE [options]\n\n" + command.summary +
-                       "\n\n  BUNDLE                    directory with bundle.json\n";
+    std::string text = "usage: fopru " + std::string(command.name) + " BUNDLE [options]\n\n" +
+                       command.summary + "\n\n  BUNDLE                    directory with bundle.json\n";
     for (const Option& option : command.options) {
         std::string line = std::string("  ") + option.name + (*option.metavar ? " " : "") + option.metavar;
         line = line.size() + 1 < column ? line + std::string(column - line.size(), ' ')
@@ -166,16 +169,18 @@ std::optional<double> number_of(const std::string& text) { return read_as<double
 
 std::string printed_number(double value) {
     const std::string text = python_float(value);
-    return text.size() > 2 && text.compare(text.size() - 2, 2, ".0") == 0 ? text.substr(0, text.size() - 2) : text;
+    return text.size() > 2 && text.compare(text.size() - 2, 2, ".0") == 0 ? text.substr(0, text.size() - 2)
+                                                                          : text;
 }
 
 std::string nearest(const std::string& name, const std::vector<std::string>& known) {
     std::string best;
-    std::pair<std::size_t, std::size_t> least;  // edits; letters behind the common beginning
+    std::pair<std::size_t, std::size_t> least;  // edits; letters of the name behind what both begin with
     const std::string shortened = name.substr(0, 64);  // longer than any name: the work stays small
     for (const std::string& each : known) {
-        const auto common = std::mismatch(each.begin(), each.end(), shortened.begin(), shortened.end()).first;
-        const std::pair cost(edits_between(shortened, each), static_cast<std::size_t>(each.end() - common));
+        const auto common = std::mismatch(shortened.begin(), shortened.end(), each.begin(), each.end()).first;
+        const std::pair cost(edits_between(shortened, each),
+                             static_cast<std::size_t>(shortened.end() - common));
         if (!best.empty() && cost >= least) continue;
         least = cost;
         best = each;
@@ -215,7 +220,8 @@ std::optional<std::string> parse(const Command& command, const std::vector<std::
         }
         // The value may look like a number below 0, or like anything but an option of this command.
         if (at + 1 == arguments.size() || find(command, arguments[at + 1]) != nullptr) {
-            throw RequestError(std::string(option.name) + " lacks its value: give " + option.name + " " + option.metavar);
+            throw RequestError(std::string(option.name) + " lacks its value: give " + option.name + " " +
+                               option.metavar);
         }
         assign(option, arguments[++at]);
     }

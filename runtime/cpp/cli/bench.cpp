@@ -1,4 +1,5 @@
-// `fopru bench`: the same question at several ratios by turns, so that what the machine does meanwhile meets all alike.
+// `fopru bench`: the same question at several ratios by turns, so that what the machine does meanwhile meets
+// all alike.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -26,11 +27,12 @@ struct BenchOptions {
     bool json = false, no_verify = false;
 
     Command command() {
-        Command found{"bench",
-                      "Time to first token, speed and memory at several ratios, asked by turns after a warm-up.\n"
-                      "Medians over the rounds; nothing is kept from one request to the next.",
-                      &bundle,
-                      {}};
+        Command found{
+            "bench",
+            "Time to first token, speed and memory at several ratios, asked by turns after a warm-up.\n"
+            "Medians over the rounds; nothing is kept from one request to the next.",
+            &bundle,
+            {}};
         std::vector<Option>& options = found.options;
         options.push_back({"--image", &images, "FILE", "an image; may be given several times"});
         options.push_back({"--prompt", &prompt, "TEXT", "the question (required)"});
@@ -61,16 +63,18 @@ double median(std::vector<double> values) {
 
 void add_sample(Samples& samples, Result result) {
     const Timings& times = result.timings;
-    for (const auto& [name, value] : {std::pair("preprocess", times.preprocess), std::pair("vision", times.vision),
-                                      std::pair("embed", times.embed), std::pair("prefill", times.prefill),
-                                      std::pair("decode", times.decode), std::pair("ttft", times.ttft())}) {
+    for (const auto& [name, value] :
+         {std::pair("preprocess", times.preprocess), std::pair("vision", times.vision),
+          std::pair("embed", times.embed), std::pair("prefill", times.prefill),
+          std::pair("decode", times.decode), std::pair("ttft", times.ttft())}) {
         samples.seconds[name].push_back(value);
     }
     if (const auto speed = result.tokens_per_second()) samples.speeds.push_back(*speed);
     samples.last = std::move(result);
 }
 
-// How many times the first ratio's median; above 1 is faster for speeds, slower for seconds. None without both.
+// How many times the first ratio's median; above 1 is faster for speeds, slower for seconds. None without
+// both.
 Json times_first(double first, double own) {
     return first > 0.0 && own > 0.0 ? Json(own / first) : Json(nullptr);
 }
@@ -116,9 +120,11 @@ std::string table_of(std::vector<Samples>& all) {
     text += right("ttft ms", 10) + right("times", 7) + right("tokens/s", 10) + right("times", 7) + "\n";
     const double first_ttft = median(all.front().seconds["ttft"]), first_speed = median(all.front().speeds);
     for (Samples& each : all) {
-        text += right(printed_number(each.ratio), 6) + right(std::to_string(sum_of(each.last.visual_tokens_after)), 8) +
+        text += right(printed_number(each.ratio), 6) +
+                right(std::to_string(sum_of(each.last.visual_tokens_after)), 8) +
                 right(std::to_string(each.last.prompt_tokens), 8);
-        for (const char* name : stage_names) text += right(cell("%.2f", median(each.seconds[name]) * 1e3), 12);
+        for (const char* name : stage_names)
+            text += right(cell("%.2f", median(each.seconds[name]) * 1e3), 12);
         const double ttft = median(each.seconds["ttft"]), speed = median(each.speeds);
         text += right(cell("%.2f", ttft * 1e3), 10) + right(cell("%.2f", ttft / first_ttft), 7) +
                 right(cell("%.1f", speed), 10) + right(cell("%.2f", speed / first_speed), 7) + "\n";
@@ -218,8 +224,8 @@ int bench_command(const Arguments& arguments) {
         return code_done;
     }
     write_out(bundle->path() + ": " + generator.backend().description() + ", medians of " +
-              std::to_string(options.rounds) + " rounds, stages in ms\n" + table_of(bench.all()) + "peak memory " +
-              cell("%.1f", static_cast<double>(peak_rss_bytes()) / (1 << 20)) + " MiB\n");
+              std::to_string(options.rounds) + " rounds, stages in ms\n" + table_of(bench.all()) +
+              "peak memory " + cell("%.1f", static_cast<double>(peak_rss_bytes()) / (1 << 20)) + " MiB\n");
     return code_done;
 }
 

@@ -10,8 +10,8 @@ namespace {
 // What Python's str.isspace() takes.
 bool is_space(std::uint32_t code) {
     if (code < 0x80) return (code >= 0x09 && code <= 0x0D) || (code >= 0x1C && code <= 0x20);
-    return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||
-           code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
+    return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) ||
+           code == 0x2028 || code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
 }
 
 }  // namespace
@@ -44,9 +44,10 @@ bool Chat::take(const std::string& line) {
         ++failures_;
         // A failed question would fail again with the same images or history.
         const bool way_out = !is_command && !(pending_.empty() && history_.empty());
-        write_error("error: " + std::string(error.what()) +
-                    (way_out ? " (/clear forgets the history and the images that wait for the next question)" : "") +
-                    "\n");
+        write_error(
+            "error: " + std::string(error.what()) +
+            (way_out ? " (/clear forgets the history and the images that wait for the next question)" : "") +
+            "\n");
     }
     return true;
 }
@@ -93,16 +94,17 @@ void Chat::turn(const std::string& prompt) {
     const AnswerGuard guard(generator_);
     std::string answer;
     std::optional<OutputError> lost;  // the answer ends in order before it is thrown
-    const Result result = generator_.generate(request, pictures_of(images, preparing_), [&](const std::string& piece) {
-        try {
-            write_out(piece);
-        } catch (const OutputError& error) {
-            lost = error;
-            return false;
-        }
-        answer += piece;
-        return !guard.interrupted();
-    });
+    const Result result =
+        generator_.generate(request, pictures_of(images, preparing_), [&](const std::string& piece) {
+            try {
+                write_out(piece);
+            } catch (const OutputError& error) {
+                lost = error;
+                return false;
+            }
+            answer += piece;
+            return !guard.interrupted();
+        });
     if (lost) throw *lost;
     const bool stopped = guard.interrupted();
     write_out(stopped ? " [stopped]\n" : "\n");

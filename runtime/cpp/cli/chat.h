@@ -13,14 +13,16 @@ namespace fopru::cli {
 constexpr const char* chat_help =
     "commands: /image FILE, /ratio R (fraction of tokens kept), /clear (history, images), /help, /quit";
 
-// One conversation with a generator, which must outlive it and goes on from the KV cache of the turn before. The chat
-// holds its images as they were read: a file that changes meanwhile does not change what was talked about.
+// One conversation with a generator, which must outlive it and goes on from the KV cache of the turn before.
+// The chat holds its images as they were read: a file that changes meanwhile does not change what was talked
+// about.
 class Chat {
 public:
     // `settings` holds what every turn has in common.
     Chat(Generator& generator, const Request& settings);
 
-    // One line of a person: false where it is /quit. An error ends the turn, not the chat; it is on stderr then.
+    // One line of a person: false where it is /quit. An error ends the turn, not the chat; it is on stderr
+    // then.
     bool take(const std::string& line);
     void add_image(const std::string& path);  // goes with the next question; ImageError: it is not added
 

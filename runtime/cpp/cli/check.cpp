@@ -15,11 +15,12 @@ struct CheckOptions {
     bool json = false;
 
     Command command() {
-        Command found{"check",
-                      "Check every file, then replay the bundle's golden tensors on this device, stage by stage.\n"
-                      "Exit codes: 0 all stages agree, 1 one diverges, 2 it could not run.",
-                      &bundle,
-                      {}};
+        Command found{
+            "check",
+            "Check every file, then replay the bundle's golden tensors on this device, stage by stage.\n"
+            "Exit codes: 0 all stages agree, 1 one diverges, 2 it could not run.",
+            &bundle,
+            {}};
         found.options.push_back({"--json", &json, "", "print one JSON object instead of the table"});
         device.declare(found.options);
         return found;

@@ -46,17 +46,17 @@ Json layout_json(const Layout& layout) {
 }
 
 Json pruning_json(const PruningInfo& pruning) {
-    return Json(Json::Object{
-        {"strategy", pruning.strategy},
-        {"aggregation", pruning.aggregation},
-        {"layer", pruning.layer},
-        {"score_path", pruning.score_path},
-        {"gather", pruning.gather},
-        {"position_ids", pruning.position_ids},
-        {"default_ratio", pruning.default_ratio ? Json(*pruning.default_ratio) : Json(nullptr)},
-        {"default_tokens", optional_json(pruning.default_tokens)},
-        {"row_scope", pruning.row_scope},
-        {"newline", pruning.newline}});
+    return Json(
+        Json::Object{{"strategy", pruning.strategy},
+                     {"aggregation", pruning.aggregation},
+                     {"layer", pruning.layer},
+                     {"score_path", pruning.score_path},
+                     {"gather", pruning.gather},
+                     {"position_ids", pruning.position_ids},
+                     {"default_ratio", pruning.default_ratio ? Json(*pruning.default_ratio) : Json(nullptr)},
+                     {"default_tokens", optional_json(pruning.default_tokens)},
+                     {"row_scope", pruning.row_scope},
+                     {"newline", pruning.newline}});
 }
 
 Json decoder_json(const DecoderInfo& decoder) {
@@ -78,11 +78,12 @@ Json graphs_json(const Manifest& manifest) {
     for (const auto& [name, graph] : manifest.graphs) {
         const std::string weights = weights_of(name);
         const bool has_weights = manifest.files.count(weights) > 0;
-        graphs.emplace_back(name, Json(Json::Object{{"precision", graph.precision},
-                                                    {"file", graph.file},
-                                                    {"bytes", bytes_json(bytes_of(manifest, graph.file))},
-                                                    {"weights", has_weights ? Json(weights) : Json(nullptr)},
-                                                    {"weight_bytes", bytes_json(bytes_of(manifest, weights))}}));
+        graphs.emplace_back(name,
+                            Json(Json::Object{{"precision", graph.precision},
+                                              {"file", graph.file},
+                                              {"bytes", bytes_json(bytes_of(manifest, graph.file))},
+                                              {"weights", has_weights ? Json(weights) : Json(nullptr)},
+                                              {"weight_bytes", bytes_json(bytes_of(manifest, weights))}}));
     }
     return Json(std::move(graphs));
 }
@@ -111,7 +112,8 @@ std::string size_text(std::uint64_t bytes) {
     constexpr double kib = 1024.0, mib = kib * kib;
     const auto count = static_cast<double>(bytes);
     char text[64];
-    std::snprintf(text, sizeof text, count >= mib ? "%.1f MiB" : "%.1f KiB", count / (count >= mib ? mib : kib));
+    std::snprintf(text, sizeof text, count >= mib ? "%.1f MiB" : "%.1f KiB",
+                  count / (count >= mib ? mib : kib));
     return text;
 }
 
@@ -125,6 +127,13 @@ std::string default_text(const PruningInfo& pruning) {
     return "everything";
 }
 
+std::string weights_text(const Manifest& manifest, const std::string& graph) {
+    const std::string file = weights_of(graph);
+    if (manifest.files.count(file) == 0) return "";
+    const bool own = file == "onnx/" + graph + ".onnx_data";
+    return own ? " + weights " + size_text(bytes_of(manifest, file)) : ", weights of " + file;
+}
+
 std::string line_of(const std::string& label, const std::string& text) {
     return label + std::string(label.size() < 15 ? 16 - label.size() : 1, ' ') + text + "\n";
 }
@@ -133,21 +142,22 @@ std::string bundle_text(const Bundle& bundle) {
     const Manifest& manifest = bundle.manifest();
     const PruningInfo& pruning = manifest.pruning;
     const DecoderInfo& decoder = manifest.decoder;
-    std::string text = line_of("bundle", bundle.path() + " (format " + std::to_string(manifest.version) + ", " +
-                                             std::to_string(manifest.files.size()) + " files, " +
+    std::string text = line_of("bundle", bundle.path() + " (format " + std::to_string(manifest.version) +
+                                             ", " + std::to_string(manifest.files.size()) + " files, " +
                                              size_text(total_bytes(manifest)) + ")");
     text += line_of("model", manifest.model.name + ", " + manifest.model.architecture);
     text += line_of("visual tokens", count_text(manifest.layout->image_tokens()) + " (layout " +
                                          manifest.layout->kind() + ")");
     text += line_of("pruning", pruning.strategy + " by " + pruning.aggregation + " of layer " +
                                    std::to_string(pruning.layer) + ", default " + default_text(pruning));
-    text += line_of("decoder", std::to_string(decoder.layers) + " layers, " + std::to_string(decoder.max_positions) +
-                                   " positions, " + size_text(cache_bytes(decoder, 1)) + " of " +
-                                   decoder.cache_dtype + " cache a token");
+    text += line_of("decoder", std::to_string(decoder.layers) + " layers, " +
+                                   std::to_string(decoder.max_positions) + " positions, " +
+                                   size_text(cache_bytes(decoder, 1)) + " of " + decoder.cache_dtype +
+                                   " cache a token");
     for (const auto& [name, graph] : manifest.graphs) {
-        const std::uint64_t weights = bytes_of(manifest, weights_of(name));
-        text += line_of("graph", name + ", " + graph.precision + ", " + size_text(bytes_of(manifest, graph.file)) +
-                                     (weights ? " + weights " + size_text(weights) : ""));
+        text +=
+            line_of("graph", name + ", " + graph.precision + ", " +
+                                 size_text(bytes_of(manifest, graph.file)) + weights_text(manifest, name));
     }
     return text + libraries_text();
 }
@@ -157,7 +167,8 @@ struct InfoOptions {
     bool json = false;
 
     Command command() {
-        Command found{"info", "What a bundle holds, and which libraries there are. Nothing is run.", &bundle, {}};
+        Command found{
+            "info", "What a bundle holds, and which libraries there are. Nothing is run.", &bundle, {}};
         found.options.push_back({"--json", &json, "", "print one JSON object"});
         return found;
     }

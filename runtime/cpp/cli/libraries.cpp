@@ -48,8 +48,10 @@ Json libraries_json() {
 
 std::string libraries_text() {
     const Found found = find_onnxruntime();
-    std::string text = "fopru           " + std::string(library_version()) + ", backends " + joined(built_backends()) + "\n";
-    text += "ONNX Runtime    " + (found.error.empty() ? found.version + ", " + found.path : found.error) + "\n";
+    std::string text =
+        "fopru           " + std::string(library_version()) + ", backends " + joined(built_backends()) + "\n";
+    text +=
+        "ONNX Runtime    " + (found.error.empty() ? found.version + ", " + found.path : found.error) + "\n";
     text += std::string("TensorRT        ") + (has_tensorrt() ? "built in" : "not built in") + "\n";
     return text + "JPEG            " + FOPRU_JPEG + "\n";
 }

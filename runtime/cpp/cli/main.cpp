@@ -28,9 +28,11 @@ constexpr Entry commands[] = {
 std::string usage() {
     std::string text = "usage: fopru COMMAND BUNDLE [options]\n\n";
     for (const Entry& each : commands) {
-        text += "  " + std::string(each.name) + std::string(8 - std::string(each.name).size(), ' ') + each.summary + "\n";
+        text += "  " + std::string(each.name) + std::string(8 - std::string(each.name).size(), ' ') +
+                each.summary + "\n";
     }
-    return text + "\n`fopru COMMAND --help` lists the options of a command, `fopru --version` says the version.\n";
+    return text +
+           "\n`fopru COMMAND --help` lists the options of a command, `fopru --version` says the version.\n";
 }
 
 int dispatch(const Arguments& arguments) {

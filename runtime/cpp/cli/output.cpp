@@ -1,7 +1,7 @@
 #include "output.h"
 
-#include <csignal>
 #include <unistd.h>
+#include <csignal>
 
 #include <atomic>
 #include <cerrno>
@@ -30,7 +30,9 @@ extern "C" void on_interrupt(int) {
     ::_exit(code_interrupted);
 }
 
-std::string system_text(int number) { return "[Errno " + std::to_string(number) + "] " + std::strerror(number); }
+std::string system_text(int number) {
+    return "[Errno " + std::to_string(number) + "] " + std::strerror(number);
+}
 
 int failed(const std::string& message) {
     write_error("error: " + message + "\n");
@@ -64,7 +66,8 @@ int exit_code_of(const std::function<int()>& run) {
     } catch (const std::bad_alloc&) {
         return failed("the memory does not suffice: keep fewer tokens, or give smaller images");
     } catch (const std::exception& error) {
-        return failed("a fault of fopru itself (" + std::string(error.what()) + "): report it with the command");
+        return failed("a fault of fopru itself (" + std::string(error.what()) +
+                      "): report it with the command");
     }
 }
 

@@ -21,14 +21,15 @@ private:
     int number_;
 };
 
-void write_out(const std::string& text);   // to stdout, at once. OutputError
+void write_out(const std::string& text);    // to stdout, at once. OutputError
 void write_error(const std::string& text);  // to stderr
 
 // Run a command: an error is one line on stderr and code 2, a reader of stdout that left is 141, in silence.
 int exit_code_of(const std::function<int()>& run);
 
-// From here on a pipe without a reader is an error of writing and no signal, and Ctrl-C ends the answer under way; with
-// none under way, or the second time, it ends the process with code 130. Call it once, before other threads begin.
+// From here on a pipe without a reader is an error of writing and no signal, and Ctrl-C ends the answer under
+// way; with none under way, or the second time, it ends the process with code 130. Call it once, before other
+// threads begin.
 void watch_signals();
 
 // While it lives, Ctrl-C cancels the answers of a generator, which must outlive it. One at a time.

@@ -12,8 +12,10 @@ namespace fopru::cli {
 namespace {
 
 constexpr const char* epilog =
-    "\nratio and tokens say how many visual tokens are KEPT: --ratio 0.3 keeps 30 % of them (196 -> 59), --tokens 59\n"
-    "keeps 59 per image. With neither, the bundle's own default holds. --ratio 1 prunes nothing. The count that\n"
+    "\nratio and tokens say how many visual tokens are KEPT: --ratio 0.3 keeps 30 % of them (196 -> 59), "
+    "--tokens 59\n"
+    "keeps 59 per image. With neither, the bundle's own default holds. --ratio 1 prunes nothing. The count "
+    "that\n"
     "was really kept is always printed.\n";
 
 struct RunOptions {
@@ -25,7 +27,8 @@ struct RunOptions {
     bool json = false, interactive = false, no_verify = false;
 
     Command command() {
-        Command found{"run", "Answer a prompt about images with a pruned vision-language bundle.", &bundle, {}, epilog};
+        Command found{
+            "run", "Answer a prompt about images with a pruned vision-language bundle.", &bundle, {}, epilog};
         std::vector<Option>& options = found.options;
         options.push_back({"--image", &images, "FILE", "an image; may be given several times"});
         options.push_back({"--prompt", &prompt, "TEXT", "the question (required without --interactive)"});
@@ -33,15 +36,18 @@ struct RunOptions {
         request.declare_length(options);
         request.declare_sampling(options);
         options.push_back({"--json", &json, "", "print one JSON object at the end instead of streaming"});
-        options.push_back({"--interactive", &interactive, "", std::string("chat, one question per line; ") + chat_help});
+        options.push_back(
+            {"--interactive", &interactive, "", std::string("chat, one question per line; ") + chat_help});
         device.declare(options);
-        options.push_back({"--no-verify", &no_verify, "", "skip the SHA-256 of the files, for a quicker start"});
+        options.push_back(
+            {"--no-verify", &no_verify, "", "skip the SHA-256 of the files, for a quicker start"});
         return found;
     }
 };
 
 void print_json(const Bundle& bundle, const Result& result) {
-    Json::Object record = {{"bundle", bundle.path()}, {"overlay", nullptr}};  // pictures are drawn by Python alone
+    Json::Object record = {{"bundle", bundle.path()},
+                           {"overlay", nullptr}};  // pictures are drawn by Python alone
     const Json answer = to_json(result);
     record.insert(record.end(), answer.object()->begin(), answer.object()->end());
     write_out(Json(std::move(record)).dump(2) + "\n");
@@ -93,8 +99,11 @@ void show_prompt(const Chat& chat) {
 }
 
 int converse(const RunOptions& options) {
-    for (const auto& [given, name] : {std::pair(options.json, "--json"), std::pair(options.prompt.has_value(), "--prompt")}) {
-        if (given) throw RequestError(std::string(name) + " does not go with --interactive: leave one of the two out");
+    for (const auto& [given, name] :
+         {std::pair(options.json, "--json"), std::pair(options.prompt.has_value(), "--prompt")}) {
+        if (given)
+            throw RequestError(std::string(name) +
+                               " does not go with --interactive: leave one of the two out");
     }
     options.request.request.check();
     const auto bundle = Bundle::open(options.bundle, !options.no_verify);

@@ -20,7 +20,8 @@ std::int64_t now() {
 
 void DeviceOptions::declare(std::vector<Option>& options) {
     options.push_back({"--backend", &backend, "NAME", "one of " + joined(built_backends())});
-    options.push_back({"--engines", &engines, "DIR", "TensorRT: folder of engines; without it the bundle's own"});
+    options.push_back(
+        {"--engines", &engines, "DIR", "TensorRT: folder of engines; without it the bundle's own"});
     options.push_back({"--threads", &threads, "N", "threads inside one operator (default: all cores)"});
 }
 
@@ -30,8 +31,8 @@ GeneratorOptions DeviceOptions::generator() const {
     options.engines = engines;
     if (!threads) return options;
     if (*threads < 1 || *threads > most_threads) {
-        throw BackendError("threads is " + std::to_string(*threads) + ", expected 1.." + std::to_string(most_threads) +
-                           ", or none for all cores");
+        throw BackendError("threads is " + std::to_string(*threads) + ", expected 1.." +
+                           std::to_string(most_threads) + ", or none for all cores");
     }
     options.threads = static_cast<int>(*threads);
     return options;
@@ -52,9 +53,11 @@ void RequestOptions::declare_sampling(std::vector<Option>& options) {
     Sampling& sampling = request.sampling;
     options.push_back({"--repetition-penalty", &sampling.repetition_penalty, "R",
                        "divide the logits of tokens already there by R; 1 is off"});
-    options.push_back({"--temperature", &sampling.temperature, "T", "0 is greedy; the next three are for draws"});
+    options.push_back(
+        {"--temperature", &sampling.temperature, "T", "0 is greedy; the next three are for draws"});
     options.push_back({"--top-k", &sampling.top_k, "K", "draw from the K likeliest tokens; 0 is off"});
-    options.push_back({"--top-p", &sampling.top_p, "P", "draw from the likeliest tokens that reach P; 1 is off"});
+    options.push_back(
+        {"--top-p", &sampling.top_p, "P", "draw from the likeliest tokens that reach P; 1 is off"});
     options.push_back({"--min-p", &sampling.min_p, "P",
                        "draw from tokens at least P times as likely as the likeliest; 0 is off"});
     options.push_back({"--stop", &request.stop, "TEXT", "end the answer before TEXT; repeatable"});

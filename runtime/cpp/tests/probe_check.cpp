@@ -1,5 +1,5 @@
-// Comparisons of golden tensors on JSON lines: {"reference", "measured": .npz files, "units", "precisions", "parity"}.
-// The answer is the report, as JSON and as a table.
+// Comparisons of golden tensors on JSON lines: {"reference", "measured": .npz files, "units", "precisions",
+// "parity"}. The answer is the report, as JSON and as a table.
 #include "base/file.h"
 #include "base/npz.h"
 #include "check/costs.h"
@@ -30,10 +30,12 @@ std::optional<UnitScores> units_of(const Json& json) {
 }
 
 Json compared(const Json& request) {
-    ParityReport report = compare(tensors_of(text(member(request, "reference"))),
-                                  tensors_of(text(member(request, "measured"))), units_of(member(request, "units")));
+    ParityReport report =
+        compare(tensors_of(text(member(request, "reference"))), tensors_of(text(member(request, "measured"))),
+                units_of(member(request, "units")));
     std::map<std::string, std::string> precisions;
-    for (const auto& [graph, precision] : *member(request, "precisions").object()) precisions[graph] = text(precision);
+    for (const auto& [graph, precision] : *member(request, "precisions").object())
+        precisions[graph] = text(precision);
     report = judged(report, precisions, member(request, "parity"));
     return Json(Json::Object{{"report", to_json(report)}, {"table", format_report(report)}});
 }

@@ -19,13 +19,13 @@ struct CheckRequest {
 };
 
 struct Measured {
-    Tensors tensors;                  // by the names of `stages()`, and "<stage> of <graph>" of further decoders
+    Tensors tensors;  // by the names of `stages()`, and "<stage> of <graph>" of further decoders
     std::optional<UnitScores> units;  // none where near-ties cannot be told
 };
 
-// Run every stage, the pruned graph even where everything is kept. `pixel_values` is [-1, last axis], `token_scores`
-// and `kept_indices` are 1-D, unit after unit; features are [placeholders, D] of all images. The generator should keep
-// nothing between requests. Closes graphs that it is done with. Any Error.
+// Run every stage, the pruned graph even where everything is kept. `pixel_values` is [-1, last axis],
+// `token_scores` and `kept_indices` are 1-D, unit after unit; features are [placeholders, D] of all images.
+// The generator should keep nothing between requests. Closes graphs that it is done with. Any Error.
 Measured measure(Generator& generator, const CheckRequest& request);
 
 // Throws BundleError: no golden tensors, or damaged ones; any Error: a stage cannot run at all.

@@ -49,8 +49,9 @@ std::string precision_before(const std::string& stage, const Precisions& precisi
     Names graphs;
     if (name == "logits" || name == "tokens") {
         const std::size_t of = stage.find(of_graph);
-        graphs.push_back(of == std::string::npos ? first_decoder(precisions)
-                                                 : stage.substr(of + std::char_traits<char>::length(of_graph)));
+        graphs.push_back(of == std::string::npos
+                             ? first_decoder(precisions)
+                             : stage.substr(of + std::char_traits<char>::length(of_graph)));
     }
     const bool text = among(text_stages(), name);
     if (text) graphs.push_back(contract::embed_tokens);
@@ -76,7 +77,8 @@ StageResult judged_stage(StageResult stage, const Precisions& precisions, const 
     const std::string precision = precision_before(stage.name, precisions);
     if (precision == "fp32" || stage.skipped) return stage;
     if (among(integer_stages(), stage_base(stage.name))) {
-        stage.detail = stage.ok ? "as in float32" : "differs from float32, as " + precision + " may: " + stage.detail;
+        stage.detail =
+            stage.ok ? "as in float32" : "differs from float32, as " + precision + " may: " + stage.detail;
         stage.ok = true;
         stage.reason = precision + ": said, not judged";
         return stage;
@@ -98,7 +100,8 @@ StageResult judged_stage(StageResult stage, const Precisions& precisions, const 
     }
     stage.tolerance += headroom * recorded_cost(recorded, stage.name);
     stage.ok = difference <= stage.tolerance;
-    stage.reason = precision + ": " + python_float(headroom) + " times what the build measured, plus float32's";
+    stage.reason =
+        precision + ": " + python_float(headroom) + " times what the build measured, plus float32's";
     return stage;
 }
 
@@ -106,7 +109,8 @@ StageResult judged_stage(StageResult stage, const Precisions& precisions, const 
 
 ParityReport judged(const ParityReport& report, const Precisions& precisions, const Json& recorded) {
     ParityReport found;
-    for (const StageResult& stage : report.stages) found.stages.push_back(judged_stage(stage, precisions, recorded));
+    for (const StageResult& stage : report.stages)
+        found.stages.push_back(judged_stage(stage, precisions, recorded));
     return found;
 }
 

@@ -1,5 +1,5 @@
-// What a bundle in another precision than float32 may differ from its golden tensors, which are float32: the part of
-// runtime/costs.py that a device needs.
+// What a bundle in another precision than float32 may differ from its golden tensors, which are float32: the
+// part of runtime/costs.py that a device needs.
 #pragma once
 
 #include <map>
@@ -12,8 +12,8 @@ namespace fopru {
 
 constexpr double headroom = 1.5;  // a device may differ from float32 by so many times what the build measured
 
-// A strict report read for a bundle with these precisions, by graph. `recorded` is the manifest's parity, null where
-// there is none: then every difference that is a number is taken as measured here.
+// A strict report read for a bundle with these precisions, by graph. `recorded` is the manifest's parity,
+// null where there is none: then every difference that is a number is taken as measured here.
 ParityReport judged(const ParityReport& report, const std::map<std::string, std::string>& precisions,
                     const Json& recorded);
 

@@ -1,4 +1,5 @@
-// The golden tensors of a bundle: one request, and what the reference made of it stage by stage. runtime/golden.py.
+// The golden tensors of a bundle: one request, and what the reference made of it stage by stage.
+// runtime/golden.py.
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,8 @@ std::vector<const PreparedImage*> pointers(const std::vector<PreparedImage>& ima
     return found;
 }
 
-// The request as a caller would give it. A default is all that a small image has; asked for, it would be refused.
+// The request as a caller would give it. A default is all that a small image has; asked for, it would be
+// refused.
 Request request_of(const CheckRequest& asked, const PruningInfo& pruning) {
     const bool is_default =
         asked.amount.ratio == pruning.default_ratio && asked.amount.tokens == pruning.default_tokens;
@@ -79,7 +80,9 @@ void add_choice(const std::vector<EncodedImage>& images, Tensors& tensors) {
         scored = true;
         for (const auto& own : *image.scores) scores.insert(scores.end(), own.begin(), own.end());
     }
-    const auto flat = [](std::size_t size) { return std::vector<std::int64_t>{static_cast<std::int64_t>(size)}; };
+    const auto flat = [](std::size_t size) {
+        return std::vector<std::int64_t>{static_cast<std::int64_t>(size)};
+    };
     tensors.set("kept_counts", integer_tensor(flat(counts.size()), counts));
     if (scored) tensors.set("token_scores", float_tensor(flat(scores.size()), scores));
     tensors.set("kept_indices", integer_tensor(flat(kept.size()), kept));
@@ -89,7 +92,8 @@ std::optional<UnitScores> unit_scores(const std::vector<PreparedImage>& images, 
     if (pruning.row_scope == "stitched") return std::nullopt;
     UnitScores found;
     std::vector<std::int64_t> columns;
-    // With padding at its sides a row has fewer tokens than the grid's columns, and its near-ties are not looked for.
+    // With padding at its sides a row has fewer tokens than the grid's columns, and its near-ties are not
+    // looked for.
     bool full = true;
     for (const PreparedImage& image : images) {
         for (const Unit& unit : image.plan.units) {
@@ -120,7 +124,8 @@ struct Prefilled {
     std::int64_t new_tokens;
 };
 
-void add_further_decoder(Generator& generator, const std::string& graph, const Prefilled& from, Tensors& tensors) {
+void add_further_decoder(Generator& generator, const std::string& graph, const Prefilled& from,
+                         Tensors& tensors) {
     const std::int64_t vocabulary = generator.manifest().decoder.vocab_size;
     DecoderRun& run = generator.decoder_run(graph);
     run.prepare(from.prompt.positions.length() + from.new_tokens - 1, from.prompt.positions);
@@ -153,7 +158,8 @@ Measured measure(Generator& generator, const CheckRequest& asked) {
     std::vector<const ImagePlan*> plans;
     for (const PreparedImage& image : asked.images) plans.push_back(&image.plan);
     Selection selection;
-    selection.counts = plan_pruning({request.ratio, request.tokens}, request.selector, manifest, plans).counts;
+    selection.counts =
+        plan_pruning({request.ratio, request.tokens}, request.selector, manifest, plans).counts;
 
     Measured measured;
     Tensors& tensors = measured.tensors;
@@ -209,7 +215,8 @@ ParityReport check_bundle(const std::shared_ptr<const Bundle>& bundle, Generator
     const Measured measured = measure(generator, request);
     std::map<std::string, std::string> precisions;
     for (const auto& [name, graph] : bundle->manifest().graphs) precisions[name] = graph.precision;
-    return judged(compare(reference, measured.tensors, measured.units), precisions, bundle->manifest().parity);
+    return judged(compare(reference, measured.tensors, measured.units), precisions,
+                  bundle->manifest().parity);
 }
 
 }  // namespace fopru

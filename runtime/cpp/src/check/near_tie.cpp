@@ -40,9 +40,11 @@ std::optional<std::vector<Unit>> units_of(const Choices& choices) {
     const Tensor* got = choices.measured.find("kept_indices");
     if (counts == nullptr || scores == nullptr || kept == nullptr || got == nullptr) return std::nullopt;
     const Indices *lengths = counts->integers(), *wanted = kept->integers(), *found = got->integers();
-    if (lengths == nullptr || wanted == nullptr || found == nullptr || kept->shape != got->shape) return std::nullopt;
+    if (lengths == nullptr || wanted == nullptr || found == nullptr || kept->shape != got->shape)
+        return std::nullopt;
     const Indices& tokens = choices.units.tokens;
-    if (lengths->size() != tokens.size() || !adds_up(*lengths, wanted->size()) || !adds_up(tokens, scores->size())) {
+    if (lengths->size() != tokens.size() || !adds_up(*lengths, wanted->size()) ||
+        !adds_up(tokens, scores->size())) {
         return std::nullopt;
     }
     std::vector<Unit> units(tokens.size());
@@ -88,7 +90,8 @@ std::optional<Indices> tied_tokens(Unit& unit, std::int64_t columns) {
     if (columns > 1 && !spread_rows(unit.scores, columns)) return std::nullopt;
     if (unit.kept.empty() || !all_inside(unit.got, unit.scores.size())) return std::nullopt;
     double boundary = unit.scores[static_cast<std::size_t>(unit.kept.front())];
-    for (const std::int64_t token : unit.kept) boundary = std::min(boundary, unit.scores[static_cast<std::size_t>(token)]);
+    for (const std::int64_t token : unit.kept)
+        boundary = std::min(boundary, unit.scores[static_cast<std::size_t>(token)]);
     std::sort(unit.kept.begin(), unit.kept.end());
     unit.kept.erase(std::unique(unit.kept.begin(), unit.kept.end()), unit.kept.end());
     Indices swapped;
@@ -113,7 +116,8 @@ double sum_of(const Indices& indices, const std::vector<double>& scores) {
 bool judge_tie(StageResult& result, const Choices& choices) {
     const Tensor* counts = choices.reference.find("kept_counts");
     const Tensor* same = choices.measured.find("kept_counts");
-    if (counts == nullptr || same == nullptr || counts->shape != same->shape || counts->values != same->values) {
+    if (counts == nullptr || same == nullptr || counts->shape != same->shape ||
+        counts->values != same->values) {
         return false;
     }
     std::optional<std::vector<Unit>> units = units_of(choices);
@@ -138,7 +142,8 @@ std::optional<double> chosen_fraction(const Choices& choices) {
     if (!units) return std::nullopt;
     double lost = 0.0, most = 0.0;
     for (Unit& unit : *units) {
-        const bool finite = std::all_of(unit.scores.begin(), unit.scores.end(), [](double s) { return std::isfinite(s); });
+        const bool finite =
+            std::all_of(unit.scores.begin(), unit.scores.end(), [](double s) { return std::isfinite(s); });
         if (!finite || !all_inside(unit.got, unit.scores.size())) return std::nullopt;
         const double best = sum_of(unit.kept, unit.scores);
         lost += std::max(0.0, best - sum_of(unit.got, unit.scores));

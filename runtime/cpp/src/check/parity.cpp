@@ -11,7 +11,8 @@
 namespace fopru {
 namespace {
 
-constexpr const char* after_indices[] = {"pruned_features", "position_ids", "inputs_embeds", "logits", "tokens"};
+constexpr const char* after_indices[] = {"pruned_features", "position_ids", "inputs_embeds", "logits",
+                                         "tokens"};
 
 StageResult result_of(const Stage& stage, bool ok, const std::string& detail) {
     StageResult result;
@@ -23,9 +24,7 @@ StageResult result_of(const Stage& stage, bool ok, const std::string& detail) {
     return result;
 }
 
-double greater_or_nan(double one, double other) {
-    return std::isnan(one) || one > other ? one : other;
-}
+double greater_or_nan(double one, double other) { return std::isnan(one) || one > other ? one : other; }
 
 double scale_of(const Stage& stage, const Tensor& reference) {
     if (stage.scale != Scale::of_max && stage.scale != Scale::of_mean) return 1.0;
@@ -148,7 +147,8 @@ std::optional<std::string> ParityReport::first_divergence() const {
     return std::nullopt;
 }
 
-ParityReport compare(const Tensors& reference, const Tensors& measured, const std::optional<UnitScores>& units) {
+ParityReport compare(const Tensors& reference, const Tensors& measured,
+                     const std::optional<UnitScores>& units) {
     ParityReport report;
     bool tied = false;
     for (const Stage& stage : stages_of(measured)) {
@@ -156,7 +156,8 @@ ParityReport compare(const Tensors& reference, const Tensors& measured, const st
         const Tensor* wanted = reference.find(stage_base(stage.name));
         const Tensor* got = measured.find(stage.name);
         if (wanted == nullptr || got == nullptr) {
-            report.stages.push_back(result_of(stage, false, missing_detail(wanted != nullptr, got != nullptr)));
+            report.stages.push_back(
+                result_of(stage, false, missing_detail(wanted != nullptr, got != nullptr)));
             continue;
         }
         if (tied && depends(stage, *wanted, *got)) {
@@ -178,8 +179,9 @@ ParityReport compare(const Tensors& reference, const Tensors& measured, const st
 
 StageResult compare_stage(const Stage& stage, const Tensor& reference, const Tensor& measured) {
     if (reference.shape != measured.shape) {
-        return result_of(stage, false,
-                         "shape " + python_repr(measured.shape) + ", reference " + python_repr(reference.shape));
+        return result_of(
+            stage, false,
+            "shape " + python_repr(measured.shape) + ", reference " + python_repr(reference.shape));
     }
     double largest = 0.0;
     for (std::size_t i = 0; i < reference.size() && !std::isnan(largest); ++i) {
@@ -197,8 +199,6 @@ StageResult compare_stage(const Stage& stage, const Tensor& reference, const Ten
     return result;
 }
 
-std::string stage_base(const std::string& name) {
-    return name.substr(0, name.find(of_graph));
-}
+std::string stage_base(const std::string& name) { return name.substr(0, name.find(of_graph)); }
 
 }  // namespace fopru

@@ -1,5 +1,5 @@
-// Stage-by-stage comparison of this runtime with a reference, each stage with its tolerance and the reason for it:
-// runtime/parity.py, word for word.
+// Stage-by-stage comparison of this runtime with a reference, each stage with its tolerance and the reason
+// for it: runtime/parity.py, word for word.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,11 @@ struct Stage {
 
 const std::vector<Stage>& stages();  // in order
 
-// The comparison of one stage; `tolerance` is absolute here, `max_abs_diff` none where nothing could be compared.
-// `skipped` marks a stage behind a near-tie in `kept_indices`: other tokens went on, so there is nothing to compare.
-// `cosine` is the mean over rows of the last axis, `gain` how many times as large the values are, both of features and
-// logits; `chosen`, of kept indices, how good the choice is by the reference's scores, from 0 to 1.
+// The comparison of one stage; `tolerance` is absolute here, `max_abs_diff` none where nothing could be
+// compared. `skipped` marks a stage behind a near-tie in `kept_indices`: other tokens went on, so there is
+// nothing to compare. `cosine` is the mean over rows of the last axis, `gain` how many times as large the
+// values are, both of features and logits; `chosen`, of kept indices, how good the choice is by the
+// reference's scores, from 0 to 1.
 struct StageResult {
     std::string name;
     std::optional<double> max_abs_diff;
@@ -50,22 +51,23 @@ struct ParityReport {
     std::optional<std::string> first_divergence() const;
 };
 
-// How `token_scores` and `kept_indices` are to be read: N of every unit, in order, and the row length where whole rows
-// are kept, whose near-ties are between means of rows.
+// How `token_scores` and `kept_indices` are to be read: N of every unit, in order, and the row length where
+// whole rows are kept, whose near-ties are between means of rows.
 struct UnitScores {
     std::vector<std::int64_t> tokens;
     std::optional<std::vector<std::int64_t>> columns;
 };
 
-// `units` tell near-ties from differences; none: every difference of indices diverges. Nothing in `reference` is
-// trusted but that tensors have as many values as their shapes say.
-ParityReport compare(const Tensors& reference, const Tensors& measured, const std::optional<UnitScores>& units);
+// `units` tell near-ties from differences; none: every difference of indices diverges. Nothing in `reference`
+// is trusted but that tensors have as many values as their shapes say.
+ParityReport compare(const Tensors& reference, const Tensors& measured,
+                     const std::optional<UnitScores>& units);
 StageResult compare_stage(const Stage& stage, const Tensor& reference, const Tensor& measured);
 
-Json to_json(const ParityReport& report);             // as `ParityReport.to_dict()`
-std::string format_report(const ParityReport& report);  // a table, one line per stage, without a newline at its end
+Json to_json(const ParityReport& report);               // as `ParityReport.to_dict()`
+std::string format_report(const ParityReport& report);  // a table, without a newline at its end
 
-std::string stage_base(const std::string& name);  // "logits" of "logits of decoder_model_portable"
+std::string stage_base(const std::string& name);        // "logits" of "logits of decoder_model_portable"
 std::string printed(const char* format, double value);  // by one conversion such as "%.1e"
 
 }  // namespace fopru

@@ -18,7 +18,9 @@ struct Tensor {
     std::size_t size() const;
     double at(std::size_t place) const;         // as float64; `place` < size()
     std::string text(std::size_t place) const;  // as Python formats it: "0.5", "1e-05", "-inf", "12"
-    const std::vector<std::int64_t>* integers() const { return std::get_if<std::vector<std::int64_t>>(&values); }
+    const std::vector<std::int64_t>* integers() const {
+        return std::get_if<std::vector<std::int64_t>>(&values);
+    }
 };
 
 Tensor float_tensor(std::vector<std::int64_t> shape, std::vector<float> values);
