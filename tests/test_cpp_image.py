@@ -33,7 +33,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
 @pytest.fixture(scope="module")
 def jpeg(probe: Probe) -> None:
     if probe.ask("decoder")["decoder"] != "libjpeg":
-        pytest.skip("this build has no libjpeg, and other decoders differ by a few levels")
+        pytest.skip("this build has no libjpeg, and other decoders have other pixels")
 
 
 def by_python(data: bytes, folder: Path) -> Pixels:

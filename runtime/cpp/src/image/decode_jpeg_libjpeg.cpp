@@ -11,7 +11,7 @@ namespace fopru {
 namespace {
 
 // More scans than any picture has: each may cost a walk over all coefficients for a few bytes of file.
-constexpr int most_scans = 1000;
+constexpr int most_scans = 200;
 
 // libjpeg's state. C code jumps out of it by `longjmp`, so only `guarded` calls it, and nothing that it calls
 // or that calls it up to there has a destructor to run.

@@ -1,4 +1,4 @@
-// JPEG by stb_image, for builds without libjpeg: right to a few levels, but not Pillow's bytes. CMYK is
+// JPEG by stb_image, for builds without libjpeg: another upsampling, so not Pillow's bytes. CMYK is
 // refused, because stb_image has no rule for its inversion, and so is what ends before its picture does.
 #include <climits>
 #include <cstring>
@@ -37,6 +37,30 @@ bool has_end(Bytes file) {
     return false;
 }
 
+// stb_image writes beyond its table where a Huffman table counts more than 256 codes, so none may. A marker
+// is the same two bytes wherever it stands, and the segments of a file need not be walked.
+void check_huffman_tables(Bytes file) {
+    for (std::size_t i = 0; i + 4 <= file.size; ++i) {
+        if (file.data[i] != 0xFF || file.data[i + 1] != 0xC4) {
+            continue;
+        }
+        const std::size_t length = file.u16(i + 2, true);
+        const Bytes rest = file.from(i + 4);
+        std::size_t left = length < 2 ? 0 : length - 2;
+        for (std::size_t at = 0; left > 0 && at + 17 <= rest.size;) {
+            std::size_t codes = 0;
+            for (std::size_t k = 1; k <= 16; ++k) {
+                codes += rest.data[at + k];
+            }
+            if (codes > 256) {
+                throw Damaged("broken data stream when reading image file");
+            }
+            at += 17 + codes;
+            left -= left < 17 + codes ? left : 17 + codes;
+        }
+    }
+}
+
 }  // namespace
 
 const char* jpeg_decoder() { return "stb_image"; }
@@ -49,6 +73,7 @@ Decoded decode_jpeg(Bytes file) {
     if (!has_end(file)) {
         throw Damaged("image file is truncated");
     }
+    check_huffman_tables(file);
     int width = 0;
     int height = 0;
     int components = 0;
