@@ -128,7 +128,8 @@ TEST_CASE("ort: a step allocates nothing of ours") {
     for (const char* name : {"bundle_v2", "bundle_v3", "bundle_v3_q4"}) {
         const auto bundle = Bundle::open(toy::frozen(name), false);
         const DecoderInfo& info = bundle->manifest().decoder;
-        for (const auto& [graph, kind] : info.caches) {
+        for (const auto& entry : info.caches) {
+            const std::string &graph = entry.first, &kind = entry.second;
             for (const bool device : {false, true}) {
                 std::unique_ptr<ort::Device> where = ort::make_cpu_device();
                 if (device) where = std::make_unique<toy::CpuAsDevice>();

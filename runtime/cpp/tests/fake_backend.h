@@ -15,12 +15,13 @@ namespace fopru::fake {
 
 class FakeBuffer : public Buffer {
 public:
-    explicit FakeBuffer(std::size_t bytes) : bytes_(bytes) {}
+    explicit FakeBuffer(std::size_t bytes) : bytes_(bytes == 0 ? 1 : bytes), size_(bytes) {}
     void* data() override { return bytes_.data(); }
-    std::size_t bytes() const override { return bytes_.size(); }
+    std::size_t bytes() const override { return size_; }
 
 private:
-    std::vector<char> bytes_;
+    std::vector<char> bytes_;  // an address, even for nothing
+    std::size_t size_;
 };
 
 inline void check_fits(const View& view) {
@@ -113,10 +114,10 @@ public:
         return std::make_unique<FakeBuffer>(bytes);
     }
     void upload(const View& target, const void* source) override {
-        std::memcpy(numbers<char>(target), source, size(target));
+        if (size(target) > 0) std::memcpy(numbers<char>(target), source, size(target));
     }
     void download(void* target, const View& source) override {
-        std::memcpy(target, numbers<char>(source), size(source));
+        if (size(source) > 0) std::memcpy(target, numbers<char>(source), size(source));
     }
     void copy(const View& target, const View& source) override {
         ++copies;
