@@ -34,8 +34,13 @@ class UnicodeForm : public Normalizer {
 public:
     explicit UnicodeForm(NormalForm form) : form_(form) {}
     void apply(Piece& piece) const override {
+        // A character of the start may have become several, or have taken in what follows it.
+        std::size_t left = count_characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
         piece.text = normalized(piece.text, form_);
-        if (piece.start_bytes > 0 && !piece.text.empty()) piece.start_bytes = code_point_at(piece.text, 0).bytes;
+        piece.start_bytes = 0;
+        for (; left > 0 && piece.start_bytes < piece.text.size(); --left) {
+            piece.start_bytes += code_point_at(piece.text, piece.start_bytes).bytes;
+        }
     }
 
 private:
