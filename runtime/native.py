@@ -8,7 +8,9 @@ nor onnxruntime's Python side: the library loads libonnxruntime by itself. The e
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -81,6 +83,7 @@ class NativeGenerator(PythonGenerator):
             "reuse_prefix": reuse.prefix,
         }
         module = load_native()
+        _name_onnxruntime()
         # The files were checked when the bundle was loaded.
         self.native = module.Generator(module.open_bundle(str(bundle.path), verify=False), options)
 
@@ -209,6 +212,15 @@ def result_of(record: dict[str, Any]) -> Result:
     times = {field.name for field in fields(Timings)}
     values["timings"] = Timings(**{key: value for key, value in record["timings"].items() if key in times})
     return Result(**values)
+
+
+def _name_onnxruntime() -> None:
+    """Let the C++ runtime load the library of the installed package, unless somebody names another one."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if "FOPRU_ORT_LIB" in os.environ or spec is None or spec.origin is None:
+        return
+    for library in sorted(Path(spec.origin).parent.glob("capi/libonnxruntime.so*")):
+        os.environ["FOPRU_ORT_LIB"] = str(library)
 
 
 def _tuple(value: Any) -> Any:

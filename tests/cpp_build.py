@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -16,11 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["SOURCE", "ask", "build_folder", "cpp_tool", "need_cpp"]
+__all__ = ["SOURCE", "ask", "build_folder", "cpp_tool", "need_cpp", "python_module"]
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "cpp"
 _NEEDED = {
@@ -32,6 +33,7 @@ _NEEDED = {
     "zlib.h": "zlib1g-dev",
 }
 _OPTIONS = ("-DFOPRU_BUILD_TESTS=ON", "-DFOPRU_BUILD_CLI=ON", "-DFOPRU_WERROR=ON")
+_MODULE = "python_module"
 _configured: set[tuple[Path, str]] = set()  # by this process
 
 
@@ -65,6 +67,19 @@ def cpp_tool(name: str, sanitize: str = "") -> Path:
     return found
 
 
+@functools.cache
+def python_module() -> Path:
+    """The folder of the extension module `_fopru_native`, built for this Python."""
+    need_cpp()
+    if importlib.util.find_spec("nanobind") is None:
+        _unavailable("install nanobind (pip)")
+    folder = build_folder()
+    with _locked(folder):
+        _configure(folder, "")
+        _run(["cmake", "--build", str(folder), "--target", "fopru_native"])
+    return folder / _MODULE
+
+
 def ask(tool: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give a probe one JSON object per line; its replies, each with `value` or `error`."""
     lines = "".join(json.dumps(request) + "\n" for request in requests)
@@ -81,10 +96,14 @@ def ask(tool: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def need_cpp() -> None:
     """Skip the test where runtime/cpp cannot be built, saying what is missing."""
     missing = _missing()
-    if missing and os.environ.get("FOPRU_REQUIRE_CPP") == "1":
-        pytest.fail(f"runtime/cpp cannot be built here, and FOPRU_REQUIRE_CPP=1: {missing}")
     if missing:
-        pytest.skip(f"runtime/cpp cannot be built here: {missing}")
+        _unavailable(missing)
+
+
+def _unavailable(missing: str) -> NoReturn:
+    if os.environ.get("FOPRU_REQUIRE_CPP") == "1":
+        pytest.fail(f"runtime/cpp cannot be built here, and FOPRU_REQUIRE_CPP=1: {missing}")
+    pytest.skip(f"runtime/cpp cannot be built here: {missing}")
 
 
 @functools.cache
@@ -116,6 +135,9 @@ def _configure(folder: Path, sanitize: str) -> None:
         f"-DFOPRU_SANITIZE={sanitize}",
         "-DCMAKE_BUILD_TYPE=" + ("RelWithDebInfo" if sanitize else "Release"),
     ]
+    if not sanitize and importlib.util.find_spec("nanobind") is not None:
+        options += ["-DFOPRU_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+        options += [f"-DFOPRU_PYTHON_OUTPUT={folder / _MODULE}"]
     _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *generator, *options])
     _configured.add((folder, sanitize))
 

@@ -90,7 +90,7 @@ public:
     }
 
     void cancel() { fopru_cancel(object_); }
-    void forget() { fopru_generator_forget(object_); }
+    void forget() { check(fopru_generator_forget(object_)); }
     void release(const std::string& graph) { check(fopru_generator_release(object_, graph.c_str())); }
     std::string device() { return fopru_generator_device(object_); }
 
@@ -225,10 +225,10 @@ NB_MODULE(_fopru_native, module) {
     });
     module.def("open_bundle", &open_bundle, nb::arg("path"), nb::arg("verify") = true);
     nb::class_<ImageHandle>(module, "Image")
-        .def_prop_ro("pixels", &pixels_of)
+        .def_prop_ro("pixels", &pixels_of, nb::rv_policy::automatic)  // owned by what the function says
         .def_prop_ro("tokens", [](const ImageHandle& image) { return fopru_image_tokens(image.get()); });
     nb::class_<EncodedHandle>(module, "Encoded")
-        .def_prop_ro("features", &features_of)
+        .def_prop_ro("features", &features_of, nb::rv_policy::automatic)
         .def("kept", &kept_of, nb::arg("image"));
     nb::class_<Generator>(module, "Generator")
         .def(nb::init<const BundleHandle&, const nb::dict&>(), nb::arg("bundle"), nb::arg("options"))
