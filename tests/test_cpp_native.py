@@ -221,7 +221,7 @@ def test_without_the_module_the_message_says_how(monkeypatch: pytest.MonkeyPatch
 
 def test_an_unknown_name(toy_bundle_dir: Path) -> None:
     bundle = load_bundle(toy_bundle_dir)
-    with pytest.raises(BackendError, match='backend is "natve", expected one of .*native:tensorrt'):
+    with pytest.raises(BackendError, match=r'backend is "natve", expected one of .*native:tensorrt'):
         Generator(bundle, "natve")
     with pytest.raises(BackendError, match='backend is "cpu", expected one of native,'):
         NativeGenerator(bundle, "cpu")

@@ -11,12 +11,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 BUNDLES = Path(__file__).parents[3] / "tests" / "data"
 _TEXT = b"\0Hello 123 \xc3\xa9\xf0\x9f\x98\x80<s> \n\xff"
-_PARTS = [
+_PARTS: list[dict[str, Any]] = [
     {
         "normalizer": {
             "type": "Sequence",
