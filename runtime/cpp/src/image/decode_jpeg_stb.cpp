@@ -1,9 +1,14 @@
 // JPEG by stb_image, for builds without libjpeg: another upsampling, so not Pillow's bytes. CMYK is
 // refused, because stb_image has no rule for its inversion, and so is what ends before its picture does.
 #include <climits>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
+// Zeros: a damaged file may use a Huffman table that it never defines, and what lies there would be indices.
+#define STBI_MALLOC(bytes) std::calloc(1, bytes)
+#define STBI_REALLOC(block, bytes) std::realloc(block, bytes)
+#define STBI_FREE(block) std::free(block)
 #define STBI_ONLY_JPEG
 #define STBI_NO_STDIO
 #define STBI_NO_FAILURE_STRINGS
@@ -47,10 +52,10 @@ void check_huffman_tables(Bytes file) {
         const std::size_t length = file.u16(i + 2, true);
         const Bytes rest = file.from(i + 4);
         std::size_t left = length < 2 ? 0 : length - 2;
-        for (std::size_t at = 0; left > 0 && at + 17 <= rest.size;) {
+        for (std::size_t at = 0; left > 0 && at < rest.size;) {
             std::size_t codes = 0;
-            for (std::size_t k = 1; k <= 16; ++k) {
-                codes += rest.data[at + k];
+            for (std::size_t k = at + 1; k <= at + 16 && k < rest.size; ++k) {
+                codes += rest.data[k];
             }
             if (codes > 256) {
                 throw Damaged("broken data stream when reading image file");
