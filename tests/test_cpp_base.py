@@ -266,12 +266,12 @@ def test_damaged_npz_are_refused_or_read_as_numpy_reads_them(probe: Path, tmp_pa
     np.savez(tmp_path / "a.npz", x=np.arange(6.0).reshape(2, 3), y=np.arange(4))
     np.savez_compressed(tmp_path / "b.npz", x=np.arange(6.0).reshape(2, 3), y=np.arange(400))
     originals = [(tmp_path / name).read_bytes() for name in ("a.npz", "b.npz")]
-    samples = []
+    samples: list[bytes] = []
     for _ in range(1500):
-        sample = bytearray(rng.choice(originals))
+        changed = bytearray(rng.choice(originals))
         for _ in range(rng.randrange(1, 4)):
-            sample[rng.randrange(len(sample))] = rng.choice([0, 255, rng.randrange(256)])
-        samples.append(bytes(sample[: rng.randrange(len(sample))] if rng.random() < 0.2 else sample))
+            changed[rng.randrange(len(changed))] = rng.choice([0, 255, rng.randrange(256)])
+        samples.append(bytes(changed[: rng.randrange(len(changed))] if rng.random() < 0.2 else changed))
     replies = ask(probe, [{"op": "npz_bytes", "hex": sample.hex()} for sample in samples])
     refused = sum("error" in reply for reply in replies)
     assert refused > len(samples) / 2  # flags, dates and attributes may be anything

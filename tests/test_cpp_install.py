@@ -50,7 +50,7 @@ ERROR = "there is no bundle at nowhere: build one with `python -m export.build -
 ANSWER = f"{__version__} 1 1 {ERROR}\n"
 
 
-def _run(*command: str | Path, **options: object) -> str:
+def _run(*command: str | Path) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -110,7 +110,8 @@ def test_a_program_in_c_by_pkg_config(prefix: Path, tmp_path: Path) -> None:
 
 def test_an_abi_of_another_version_is_not_found(prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text(CMAKE_LISTS.replace(__version__, "99.0"))
-    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    folders = ["-S", str(tmp_path), "-B", str(tmp_path / "build")]
+    command = ["cmake", *folders, f"-DCMAKE_PREFIX_PATH={prefix}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "compatible with" in done.stderr
