@@ -41,15 +41,18 @@ TEST_CASE("bundle: records are read strictly") {
     CHECK_FALSE(sample.count);
     CHECK(sample.values == std::vector<double>{1.0, 2.5});
     CHECK(sample.pair[1] == 2);
-    CHECK_THROWS_WITH_AS(sample_of(R"({"name": true})"),
-                         "place.name is True, expected a string: rebuild the bundle with `python -m export.build`",
-                         BundleError);
+    CHECK_THROWS_WITH_AS(
+        sample_of(R"({"name": true})"),
+        "place.name is True, expected a string: rebuild the bundle with `python -m export.build`",
+        BundleError);
     CHECK_THROWS_WITH_AS(sample_of("{}"),
-                         "place lacks the key \"name\": rebuild the bundle with `python -m export.build`", BundleError);
-    CHECK_THROWS_WITH_AS(sample_of(R"({"name": "", "nmae": ""})"),
-                         "place has the unknown key \"nmae\" (known: name, count, values, pair): upgrade the runtime, "
-                         "or rebuild the bundle with `python -m export.build`",
+                         "place lacks the key \"name\": rebuild the bundle with `python -m export.build`",
                          BundleError);
+    CHECK_THROWS_WITH_AS(
+        sample_of(R"({"name": "", "nmae": ""})"),
+        "place has the unknown key \"nmae\" (known: name, count, values, pair): upgrade the runtime, "
+        "or rebuild the bundle with `python -m export.build`",
+        BundleError);
     CHECK_THROWS_AS(sample_of(R"({"name": "", "count": 1.0})"), BundleError);
     CHECK_THROWS_AS(sample_of(R"({"name": "", "pair": [1]})"), BundleError);
     CHECK_THROWS_AS(sample_of(R"({"name": "", "pair": [1, 3000000000]})"), BundleError);
@@ -59,9 +62,10 @@ TEST_CASE("bundle: format 1 becomes a layout") {
     Json old = parse_json(R"({"format_version": 1, "vision": {"image_size": [1, 1], "grid": [2, 2]},
                               "preprocess": {"crop": null, "resample": 3}})",
                           "test");
-    CHECK(upgraded(old, 1).dump() ==
-          R"({"format_version": 3, "preprocess": {"resample": 3}, "layout": {"kind": "single", "grid": [2, 2], )"
-          R"("crop": null}})");
+    CHECK(
+        upgraded(old, 1).dump() ==
+        R"({"format_version": 3, "preprocess": {"resample": 3}, "layout": {"kind": "single", "grid": [2, 2], )"
+        R"("crop": null}})");
     Json damaged = parse_json(R"({"format_version": 1, "vision": 3})", "test");
     CHECK(upgraded(damaged, 1).dump() == R"({"format_version": 3, "vision": 3})");
 }

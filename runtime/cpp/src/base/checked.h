@@ -23,8 +23,8 @@ std::optional<T> checked_add(T a, T b) {
     return out;
 }
 
-// Product of dims times `item` bytes; none where a dim is negative or the product does not fit in 63 bits. A dim 0
-// makes 0, whatever the others are.
+// Product of dims times `item` bytes; none where a dim is negative or the product does not fit in 63 bits. A
+// dim 0 makes 0, whatever the others are.
 std::optional<std::size_t> checked_bytes(const std::vector<std::int64_t>& dims, std::size_t item);
 
 }  // namespace fopru

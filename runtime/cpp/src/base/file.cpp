@@ -109,7 +109,8 @@ bool is_directory(const std::string& path) {
 bool path_exists(const std::string& path) {
     struct stat info {};
     int error = status(path, info);
-    if (error == EINVAL && path.find('\0') != std::string::npos) throw FileError(EINVAL, "embedded null byte");
+    if (error == EINVAL && path.find('\0') != std::string::npos)
+        throw FileError(EINVAL, "embedded null byte");
     if (error != 0 && error != ENOENT && error != ENOTDIR) fail(error, path);
     return error == 0;
 }

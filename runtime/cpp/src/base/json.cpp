@@ -48,8 +48,8 @@ public:
     bool end_array() { return add(close()); }
 
     bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) {
-        // "[json.exception.parse_error.101] parse error at ...; last read: '...'" without the brackets and what
-        // was read, which may be long, and no UTF-8.
+        // "[json.exception.parse_error.101] parse error at ...; last read: '...'" without the brackets and
+        // what was read, which may be long, and no UTF-8.
         std::string text = error.what();
         std::size_t begin = text.find("] ");
         text = text.substr(begin == std::string::npos ? 0 : begin + 2);
@@ -60,7 +60,8 @@ public:
     Json take() { return std::move(result_); }
 
     [[noreturn]] void refuse(const std::string& why) const {
-        throw BundleError(name_ + " is not JSON (" + why + "): rebuild the bundle with `python -m export.build`");
+        throw BundleError(name_ + " is not JSON (" + why +
+                          "): rebuild the bundle with `python -m export.build`");
     }
 
 private:
@@ -101,7 +102,8 @@ private:
         for (const auto& member : members) names.emplace_back(member.first);
         std::sort(names.begin(), names.end());
         auto twice = std::adjacent_find(names.begin(), names.end());
-        if (twice != names.end()) refuse("it has the key " + python_repr(Json(std::string(*twice))) + " twice");
+        if (twice != names.end())
+            refuse("it has the key " + python_repr(Json(std::string(*twice))) + " twice");
     }
 
     [[noreturn]] void too_wide(const std::string& digits) const {
@@ -241,8 +243,8 @@ std::string Json::dump(int indent) const {
 Json parse_json(std::string_view text, const std::string& name, const JsonLimits& limits) {
     Builder builder(name, limits);
     if (text.size() > limits.bytes) {
-        builder.refuse("it has " + std::to_string(text.size()) + " bytes, at most " + std::to_string(limits.bytes) +
-                       " are read");
+        builder.refuse("it has " + std::to_string(text.size()) + " bytes, at most " +
+                       std::to_string(limits.bytes) + " are read");
     }
     // The parser would skip a byte order mark, and take a zero byte for the end of the text.
     if (text.substr(0, 3) == "\xef\xbb\xbf") builder.refuse("it begins with a byte order mark");

@@ -1,5 +1,5 @@
-// A small JSON value with bounds: what a bundle's JSON files are read into, and what results are written from.
-// The parser behind it is nlohmann's, in json.cpp alone, so that nothing else pays for its headers.
+// A small JSON value with bounds: what a bundle's JSON files are read into, and what results are written
+// from. The parser behind it is nlohmann's, in json.cpp alone, so that nothing else pays for its headers.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ public:
     Json(Object members) : value_(std::move(members)) {}
 
     bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
-    // Pointers are null where the value is of another type. An integer is not a double here: `number` takes both.
+    // Pointers are null where the value is of another type. An integer is not a double here: `number` takes
+    // both.
     const bool* boolean() const { return std::get_if<bool>(&value_); }
     const std::int64_t* integer() const { return std::get_if<std::int64_t>(&value_); }
     const std::string* text() const { return std::get_if<std::string>(&value_); }
@@ -61,8 +62,8 @@ struct JsonLimits {
     std::size_t values = std::size_t{8} << 20;  // of the whole text: a value takes more memory than "[],"
 };
 
-// Throws BundleError: not JSON, not UTF-8, a key twice, an integer beyond 64 bits, deeper or longer than the limits.
-// `name` is what the message calls it, such as "bundle.json".
+// Throws BundleError: not JSON, not UTF-8, a key twice, an integer beyond 64 bits, deeper or longer than the
+// limits. `name` is what the message calls it, such as "bundle.json".
 Json parse_json(std::string_view text, const std::string& name, const JsonLimits& limits = {});
 
 }  // namespace fopru

@@ -130,7 +130,8 @@ std::size_t item_bytes_of(const std::string& dtype) {
 }
 
 // From Fortran order to C order.
-std::vector<unsigned char> transposed(std::string_view from, const std::vector<std::int64_t>& shape, std::size_t item) {
+std::vector<unsigned char> transposed(std::string_view from, const std::vector<std::int64_t>& shape,
+                                      std::size_t item) {
     std::vector<unsigned char> out(from.size());
     std::vector<std::int64_t> index(shape.size(), 0);
     std::vector<std::size_t> steps(shape.size(), item);  // bytes in `from`
@@ -194,18 +195,23 @@ std::vector<std::int64_t> NpyArray::integers() const {
 }
 
 NpyArray parse_npy(std::string_view bytes, std::size_t most_bytes) {
-    auto byte = [&](std::size_t at) { return static_cast<std::size_t>(static_cast<unsigned char>(bytes[at])); };
-    if (bytes.size() < 12 || bytes.substr(0, 6) != "\x93NUMPY") throw NpzError("an array is not in NumPy's format");
+    auto byte = [&](std::size_t at) {
+        return static_cast<std::size_t>(static_cast<unsigned char>(bytes[at]));
+    };
+    if (bytes.size() < 12 || bytes.substr(0, 6) != "\x93NUMPY")
+        throw NpzError("an array is not in NumPy's format");
     bool wide = byte(6) >= 2;  // four bytes for the length of the header instead of two
     std::size_t begin = wide ? 12 : 10;
     std::size_t length = byte(8) | byte(9) << 8 | (wide ? byte(10) << 16 | byte(11) << 24 : 0);
     if (byte(6) < 1 || byte(6) > 3 || length > bytes.size() - begin) throw NpzError("an array is cut off");
     Header header(bytes.substr(begin, length));
-    auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return header.descr == k.descr; });
+    auto kind =
+        std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return header.descr == k.descr; });
     if (kind == kinds.end()) throw NpzError("an array has the dtype " + python_repr(header.descr));
     std::optional<std::size_t> size = checked_bytes(header.shape, kind->bytes);
     std::string_view data = bytes.substr(begin + length);
-    if (!size || *size > most_bytes || *size > data.size()) throw NpzError("an array is smaller than its shape");
+    if (!size || *size > most_bytes || *size > data.size())
+        throw NpzError("an array is smaller than its shape");
     data = data.substr(0, *size);
     NpyArray out{kind->name, header.shape, {}};
     out.bytes = header.fortran ? transposed(data, header.shape, kind->bytes)

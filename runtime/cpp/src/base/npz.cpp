@@ -27,7 +27,8 @@ public:
     std::size_t number(std::size_t at, std::size_t length) const {
         std::size_t out = 0;
         std::string_view text = part(at, length);
-        for (std::size_t place = length; place-- > 0;) out = out << 8 | static_cast<unsigned char>(text[place]);
+        for (std::size_t place = length; place-- > 0;)
+            out = out << 8 | static_cast<unsigned char>(text[place]);
         return out;
     }
 
@@ -53,11 +54,13 @@ std::vector<Entry> read_directory(const Bytes& file) {
     std::size_t end = find_end(file), count = file.number(end + 10, 2), at = file.number(end + 16, 4);
     std::vector<Entry> out;
     for (std::size_t place = 0; place < count; ++place) {
-        if (file.part(at, 4) != std::string_view("PK\1\2", 4)) throw NpzError("Bad magic number for central directory");
+        if (file.part(at, 4) != std::string_view("PK\1\2", 4))
+            throw NpzError("Bad magic number for central directory");
         std::size_t name = file.number(at + 28, 2);
         if ((file.number(at + 8, 2) & 1) != 0) throw NpzError("an array is encrypted");
-        out.push_back({std::string(file.part(at + entry_bytes, name)), file.number(at + 10, 2), file.number(at + 16, 4),
-                       file.number(at + 20, 4), file.number(at + 24, 4), file.number(at + 42, 4)});
+        out.push_back({std::string(file.part(at + entry_bytes, name)), file.number(at + 10, 2),
+                       file.number(at + 16, 4), file.number(at + 20, 4), file.number(at + 24, 4),
+                       file.number(at + 42, 4)});
         at += entry_bytes + name + file.number(at + 30, 2) + file.number(at + 32, 2);
     }
     return out;
@@ -67,7 +70,8 @@ std::vector<Entry> read_directory(const Bytes& file) {
 class Inflater {
 public:
     Inflater() {
-        if (inflateInit2(&stream_, -MAX_WBITS) != Z_OK) throw NpzError("zlib cannot start");  // raw: no zlib header
+        if (inflateInit2(&stream_, -MAX_WBITS) != Z_OK)
+            throw NpzError("zlib cannot start");  // raw: no zlib header
     }
     ~Inflater() { inflateEnd(&stream_); }
     Inflater(const Inflater&) = delete;
@@ -91,9 +95,11 @@ private:
 };
 
 std::string unpacked(const Bytes& file, const Entry& entry) {
-    if (file.part(entry.local, 4) != std::string_view("PK\3\4", 4)) throw NpzError("Bad magic number for file header");
+    if (file.part(entry.local, 4) != std::string_view("PK\3\4", 4))
+        throw NpzError("Bad magic number for file header");
     // The local name and extra field have lengths of their own; sizes are those of the directory.
-    std::size_t begin = entry.local + local_bytes + file.number(entry.local + 26, 2) + file.number(entry.local + 28, 2);
+    std::size_t begin =
+        entry.local + local_bytes + file.number(entry.local + 26, 2) + file.number(entry.local + 28, 2);
     std::string_view packed = file.part(begin, entry.packed);
     if (entry.method != 0 && entry.method != 8) throw NpzError("an array has an unknown compression");
     if (entry.method == 0 && entry.packed != entry.size) throw NpzError("an array has two sizes");

@@ -13,13 +13,14 @@ struct Range {
     char32_t first, last;
 };
 
-// What `str.isprintable` refuses, in the blocks that text meets: controls, format characters, spaces other than " ",
-// separators, surrogates, private use. Unassigned code points are left out: they change with each Unicode version.
+// What `str.isprintable` refuses, in the blocks that text meets: controls, format characters, spaces other
+// than " ", separators, surrogates, private use. Unassigned code points are left out: they change with each
+// Unicode version.
 constexpr Range not_printable[] = {
-    {0x00, 0x1f},       {0x7f, 0xa0},       {0xad, 0xad},       {0x600, 0x605},       {0x61c, 0x61c},
-    {0x6dd, 0x6dd},     {0x70f, 0x70f},     {0x890, 0x891},     {0x8e2, 0x8e2},       {0x1680, 0x1680},
-    {0x180e, 0x180e},   {0x2000, 0x200f},   {0x2028, 0x202f},   {0x205f, 0x206f},     {0x3000, 0x3000},
-    {0xd800, 0xf8ff},   {0xfeff, 0xfeff},   {0xfff0, 0xfffb},   {0xfffe, 0xffff},     {0x110bd, 0x110bd},
+    {0x00, 0x1f},       {0x7f, 0xa0},       {0xad, 0xad},       {0x600, 0x605},      {0x61c, 0x61c},
+    {0x6dd, 0x6dd},     {0x70f, 0x70f},     {0x890, 0x891},     {0x8e2, 0x8e2},      {0x1680, 0x1680},
+    {0x180e, 0x180e},   {0x2000, 0x200f},   {0x2028, 0x202f},   {0x205f, 0x206f},    {0x3000, 0x3000},
+    {0xd800, 0xf8ff},   {0xfeff, 0xfeff},   {0xfff0, 0xfffb},   {0xfffe, 0xffff},    {0x110bd, 0x110bd},
     {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe00ff}, {0xe01f0, 0x10ffff},
 };
 
@@ -30,8 +31,8 @@ bool printable(char32_t code) {
     return true;
 }
 
-// The code point at `at`, which moves behind it. A byte that is no UTF-8 comes alone, as the lone surrogate that
-// Python's "surrogateescape" makes of it.
+// The code point at `at`, which moves behind it. A byte that is no UTF-8 comes alone, as the lone surrogate
+// that Python's "surrogateescape" makes of it.
 char32_t next_code(std::string_view text, std::size_t& at) {
     auto byte = [&](std::size_t place) { return static_cast<unsigned char>(text[place]); };
     unsigned char lead = byte(at);
@@ -49,7 +50,8 @@ char32_t next_code(std::string_view text, std::size_t& at) {
 std::string hex(char32_t code, int digits) {
     static constexpr char names[] = "0123456789abcdef";
     std::string out(static_cast<std::size_t>(digits), '0');
-    for (int place = digits - 1; place >= 0; --place, code >>= 4) out[static_cast<std::size_t>(place)] = names[code & 15];
+    for (int place = digits - 1; place >= 0; --place, code >>= 4)
+        out[static_cast<std::size_t>(place)] = names[code & 15];
     return out;
 }
 

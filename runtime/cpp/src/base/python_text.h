@@ -11,8 +11,8 @@ namespace fopru {
 
 std::string python_float(double value);  // `repr(value)`: "0.1", "1e-05", "1e+16", "3.0", "inf", "nan"
 
-// `repr` of the value that `json.loads` would make: "'text'", "True", "None", "[1, 2.0]", "{'a': 1}". The text is
-// UTF-8, whatever the value holds. It stops growing soon after `most` characters.
+// `repr` of the value that `json.loads` would make: "'text'", "True", "None", "[1, 2.0]", "{'a': 1}". The
+// text is UTF-8, whatever the value holds. It stops growing soon after `most` characters.
 std::string python_repr(const Json& value, std::size_t most = SIZE_MAX);
 std::string python_repr(const std::string& text);
 std::string python_repr(const std::vector<std::string>& texts);

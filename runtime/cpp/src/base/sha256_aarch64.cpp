@@ -1,5 +1,5 @@
-// SHA-256 by the instructions of Armv8. Compiled with -march=armv8-a+crypto: CMake says so for this file alone, and
-// nothing in it runs before the processor was asked.
+// SHA-256 by the instructions of Armv8. Compiled with -march=armv8-a+crypto: CMake says so for this file
+// alone, and nothing in it runs before the processor was asked.
 #include <arm_neon.h>
 #include <asm/hwcap.h>
 #include <sys/auxv.h>

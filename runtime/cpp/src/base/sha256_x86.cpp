@@ -1,5 +1,5 @@
-// SHA-256 by the instructions of x86. Compiled with -msha -msse4.1: CMake says so for this file alone, and nothing in
-// it runs before the processor was asked.
+// SHA-256 by the instructions of x86. Compiled with -msha -msse4.1: CMake says so for this file alone, and
+// nothing in it runs before the processor was asked.
 #include <cpuid.h>
 #include <immintrin.h>
 

@@ -6,7 +6,12 @@ std::size_t first_bad_utf8(std::string_view bytes) {
     auto byte = [&](std::size_t at) { return static_cast<unsigned char>(bytes[at]); };
     for (std::size_t at = 0; at < bytes.size();) {
         unsigned lead = byte(at);
-        std::size_t more = lead < 0x80 ? 0 : lead < 0xc2 ? 4 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : lead < 0xf5 ? 3 : 4;
+        std::size_t more = lead < 0x80   ? 0
+                           : lead < 0xc2 ? 4
+                           : lead < 0xe0 ? 1
+                           : lead < 0xf0 ? 2
+                           : lead < 0xf5 ? 3
+                                         : 4;
         if (more == 4 || more > bytes.size() - at - 1) return at;
         // What the second byte may be excludes overlong forms, surrogates and numbers that are too large.
         unsigned least = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;

@@ -26,11 +26,12 @@ void check_folder(const std::string& root) {
         throw BundleError("the bundle " + root + " cannot be opened (" + error.what() + "): check the path");
     }
     if (!there) {
-        throw BundleError("there is no bundle at " + root + ": build one with `python -m export.build --output " + root +
-                          "`");
+        throw BundleError("there is no bundle at " + root +
+                          ": build one with `python -m export.build --output " + root + "`");
     }
     if (!is_directory(root)) {
-        throw BundleError(root + " is a file, but a bundle is a directory: give the directory that holds bundle.json");
+        throw BundleError(
+            root + " is a file, but a bundle is a directory: give the directory that holds bundle.json");
     }
 }
 
@@ -43,8 +44,9 @@ std::string manifest_text(const std::string& root) {
         why = "byte " + std::to_string(bad) + " is not UTF-8";
     } catch (const FileError& error) {
         if (error.number() == ENOENT) {
-            throw BundleError(root + " has no bundle.json, so it is not a bundle or was only half written: "
-                                     "build it again with `python -m export.build`");
+            throw BundleError(root +
+                              " has no bundle.json, so it is not a bundle or was only half written: "
+                              "build it again with `python -m export.build`");
         }
         why = error.what();
     }
@@ -55,7 +57,8 @@ void check_file(const std::string& root, const std::string& name, const FileInfo
     std::string file = join_path(root, name);
     std::optional<std::uint64_t> size = file_size(file);
     if (!size) {
-        throw BundleError("bundle " + root + " lacks " + name + ", so it was only copied in part: copy it again");
+        throw BundleError("bundle " + root + " lacks " + name +
+                          ", so it was only copied in part: copy it again");
     }
     if (info.bytes < 0 || *size != static_cast<std::uint64_t>(info.bytes)) {
         throw BundleError(file + " has " + std::to_string(*size) + " bytes, but bundle.json says " +
@@ -69,26 +72,30 @@ void check_file(const std::string& root, const std::string& name, const FileInfo
         throw BundleError(file + " cannot be read (" + error.what() + "): copy the bundle again");
     }
     if (hash != info.sha256) {
-        throw BundleError(file + " does not have the SHA-256 of bundle.json: copy the bundle again, it is damaged");
+        throw BundleError(file +
+                          " does not have the SHA-256 of bundle.json: copy the bundle again, it is damaged");
     }
 }
 
 }  // namespace
 
-Bundle::Bundle(std::string path, Manifest manifest) : path_(std::move(path)), manifest_(std::move(manifest)) {}
+Bundle::Bundle(std::string path, Manifest manifest)
+    : path_(std::move(path)), manifest_(std::move(manifest)) {}
 
 std::shared_ptr<const Bundle> Bundle::open(const std::string& path, bool verify) {
     std::string root = plain_path(path);
     check_folder(root);
     Manifest manifest = read_manifest(parse_json(manifest_text(root), manifest_file, manifest_limits));
     check_tables(manifest);
-    for (const std::string& name : manifest.file_names) check_file(root, name, manifest.files.at(name), verify);
+    for (const std::string& name : manifest.file_names)
+        check_file(root, name, manifest.files.at(name), verify);
     return std::shared_ptr<const Bundle>(new Bundle(root, std::move(manifest)));
 }
 
 std::string Bundle::file(const std::string& name) const {
     if (manifest_.files.count(name) == 0) {
-        throw BundleError("bundle " + path_ + " has no " + name + ": rebuild the bundle with `python -m export.build`");
+        throw BundleError("bundle " + path_ + " has no " + name +
+                          ": rebuild the bundle with `python -m export.build`");
     }
     return join_path(path_, name);
 }
@@ -120,8 +127,9 @@ std::optional<std::vector<float>> Bundle::constant(const std::string& name) cons
         throw BundleError(path + " cannot be read (" + error.what() + "): copy the bundle again");
     }
     if (bytes.size() != size) {  // it changed since the bundle was opened
-        throw BundleError(path + " has " + std::to_string(bytes.size()) + " bytes, but bundle.json says float32 " +
-                          python_repr(info.shape) + ": copy the bundle again, it is damaged");
+        throw BundleError(path + " has " + std::to_string(bytes.size()) +
+                          " bytes, but bundle.json says float32 " + python_repr(info.shape) +
+                          ": copy the bundle again, it is damaged");
     }
     std::vector<float> out(bytes.size() / sizeof(float));
     if (!out.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());

@@ -13,7 +13,8 @@ namespace fopru {
 // Immutable after `open`, so any number of threads and generators may share one.
 class Bundle {
 public:
-    // Throws BundleError: no bundle, a newer format, a file missing or of another size; with `verify`, another hash.
+    // Throws BundleError: no bundle, a newer format, a file missing or of another size; with `verify`,
+    // another hash.
     static std::shared_ptr<const Bundle> open(const std::string& path, bool verify);
 
     const std::string& path() const { return path_; }

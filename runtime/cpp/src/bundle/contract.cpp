@@ -27,7 +27,8 @@ TensorSpec pixels_of(const Layout& layout) {
 std::vector<TensorSpec> encoder_inputs(const Layout& layout) {
     std::vector<TensorSpec> out{pixels_of(layout)};
     for (const TensorInput& input : layout.extra_inputs()) {
-        out.push_back(named(input.name, input.dtype, input.shape, input.name == "window_tokens" ? "windows" : "tokens"));
+        out.push_back(named(input.name, input.dtype, input.shape,
+                            input.name == "window_tokens" ? "windows" : "tokens"));
     }
     return out;
 }
@@ -44,7 +45,9 @@ std::string past_name(int layer, const char* part) {
     return "past_key_values." + std::to_string(layer) + "." + part;
 }
 
-std::string present_name(int layer, const char* part) { return "present." + std::to_string(layer) + "." + part; }
+std::string present_name(int layer, const char* part) {
+    return "present." + std::to_string(layer) + "." + part;
+}
 
 TensorSpec tensor(const std::string& name, const std::string& dtype, const std::vector<Dim>& dims) {
     TensorSpec out{name, dtype, {}, {}};
@@ -68,9 +71,10 @@ GraphContract pruned_vision_contract(const Layout& layout, std::int64_t width, b
     inputs.push_back(tensor(num_keep, "int64", {1}));
     if (layout.masked()) inputs.push_back(tensor(token_mask, "bool", {units, "tokens"}));
     if (grid_input) inputs.push_back(tensor(grid, "int64", {2}));
-    return {inputs,
-            {tensor(image_features, "float32", {units, "kept_rows", width}),
-             tensor(kept_indices, "int64", {units, "kept"}), tensor(token_scores, "float32", {units, "tokens"})}};
+    return {
+        inputs,
+        {tensor(image_features, "float32", {units, "kept_rows", width}),
+         tensor(kept_indices, "int64", {units, "kept"}), tensor(token_scores, "float32", {units, "tokens"})}};
 }
 
 GraphContract embed_contract(std::int64_t width) {
@@ -92,8 +96,8 @@ GraphContract decoder_contract(const DecoderInfo& info, const std::string& cache
     std::vector<Dim> positions{"batch", "seq"};
     if (info.position_axes != 1) positions.insert(positions.begin(), info.position_axes);
     GraphContract out{{tensor(inputs_embeds, "float32", {"batch", "seq", info.hidden_size}),
-                       tensor(attention_mask, "int64", {"batch", "total"}), tensor(position_ids, "int64", positions),
-                       tensor(num_logits_to_keep, "int64", {})},
+                       tensor(attention_mask, "int64", {"batch", "total"}),
+                       tensor(position_ids, "int64", positions), tensor(num_logits_to_keep, "int64", {})},
                       {tensor(logits, "float32", {"batch", "logits", info.vocab_size})}};
     for (int layer = 0; layer < std::min(info.layers, most_layers); ++layer) {
         for (const char* part : parts) {

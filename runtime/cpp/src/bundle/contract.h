@@ -1,5 +1,5 @@
-// Names, dtypes and symbolic shapes of every tensor that crosses a graph border: runtime/contract.py in C++, and a test
-// proves that the two are equal. No other file writes these strings.
+// Names, dtypes and symbolic shapes of every tensor that crosses a graph border: runtime/contract.py in C++,
+// and a test proves that the two are equal. No other file writes these strings.
 #pragma once
 
 #include <string>
@@ -57,8 +57,8 @@ struct Dim {
 };
 TensorSpec tensor(const std::string& name, const std::string& dtype, const std::vector<Dim>& dims);
 
-// `width` is D, the hidden size. The pruned encoder also takes `token_mask` where units may hold padding, and `grid`
-// where `grid_input` says so.
+// `width` is D, the hidden size. The pruned encoder also takes `token_mask` where units may hold padding, and
+// `grid` where `grid_input` says so.
 GraphContract vision_contract(const Layout& layout, std::int64_t width);
 GraphContract pruned_vision_contract(const Layout& layout, std::int64_t width, bool grid_input);
 GraphContract embed_contract(std::int64_t width);

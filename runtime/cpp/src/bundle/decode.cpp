@@ -40,7 +40,8 @@ const Json::Array& list_of(const Json& value, const std::string& where, std::int
 void read_record(const Json& value, const std::string& where, const std::vector<Field>& fields) {
     const Json::Object& members = object_of(value, where);
     auto field_named = [&](const std::string& name) {
-        return std::find_if(fields.begin(), fields.end(), [&](const Field& field) { return name == field.name; });
+        return std::find_if(fields.begin(), fields.end(),
+                            [&](const Field& field) { return name == field.name; });
     };
     for (const auto& member : members) {
         if (field_named(member.first) != fields.end()) continue;

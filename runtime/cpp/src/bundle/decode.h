@@ -1,5 +1,5 @@
-// Strict reading of the records in a bundle's JSON, with the words of runtime/decode.py: an unknown or missing key or
-// a wrong type is a BundleError that names its place ("bundle.json.tokens.image").
+// Strict reading of the records in a bundle's JSON, with the words of runtime/decode.py: an unknown or
+// missing key or a wrong type is a BundleError that names its place ("bundle.json.tokens.image").
 #pragma once
 
 #include <array>
@@ -22,13 +22,14 @@ struct Field {
     std::function<void(const Json& value, const std::string& where)> read;
 };
 
-// Refuses what is no object, then unknown keys, then missing ones; then reads the values in the order of the text.
+// Refuses what is no object, then unknown keys, then missing ones; then reads the values in the order of the
+// text.
 void read_record(const Json& value, const std::string& where, const std::vector<Field>& fields);
 
 void read(const Json& value, const std::string& where, std::string& out);
 void read(const Json& value, const std::string& where, bool& out);
 void read(const Json& value, const std::string& where, std::int64_t& out);
-void read(const Json& value, const std::string& where, int& out);  // further, BundleError beyond 32 bits
+void read(const Json& value, const std::string& where, int& out);     // further, BundleError beyond 32 bits
 void read(const Json& value, const std::string& where, double& out);  // an integer too
 inline void read(const Json& value, const std::string&, Json& out) { out = value; }
 

@@ -35,18 +35,19 @@ static void read(const Json& value, const std::string& where, ModelInfo& out) {
 }
 
 static void read(const Json& value, const std::string& where, PromptTemplate& out) {
-    read_record(value, where,
-                {required_field("first_turn", out.first_turn), required_field("next_turn", out.next_turn),
-                 required_field("image", out.image), required_field("add_special_tokens", out.add_special_tokens),
-                 optional_field("generation", out.generation), optional_field("past_answer", out.past_answer),
-                 optional_field("first_text", out.first_text), optional_field("next_text", out.next_text)});
+    read_record(
+        value, where,
+        {required_field("first_turn", out.first_turn), required_field("next_turn", out.next_turn),
+         required_field("image", out.image), required_field("add_special_tokens", out.add_special_tokens),
+         optional_field("generation", out.generation), optional_field("past_answer", out.past_answer),
+         optional_field("first_text", out.first_text), optional_field("next_text", out.next_text)});
     check(out);
 }
 
 static void read(const Json& value, const std::string& where, SpecialTokens& out) {
     read_record(value, where,
-                {required_field("image", out.image), required_field("eos", out.eos), required_field("pad", out.pad),
-                 required_field("bos", out.bos)});
+                {required_field("image", out.image), required_field("eos", out.eos),
+                 required_field("pad", out.pad), required_field("bos", out.bos)});
     check(out);
 }
 
@@ -70,8 +71,8 @@ static void read(const Json& value, const std::string& where, PruningInfo& out) 
                  required_field("layer", out.layer), required_field("score_path", out.score_path),
                  required_field("gather", out.gather), required_field("position_ids", out.position_ids),
                  required_field("default_ratio", out.default_ratio),
-                 required_field("default_tokens", out.default_tokens), optional_field("row_scope", out.row_scope),
-                 optional_field("newline", out.newline)});
+                 required_field("default_tokens", out.default_tokens),
+                 optional_field("row_scope", out.row_scope), optional_field("newline", out.newline)});
     check(out);
 }
 
@@ -130,8 +131,9 @@ static void read(const Json& value, const std::string& where, TensorSpec& out) {
             out.names.push_back(name != nullptr ? *name : "");
         }
     };
-    read_record(value, where,
-                {required_field("name", out.name), required_field("dtype", out.dtype), {"shape", true, read_shape}});
+    read_record(
+        value, where,
+        {required_field("name", out.name), required_field("dtype", out.dtype), {"shape", true, read_shape}});
 }
 
 static void read(const Json& value, const std::string& where, GraphInfo& out) {
@@ -162,33 +164,35 @@ void check_created_by(const Json& value, const std::string& where) {
 
 Manifest read_current(const Json& json) {
     Manifest out;
-    read_record(
-        json, "bundle.json",
-        {required_field("format_version", out.version),
-         {"created_by", true,
-          [&](const Json& value, const std::string& where) {
-              check_created_by(value, where);
-              out.created_by = value;
-          }},
-         required_field("model", out.model), required_field("prompt", out.prompt),
-         required_field("tokens", out.tokens), required_field("preprocess", out.preprocess),
-         {"layout", true,
-          [&](const Json& value, const std::string& where) {
-              object_of(value, where);
-              out.layout = make_layout(value);
-          }},
-         required_field("pruning", out.pruning), required_field("decoder", out.decoder),
-         required_field("graphs", out.graphs),
-         {"files", true,
-          [&](const Json& value, const std::string& where) {
-              read(value, where, out.files);
-              for (const auto& file : *value.object()) out.file_names.push_back(file.first);
-          }},
-         optional_field("constants", out.constants),
-         {"parity", false, [&](const Json& value, const std::string& where) {
-              if (!value.is_null()) object_of(value, where);
-              out.parity = value;
-          }}});
+    read_record(json, "bundle.json",
+                {required_field("format_version", out.version),
+                 {"created_by", true,
+                  [&](const Json& value, const std::string& where) {
+                      check_created_by(value, where);
+                      out.created_by = value;
+                  }},
+                 required_field("model", out.model),
+                 required_field("prompt", out.prompt),
+                 required_field("tokens", out.tokens),
+                 required_field("preprocess", out.preprocess),
+                 {"layout", true,
+                  [&](const Json& value, const std::string& where) {
+                      object_of(value, where);
+                      out.layout = make_layout(value);
+                  }},
+                 required_field("pruning", out.pruning),
+                 required_field("decoder", out.decoder),
+                 required_field("graphs", out.graphs),
+                 {"files", true,
+                  [&](const Json& value, const std::string& where) {
+                      read(value, where, out.files);
+                      for (const auto& file : *value.object()) out.file_names.push_back(file.first);
+                  }},
+                 optional_field("constants", out.constants),
+                 {"parity", false, [&](const Json& value, const std::string& where) {
+                      if (!value.is_null()) object_of(value, where);
+                      out.parity = value;
+                  }}});
     check(out, json);
     return out;
 }
@@ -199,15 +203,16 @@ bool Manifest::grid_input() const { return pruning.strategy == "row" && !layout-
 
 Manifest read_manifest(const Json& json) {
     if (json.object() == nullptr) {
-        throw BundleError(std::string("bundle.json holds a ") + python_type(json) + ", expected an object: " + rebuild);
+        throw BundleError(std::string("bundle.json holds a ") + python_type(json) +
+                          ", expected an object: " + rebuild);
     }
     // The version is looked at first: a newer format may have keys that mean nothing here.
     std::int64_t version = 0;
     const Json* number = json.find("format_version");
     read(number != nullptr ? *number : Json(), "bundle.json: format_version", version);
     if (version > format_version) {
-        throw BundleError("the bundle has format " + std::to_string(version) + ", but this runtime reads up to " +
-                          std::to_string(format_version) +
+        throw BundleError("the bundle has format " + std::to_string(version) +
+                          ", but this runtime reads up to " + std::to_string(format_version) +
                           ": upgrade the runtime, or build the bundle with an exporter of this version");
     }
     if (version < 1) {

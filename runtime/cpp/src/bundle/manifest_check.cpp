@@ -25,7 +25,8 @@ void one_of(const std::string& name, const std::string& value, const Names& allo
 
 int count(const std::string& text, const std::string& slot) {
     int found = 0;
-    for (std::size_t at = text.find(slot); at != std::string::npos; at = text.find(slot, at + slot.size())) ++found;
+    for (std::size_t at = text.find(slot); at != std::string::npos; at = text.find(slot, at + slot.size()))
+        ++found;
     return found;
 }
 
@@ -41,19 +42,21 @@ void check_slot(const std::string& name, const std::string& text, const std::str
 
 // A listed path is relative, forward-slashed, and stays inside the bundle.
 void check_inside(const std::string& name) {
-    bool inside = !name.empty() && name[0] != '/' && name.find('\\') == std::string::npos && plain_path(name) == name;
+    bool inside =
+        !name.empty() && name[0] != '/' && name.find('\\') == std::string::npos && plain_path(name) == name;
     for (std::size_t at = 0; inside && at <= name.size();) {
         std::size_t end = std::min(name.find('/', at), name.size());
         inside = name.compare(at, end - at, "..") != 0;
         at = end + 1;
     }
     if (inside) return;
-    throw BundleError("files lists \"" + name + "\", which is not a plain path inside the bundle: do not use it, or " +
-                      rebuild);
+    throw BundleError("files lists \"" + name +
+                      "\", which is not a plain path inside the bundle: do not use it, or " + rebuild);
 }
 
 void check_graph_names(const Manifest& manifest) {
-    std::set<std::string> expected{contract::vision_encoder, contract::vision_encoder_fopru, contract::embed_tokens};
+    std::set<std::string> expected{contract::vision_encoder, contract::vision_encoder_fopru,
+                                   contract::embed_tokens};
     for (const auto& cache : manifest.decoder.caches) expected.insert(cache.first);
     std::set<std::string> found;
     for (const auto& graph : manifest.graphs) found.insert(graph.first);
@@ -62,7 +65,8 @@ void check_graph_names(const Manifest& manifest) {
                       python_repr(Names(expected.begin(), expected.end())) + ": " + rebuild);
 }
 
-void check_listed(const Manifest& manifest, const std::string& kind, const std::string& name, const std::string& file) {
+void check_listed(const Manifest& manifest, const std::string& kind, const std::string& name,
+                  const std::string& file) {
     if (manifest.files.count(file) > 0) return;
     throw BundleError(kind + "." + name + ".file is \"" + file + "\", which files does not list: " + rebuild);
 }
@@ -76,17 +80,19 @@ void check_newline(const Manifest& manifest) {
     }
     std::int64_t width = manifest.decoder.hidden_size;
     if (vector->second.shape == std::vector<std::int64_t>{width}) return;
-    throw BundleError(std::string("constants.") + image_newline + ".shape is " + python_repr(vector->second.shape) +
-                      ", expected [" + std::to_string(width) + "], decoder.hidden_size: " + rebuild);
+    throw BundleError(std::string("constants.") + image_newline + ".shape is " +
+                      python_repr(vector->second.shape) + ", expected [" + std::to_string(width) +
+                      "], decoder.hidden_size: " + rebuild);
 }
 
 void check_layout(const Manifest& manifest) {
     const Layout& layout = *manifest.layout;
     const PruningInfo& pruning = manifest.pruning;
     if (pruning.strategy == "row" && !layout.has_grid()) {
-        throw BundleError(std::string("pruning.strategy is \"row\", which needs a grid of tokens, but layout.grid is "
-                                      "null: ") +
-                          rebuild);
+        throw BundleError(
+            std::string("pruning.strategy is \"row\", which needs a grid of tokens, but layout.grid is "
+                        "null: ") +
+            rebuild);
     }
     std::optional<std::int64_t> total = layout.image_tokens();
     if (pruning.default_tokens && total && *pruning.default_tokens > *total) {
@@ -95,8 +101,8 @@ void check_layout(const Manifest& manifest) {
     }
     if (layout.position_axes() != manifest.decoder.position_axes) {
         throw BundleError("decoder.position_axes is " + std::to_string(manifest.decoder.position_axes) +
-                          ", but the layout " + layout.kind() + " has " + std::to_string(layout.position_axes()) + ": " +
-                          rebuild);
+                          ", but the layout " + layout.kind() + " has " +
+                          std::to_string(layout.position_axes()) + ": " + rebuild);
     }
     if (layout.position_axes() > 1 && pruning.position_ids != "original") {
         throw BundleError("pruning.position_ids is \"" + pruning.position_ids +
@@ -122,7 +128,8 @@ void check(const PromptTemplate& prompt) {
     for (const Turn& turn : all) {
         if (ends_with(*turn.second, prompt.generation)) continue;
         throw BundleError("prompt.generation is " + python_repr(prompt.generation) +
-                          ", which must end every turn, but one is " + python_repr(*turn.second) + ": " + rebuild);
+                          ", which must end every turn, but one is " + python_repr(*turn.second) + ": " +
+                          rebuild);
     }
     for (const Turn& turn : turns) {
         check_slot(turn.first, *turn.second, "{images}");
@@ -133,10 +140,12 @@ void check(const PromptTemplate& prompt) {
 
 void check(const SpecialTokens& tokens) {
     if (tokens.image < 0) {
-        throw BundleError("tokens.image is " + std::to_string(tokens.image) + ", expected a token id: " + rebuild);
+        throw BundleError("tokens.image is " + std::to_string(tokens.image) +
+                          ", expected a token id: " + rebuild);
     }
     if (tokens.eos.empty() || *std::min_element(tokens.eos.begin(), tokens.eos.end()) < 0) {
-        throw BundleError("tokens.eos is " + python_repr(tokens.eos) + ", expected at least one token id: " + rebuild);
+        throw BundleError("tokens.eos is " + python_repr(tokens.eos) +
+                          ", expected at least one token id: " + rebuild);
     }
 }
 
@@ -147,8 +156,8 @@ void check(const Preprocess& preprocess) {
     }
     if (*std::min_element(preprocess.std.begin(), preprocess.std.end()) <= 0.0) {
         Json::Array values(preprocess.std.begin(), preprocess.std.end());
-        throw BundleError("preprocess.std is " + python_repr(Json(std::move(values))) + ", expected more than 0: " +
-                          rebuild);
+        throw BundleError("preprocess.std is " + python_repr(Json(std::move(values))) +
+                          ", expected more than 0: " + rebuild);
     }
     if (preprocess.rescale_factor <= 0.0) {
         throw BundleError("preprocess.rescale_factor is " + python_float(preprocess.rescale_factor) +
@@ -169,7 +178,8 @@ void check(const PruningInfo& pruning) {
                           pruning.strategy + "\": " + rebuild);
     }
     if (pruning.default_ratio && pruning.default_tokens) {
-        throw BundleError(std::string("pruning has both default_ratio and default_tokens, drop one: ") + rebuild);
+        throw BundleError(std::string("pruning has both default_ratio and default_tokens, drop one: ") +
+                          rebuild);
     }
     if (pruning.default_ratio && !(*pruning.default_ratio > 0.0 && *pruning.default_ratio <= 1.0)) {
         throw BundleError("pruning.default_ratio is " + python_float(*pruning.default_ratio) +

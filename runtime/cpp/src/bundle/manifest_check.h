@@ -1,4 +1,5 @@
-// What must hold between the values of a manifest, with the words of runtime/manifest.py. All throw BundleError.
+// What must hold between the values of a manifest, with the words of runtime/manifest.py. All throw
+// BundleError.
 #pragma once
 
 #include "bundle/manifest.h"
@@ -14,7 +15,8 @@ void check(const GraphInfo& graph);
 // Across records. `json` is what the manifest was read from: its order decides what is named first.
 void check(const Manifest& manifest, const Json& json);
 
-// The tables of graphs offer the tensors of the contract, with their dtypes and fixed dims: runtime/graph_check.py.
+// The tables of graphs offer the tensors of the contract, with their dtypes and fixed dims:
+// runtime/graph_check.py.
 void check_tables(const Manifest& manifest);
 
 }  // namespace fopru

@@ -9,12 +9,14 @@ namespace {
 constexpr const char* geometry[] = {"resize", "crop", "pad_to_square"};
 
 bool is_geometry(const std::string& key) {
-    return std::any_of(std::begin(geometry), std::end(geometry), [&](const char* name) { return key == name; });
+    return std::any_of(std::begin(geometry), std::end(geometry),
+                       [&](const char* name) { return key == name; });
 }
 
 // In its place where the key is there, else at the end: as a dict of Python.
 void set(Json::Object& members, const std::string& key, Json value) {
-    auto place = std::find_if(members.begin(), members.end(), [&](const auto& member) { return member.first == key; });
+    auto place =
+        std::find_if(members.begin(), members.end(), [&](const auto& member) { return member.first == key; });
     if (place == members.end()) {
         members.emplace_back(key, std::move(value));
     } else {
