@@ -68,7 +68,8 @@ def test_devices_have_the_names_of_python(tmp_path: Path) -> None:
         "GeForce GTX 1080 Ti",
         "NVIDIA RTX 6000 Ada",
     ]
-    questions, expected = [], []
+    questions: list[dict[str, Any]] = []
+    expected: list[dict[str, Any]] = []
     for name in names:
         for chip, release in (
             ("", ""),

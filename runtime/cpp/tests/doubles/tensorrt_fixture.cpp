@@ -11,6 +11,7 @@
 #include "backend/tensorrt/engine_files.h"
 #include "base/error.h"
 #include "bundle/bundle.h"
+#include "counted_new.h"
 #include "double_toys.h"
 
 namespace fopru_double {
@@ -218,7 +219,9 @@ std::vector<float> ToyDecoder::run(const std::vector<std::int64_t>& tokens) {
             set_output(session_, *binding_, "present." + name, view);
         }
     }
+    const std::int64_t before = news_of_backend();
     binding_->run();
+    news_ += news_of_backend() - before;
     length_ += rows;
     return floats(backend_, logits_.view);
 }

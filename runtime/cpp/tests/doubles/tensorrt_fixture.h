@@ -70,6 +70,8 @@ public:
     std::vector<float> run(const std::vector<std::int64_t>& tokens);  // logits of the last
     void forget() { length_ = 0; }
     std::int64_t length() const { return length_; }
+    // How often the runs so far asked for host memory.
+    std::int64_t news() const { return news_; }
 
 private:
     fopru::Backend& backend_;
@@ -77,7 +79,7 @@ private:
     std::unique_ptr<fopru::Binding> binding_;
     std::vector<Held> cache_;
     Held embeds_, mask_, positions_, count_, logits_;
-    std::int64_t length_ = 0;
+    std::int64_t length_ = 0, news_ = 0;
 };
 
 // Logits of the last token of a sequence, computed without a cache.

@@ -66,6 +66,16 @@ TEST_CASE_FIXTURE(TensorRtTest, "a step takes no memory, of the device or of the
         taken += news_of_backend() - before;
     }
     CHECK(taken == 0);
+
+    auto language = open(*backend, decoder);
+    ToyDecoder run(*backend, *language, 60);
+    run.run({1, 2, 3});
+    run.run({4});  // makes the context of steps
+    const std::int64_t before = run.news();
+    CHECK(before > 0);
+    device().counts["cudaMalloc"] = device().counts["cudaMallocHost"] = 0;
+    for (int number = 0; number < 40; ++number) run.run({number % toy_words});
+    CHECK(run.news() == before);
     CHECK(device().counts["cudaMalloc"] == 0);
     CHECK(device().counts["cudaMallocHost"] == 0);
 }
