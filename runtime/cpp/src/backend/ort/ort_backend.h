@@ -11,8 +11,8 @@
 
 namespace fopru::ort {
 
-// Buffers are the device's own memory, bound by address; a run that returned is done. Sessions may be opened
-// and run from several threads, each with bindings and buffers of its own.
+// Buffers are the device's own memory, bound by address; a run that returned is done. Sessions may be run
+// from several threads, each with bindings and buffers of its own; the rest is for one thread at once.
 class OrtBackend : public Backend {
 public:
     OrtBackend(std::shared_ptr<const Library> library, std::unique_ptr<Device> device,
