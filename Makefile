@@ -15,7 +15,7 @@ GPU_BUNDLE ?=
 
 # The C++ runtime: what CMake is told, such as CPP_OPTIONS=-DFOPRU_WITH_TENSORRT=ON.
 CPP_OPTIONS ?= -DFOPRU_WERROR=ON
-QEMU ?= qemu-aarch64
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -13,9 +13,6 @@ foreach(language C CXX)
 endforeach()
 
 find_program(FOPRU_QEMU NAMES qemu-aarch64 qemu-aarch64-static)
-if(FOPRU_QEMU)
+if(FOPRU_QEMU)  # with the C and C++ library of the cross compiler
   set(CMAKE_CROSSCOMPILING_EMULATOR ${FOPRU_QEMU} -L /usr/aarch64-linux-gnu)
-  if(EXISTS /lib/ld-linux-aarch64.so.1)  # the arm64 C library itself is installed
-    set(CMAKE_CROSSCOMPILING_EMULATOR ${FOPRU_QEMU})
-  endif()
 endif()
