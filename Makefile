@@ -15,6 +15,8 @@ GPU_BUNDLE ?=
 
 # The C++ runtime: what CMake is told, such as CPP_OPTIONS=-DFOPRU_WITH_TENSORRT=ON.
 CPP_OPTIONS ?= -DFOPRU_WERROR=ON
+CLANG ?= clang
+FUZZ_SECONDS ?= 60
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
 VENV := .venv
@@ -24,7 +26,7 @@ DEMO_BUNDLE := bundles/checkpoint
 DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp test-cpp cpp-aarch64
+.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp test-cpp cpp-aarch64 fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -83,6 +85,12 @@ cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its 
 	cmake -S runtime/cpp -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DFOPRU_BUILD_TESTS=ON -DFOPRU_WERROR=ON
 	cmake --build build/aarch64 -j 2
 	$(QEMU) build/aarch64/tests/fopru_tests
+
+fuzz: $(READY) ## fuzz the C++ runtime with files of a bundle, FUZZ_SECONDS for each kind (needs clang)
+	cmake -S runtime/cpp -B build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFOPRU_BUILD_FUZZ=ON -DFOPRU_BUILD_CLI=OFF -DFOPRU_SANITIZE=address,undefined,fuzzer-no-link
+	cmake --build build/fuzz -j 2 --target fuzz_manifest fuzz_tokenizer fuzz_image fuzz_npz
+	$(PY) runtime/cpp/fuzz/seeds.py build/fuzz/seeds
+	runtime/cpp/fuzz/run.sh build/fuzz build/fuzz/seeds $(FUZZ_SECONDS)
 
 bench: $(READY) ## measure: encoder, time to first token, export cost, exactness (about half an hour)
 	$(PY) -m bench
