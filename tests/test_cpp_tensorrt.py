@@ -106,7 +106,7 @@ def test_engines_are_found_and_refused_as_python_does(tmp_path: Path) -> None:
     identity = find_identity(probe(tmp_path, GPU))
     assert identity.tag == TAG
     refused: set[str] = set()
-    for seed in range(120):
+    for seed in range(80):
         shutil.rmtree(bundle / "engines", ignore_errors=True)
         change(random.Random(seed), bundle, manifest)
         files = [bundle / info.file for info in manifest.graphs.values()] + [bundle / "onnx/none.onnx"]
@@ -118,12 +118,18 @@ def test_engines_are_found_and_refused_as_python_does(tmp_path: Path) -> None:
             try:
                 expected: dict[str, Any] = {"value": str(find_engine(path, identity))}
             except (BundleError, EngineError) as error:
-                expected = {
-                    "error": [type(error).__name__, str(error).replace(f"{path} is", f"{path} of graph is")]
-                }
+                expected = {"error": [type(error).__name__, str(error)]}
                 refused.add(str(error).replace(str(bundle), "")[:20])
-            assert got == expected, seed
+            assert in_order(got) == in_order(expected), seed
     assert len(refused) > 6
+
+
+def in_order(answer: dict[str, Any]) -> dict[str, Any]:
+    """With the listed graphs sorted: those of a manifest have no order in C++."""
+    if "error" in answer and " is no graph of " in answer["error"][1]:
+        words, _, listed = answer["error"][1].rpartition("give one of ")
+        return {"error": [answer["error"][0], words, sorted(listed.split(", "))]}
+    return answer
 
 
 def change(draw: random.Random, bundle: Path, manifest: Manifest) -> None:

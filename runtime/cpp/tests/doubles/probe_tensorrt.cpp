@@ -30,7 +30,7 @@ Json answer(const Json& record) {
     const fopru::EngineIdentity identity =
         fopru::identity_of(text_of(record, "gpu"), sm, text_of(record, "tensorrt"), text_of(record, "root"));
     if (record.find("file") == nullptr) return Json::Array{identity.tag(), identity.text()};
-    return fopru::find_engine_of_file("graph", text_of(record, "file"), identity, text_of(record, "folder"));
+    return fopru::find_engine_of_file(text_of(record, "file"), identity, text_of(record, "folder"));
 }
 
 }  // namespace

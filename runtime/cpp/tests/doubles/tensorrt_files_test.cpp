@@ -133,7 +133,7 @@ TEST_CASE_FIXTURE(TensorRtTest, "a wrong engine is refused with the command that
     SUBCASE("a file that is no graph of the bundle") {
         const std::string error =
             without(error_of([&] { backend->open("x", bundle() + "/onnx/other.onnx"); }), bundle());
-        CHECK(error.find("engine: B/onnx/other.onnx of x is no graph of the bundle B: give one of onnx/") == 0);
+        CHECK(error.find("engine: B/onnx/other.onnx is no graph of the bundle B: give one of onnx/") == 0);
         CHECK(error_of([&] { backend->open("x", "/nowhere/onnx/other.onnx"); }).find("bundle: ") == 0);
     }
 }

@@ -200,8 +200,7 @@ std::string find_engine(const Bundle& bundle, const std::string& graph, const En
                       build_command(bundle.path(), record, graph == "vision_encoder") + "`");
 }
 
-std::string find_engine_of_file(const std::string& graph, const std::string& file, const EngineIdentity& identity,
-                                const std::string& folder) {
+std::string find_engine_of_file(const std::string& file, const EngineIdentity& identity, const std::string& folder) {
     const std::filesystem::path root = std::filesystem::path(file).parent_path().parent_path();
     const std::shared_ptr<const Bundle> bundle = Bundle::open(root.empty() ? "." : root.string(), false);
     std::string files;
@@ -211,7 +210,7 @@ std::string find_engine_of_file(const std::string& graph, const std::string& fil
         }
         files += (files.empty() ? "" : ", ") + info.file;
     }
-    throw EngineError(file + " of " + graph + " is no graph of the bundle " + bundle->path() + ": give one of " + files);
+    throw EngineError(file + " is no graph of the bundle " + bundle->path() + ": give one of " + files);
 }
 
 }  // namespace fopru

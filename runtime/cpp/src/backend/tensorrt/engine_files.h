@@ -19,8 +19,7 @@ std::string find_engine(const Bundle& bundle, const std::string& graph, const En
                         const std::string& folder);
 
 // The same by the path of an ONNX file, whose bundle is looked for two folders up; its hashes are not read again.
-// BundleError: it is in none.
-std::string find_engine_of_file(const std::string& graph, const std::string& file, const EngineIdentity& identity,
-                                const std::string& folder);
+// BundleError: it is in none. EngineError: as `find_engine`, or the bundle does not list the file.
+std::string find_engine_of_file(const std::string& file, const EngineIdentity& identity, const std::string& folder);
 
 }  // namespace fopru

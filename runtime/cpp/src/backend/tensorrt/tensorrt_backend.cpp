@@ -41,10 +41,10 @@ public:
     const std::vector<std::string>& cache_kinds() const override { return kinds_; }
     bool on_device() const override { return true; }
 
-    std::unique_ptr<Session> open(const std::string& graph, const std::string& file) override {
+    std::unique_ptr<Session> open(const std::string&, const std::string& file) override {
         const GpuFacts& facts = device_->cuda.facts();
         const EngineIdentity identity = identity_of(facts.name, facts.sm, tensorrt_version());
-        const std::string path = find_engine_of_file(graph, file, identity, options_.engines);
+        const std::string path = find_engine_of_file(file, identity, options_.engines);
         const std::lock_guard<std::mutex> lock(device_->mutex);
         const std::string name = std::filesystem::path(file).stem().string();
         auto engine = std::make_unique<Engine>(device_, device_->load(path), name);
