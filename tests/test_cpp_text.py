@@ -1,11 +1,11 @@
-"""src/text of the C++ runtime against the tokenizers package and runtime/detokenize.py: the same ids, the same text."""
+"""src/text of the C++ runtime against the tokenizers package and detokenize.py: the same ids and text."""
 
 from __future__ import annotations
 
 import json
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,14 @@ def test_streamed_text_comes_in_the_same_pieces(loaded: tuple[Tokenizer, TextPro
     size = tokenizer.get_vocab_size()
     lists = [tokenizer.encode(line).ids for line in mixed_lines(150, seed=5)]
     lists += [_random_ids(rng, size) for _ in range(150)]
+
+    def decode(part: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(part), skip_special_tokens=True)) if part else ""
+
     for ids in lists:
-        pieces = TextPieces(lambda part: tokenizer.decode(list(part), skip_special_tokens=True) if part else "")
+        pieces = TextPieces(
+            lambda part: tokenizer.decode(list(part), skip_special_tokens=True) if part else ""
+        )
         expected = [pieces.push(number) for number in ids] + [pieces.flush()]
         found = probe.ask(stream=ids)["pieces"]
         assert found == expected, ids
@@ -115,7 +121,7 @@ def test_long_texts(loaded: tuple[Tokenizer, TextProbe]) -> None:
 
 
 def test_text_that_is_no_utf8_is_refused_by_the_library(tmp_path: Path) -> None:
-    """A lone surrogate cannot be written as UTF-8; the JSON reader refuses the bytes before the tokenizer sees them."""
+    """A lone surrogate cannot be written as UTF-8: the reader of the command refuses it."""
     command = subprocess.run(
         [cpp_tool("probe_text")], input=b'{"encode": ["\xed\xa0\x80"]}\n', capture_output=True, check=True
     )

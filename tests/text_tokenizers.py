@@ -1,4 +1,4 @@
-"""Small tokenizers with the structure of real ones, trained in seconds, and texts that are hard on tokenizers."""
+"""Small tokenizers with the structure of real ones, trained in seconds, and texts hard on tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 __all__ = ["TOKENIZERS", "TextProbe", "mixed_lines", "random_text", "tokenizer_json"]
 
@@ -24,19 +34,22 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_WORDS = (
-    "the of and to in is image model token visual What's there? I'll don't WE'VE you'RE they'd I'm a Describe "
-    "Möbius naïve café Straße ﬁnance ĲSSEL İstanbul ŉ ſpitz Grüße señor façade Ωμέγα ΣΊΣΥΦΟΣ привет ёлка мир "
-    "你好 世界 图像 日本語 テスト ひらがな 한국어 안녕하세요 สวัสดี नमस्ते क्षत्रिय বাংলা தமிழ் العربية مرحبا שלום "
+_WORD_LIST = (
+    "the of and to in is image model token visual What's there? I'll don't WE'VE you'RE they'd I'm a "
+    "Describe Möbius naïve café Straße ﬁnance ĲSSEL İstanbul ŉ ſpitz Grüße señor façade Ωμέγα ΣΊΣΥΦΟΣ "
+    "привет ёлка мир 你好 世界 图像 日本語 テスト ひらがな 한국어 안녕하세요 สวัสดี नमस्ते क्षत्रिय বাংলা தமிழ் العربية مرحبا שלום "
     "ኢትዮጵያ გამარჯობა Հայերեն 0 1 42 1234567 3.14159 ٣٤٥ ४२ Ⅷ ½ ² x² 10⁻³ _snake_case_ camelCase HTTPServer"
-).split()
-_SYMBOLS = (
+)
+_SYMBOL_LIST = (
     "😀 👩‍👩‍👧‍👦 🇩🇪🇫🇷 👍🏽 ❤️ 🏳️‍🌈 #️⃣ ️ ‍ á ạ̈ é ñ 각 각 Å Å ﷺ ㎏ ① ﬀ ½ ™ … — “”‘’ «» ¡¿ § ¶ ‽ ⁉ ∑∫ ≠ → ░ € ₿ ¥ "
-    "\u200b \u200d \u2060 \ufeff \u00ad \u180e \u202e \ufffd \ue000 \U0010ffff \U0001f9ff \U00031350 \u1c89 \ua7cb"
-).split(" ")
+    "\u200b \u200d \u2060 \ufeff \u00ad \u180e \u202e \ufffd "
+    "\ue000 \U0010ffff \U0001f9ff \U00031350 \u1c89 \ua7cb"
+)
+_WORDS = _WORD_LIST.split()
+_SYMBOLS = _SYMBOL_LIST.split(" ")
 _CODE = (
     "for (int i = 0; i < n; ++i) {\n\treturn x[i] != '\\0';\n}",
-    "def f(x: int) -> str:\n    return f\"{x!r:>{8}}\"\n\n\n",
+    'def f(x: int) -> str:\n    return f"{x!r:>{8}}"\n\n\n',
     "<div class='a'>&nbsp;</div>\r\n",
     "SELECT * FROM t WHERE a='b';--",
     "https://example.org/a?b=c&d=%20#e",
@@ -44,11 +57,26 @@ _CODE = (
     "$ ls -la | grep '^d' >> /dev/null 2>&1",
     "\\frac{a}{b}^{2} \\cdot x_{i}",
 )
-_SPACES = (" ", "  ", "   ", "\t", "\n", "\r\n", "\n\n", " \n ", "\u00a0", "\u3000", "\u2028", "\u0085", "\x0b", "        ")
+_SPACES = (
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\n\n",
+    " \n ",
+    "\u00a0",
+    "\u3000",
+    "\u2028",
+    "\u0085",
+    "\x0b",
+    "        ",
+)
 _SPECIALS = (
     "<s>", "</s>", "<unk>", "<image>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>",
-    "<|eot_id|>", "<|reserved_special_token_7|>", "<0x41>", "<0xE6>", "▁", "▁▁", "<pad>", "<Added>", "added", "[WORD]",
-    "<|im_start", "<s", "<<s>>", "⟨left⟩", "⟨right⟩", "Ĝ", "Ġ",
+    "<|eot_id|>", "<|reserved_special_token_7|>", "<0x41>", "<0xE6>", "▁", "▁▁", "<pad>", "<Added>",
+    "added", "[WORD]", "<|im_start", "<s", "<<s>>", "⟨left⟩", "⟨right⟩", "Ĝ", "Ġ",
 )  # fmt: skip
 
 
@@ -94,7 +122,9 @@ def _training_lines() -> Iterator[str]:
         yield " ".join(rng.choices(_WORDS, k=8)) + rng.choice(_CODE) + rng.choice(_SPACES) * rng.randint(1, 9)
 
 
-def _trained(pre_tokenizer: Any, alphabet: Sequence[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _trained(
+    pre_tokenizer: Any, alphabet: Sequence[str], size: int
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(alphabet), show_progress=False)
@@ -191,7 +221,9 @@ def _llama_now() -> Tokenizer:
 def _llama_with_normalizer() -> Tokenizer:
     """Llama-2 and Vicuna as most tokenizer.json have them."""
     vocab, merges = _sentencepiece()
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -209,7 +241,9 @@ def _llama_with_normalizer() -> Tokenizer:
 def _flags() -> Tokenizer:
     """Every flag of added tokens, and a normalizer that changes them."""
     tokenizer = _byte_level(_split(LLAMA3))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
     tokenizer.add_tokens(
         [
             AddedToken("<Added>", normalized=True),
@@ -223,7 +257,9 @@ def _flags() -> Tokenizer:
             AddedToken("  ", normalized=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>", rstrip=True), AddedToken("<s>", lstrip=True, special=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken("<|im_start|>", rstrip=True), AddedToken("<s>", lstrip=True, special=True)]
+    )
     return tokenizer
 
 
@@ -238,10 +274,16 @@ def _end_of_word() -> Tokenizer:
     kept = [(a, "##" + b) for a, b in merges if a + b in both]
     tokenizer = Tokenizer(
         models.BPE(
-            vocab=both, merges=kept, unk_token="<unk>", continuing_subword_prefix="##", end_of_word_suffix="</w>"
+            vocab=both,
+            merges=kept,
+            unk_token="<unk>",
+            continuing_subword_prefix="##",
+            end_of_word_suffix="</w>",
         )
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()]
+    )
     tokenizer.decoder = decoders.BPEDecoder("</w>")
     tokenizer.add_special_tokens(["<unk>"])
     return tokenizer

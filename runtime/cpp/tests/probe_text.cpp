@@ -1,6 +1,8 @@
-// Runs src/text for tests/test_cpp_text.py. A line of standard input is a command, an object; so is its answer:
+// Runs src/text for tests/test_cpp_text.py. A line of standard input is a command, an object; so is its
+// answer:
 //   {"load": FILE}                          {"ms"}
-//   {"encode": [TEXT, ...], "special": B}   {"ids": [[ID, ...], ...], "ms"}; an ID list may be an error's text
+//   {"encode": [TEXT, ...], "special": B}   {"ids": [[ID, ...], ...], "ms"}; an ID list may be an error's
+//   text
 //   {"decode": [[ID, ...], ...]}            {"texts": [TEXT, ...]}
 //   {"names": [ID, ...]}                    {"texts": [TEXT or null, ...]}
 //   {"stream": [ID, ...]}                   {"pieces": [TEXT, ...]}, the last from `flush`
@@ -76,7 +78,8 @@ Json answer(const Json& command, std::unique_ptr<const fopru::Tokenizer>& tokeni
         tokenizer = fopru::make_tokenizer(json);
         return Json(Json::Object{{"ms", Json(milliseconds_since(begin))}});
     }
-    if (const Json* texts = command.find("encode")) return encode(*tokenizer, *texts, *command.find("special")->boolean());
+    if (const Json* texts = command.find("encode"))
+        return encode(*tokenizer, *texts, *command.find("special")->boolean());
     if (const Json* ids = command.find("stream")) return stream(*tokenizer, *ids);
     if (const Json* strings = command.find("stop")) return stop(*strings, *command.find("push"));
     Json::Array texts;

@@ -64,7 +64,8 @@ void AddedTokens::add(const Json& json, const std::string& path, const Vocabular
     fields.number("id");
     if (token.content.empty()) return;
     // The library lets a later entry of the same text change an earlier one; no file that it writes has that.
-    if (ids_.count(token.content) != 0) throw_damaged("added_tokens", "has " + quoted(token.content) + " twice");
+    if (ids_.count(token.content) != 0)
+        throw_damaged("added_tokens", "has " + quoted(token.content) + " twice");
     const std::optional<std::uint32_t> known = vocabulary.find(token.content);
     const std::uint32_t id = known ? *known : next_id_++;
 
@@ -81,7 +82,8 @@ void AddedTokens::add(const Json& json, const std::string& path, const Vocabular
     tokens_.insert_or_assign(id, std::move(token));
 }
 
-std::optional<AddedTokens::Finder::Match> AddedTokens::Finder::find(std::string_view text, std::size_t place) const {
+std::optional<AddedTokens::Finder::Match> AddedTokens::Finder::find(std::string_view text,
+                                                                    std::size_t place) const {
     for (; place < text.size(); ++place) {
         if (!begins[static_cast<unsigned char>(text[place])]) continue;
         // Those that begin as the text does from here, narrowed down letter by letter.
@@ -94,7 +96,9 @@ std::optional<AddedTokens::Finder::Match> AddedTokens::Finder::find(std::string_
             }
             if (place + length >= text.size()) break;
             const auto letter = static_cast<unsigned char>(text[place + length]);
-            const auto at = [length](const auto& item) { return static_cast<unsigned char>(item.first[length]); };
+            const auto at = [length](const auto& item) {
+                return static_cast<unsigned char>(item.first[length]);
+            };
             low = std::partition_point(low, high, [&](const auto& item) { return at(item) < letter; });
             high = std::partition_point(low, high, [&](const auto& item) { return at(item) == letter; });
         }
@@ -106,11 +110,13 @@ std::optional<AddedTokens::Finder::Match> AddedTokens::Finder::find(std::string_
 void AddedTokens::split(const Piece& piece, const Finder& finder, Pieces& out) const {
     const std::string_view text = piece.text;
     std::size_t covered = 0;
-    for (std::optional<Finder::Match> match = finder.find(text, 0); match; match = finder.find(text, match->end)) {
+    for (std::optional<Finder::Match> match = finder.find(text, 0); match;
+         match = finder.find(text, match->end)) {
         const Token& token = tokens_.at(match->id);
         std::size_t begin = match->begin, end = match->end;
         if (token.single_word) {
-            const bool word_before = begin > 0 && is_word(code_point_at(text, last_character(text.substr(0, begin))).value);
+            const bool word_before =
+                begin > 0 && is_word(code_point_at(text, last_character(text.substr(0, begin))).value);
             const bool word_after = end < text.size() && is_word(code_point_at(text, end).value);
             if (word_before || word_after) continue;
         }

@@ -19,9 +19,9 @@ namespace fopru {
 // Immutable, so any number of threads may share one.
 class AddedTokens {
 public:
-    // `json` null: none. `normalizer` null: none; used by the constructor only. BundleError: damaged, or two tokens
-    // with the same text. Ids are given out as the tokenizers library does: that of the vocabulary where it has the
-    // text, else the next free one; the file's own "id" is not looked at.
+    // `json` null: none. `normalizer` null: none; used by the constructor only. BundleError: damaged, or two
+    // tokens with the same text. Ids are given out as the tokenizers library does: that of the vocabulary
+    // where it has the text, else the next free one; the file's own "id" is not looked at.
     AddedTokens(const Json* json, const Vocabulary& vocabulary, const Normalizer* normalizer);
 
     // The text in pieces, those that are no tokens normalized. The text must be UTF-8.
@@ -48,7 +48,8 @@ private:
         std::optional<Match> find(std::string_view text, std::size_t place) const;
     };
 
-    void add(const Json& json, const std::string& path, const Vocabulary& vocabulary, const Normalizer* normalizer);
+    void add(const Json& json, const std::string& path, const Vocabulary& vocabulary,
+             const Normalizer* normalizer);
     void split(const Piece& piece, const Finder& finder, Pieces& out) const;
 
     std::uint32_t next_id_ = 0;

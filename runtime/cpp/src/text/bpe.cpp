@@ -22,7 +22,8 @@ std::pair<std::string_view, std::string_view> texts_of_merge(const Json& json, c
         return {std::string_view(*text).substr(0, space), std::string_view(*text).substr(space + 1)};
     }
     const Json::Array* pair = json.array();
-    if (pair == nullptr || pair->size() != 2 || (*pair)[0].text() == nullptr || (*pair)[1].text() == nullptr) {
+    if (pair == nullptr || pair->size() != 2 || (*pair)[0].text() == nullptr ||
+        (*pair)[1].text() == nullptr) {
         throw_damaged(path, "is no pair of texts");
     }
     return {*(*pair)[0].text(), *(*pair)[1].text()};
@@ -30,7 +31,8 @@ std::pair<std::string_view, std::string_view> texts_of_merge(const Json& json, c
 
 Merges merges_from_json(const Fields& fields, const Vocabulary& vocabulary, std::size_t prefix_bytes) {
     const Json::Array& items = fields.array("merges");
-    if (items.size() > std::numeric_limits<std::uint32_t>::max() / 4) throw_damaged(fields.path_of("merges"), "is too large");
+    if (items.size() > std::numeric_limits<std::uint32_t>::max() / 4)
+        throw_damaged(fields.path_of("merges"), "is too large");
     Merges merges(items.size());
     std::uint32_t rank = 0;
     std::string joined;
@@ -43,7 +45,9 @@ Merges merges_from_json(const Fields& fields, const Vocabulary& vocabulary, std:
         joined.assign(left).append(right.substr(prefix_bytes));
         const auto id = [&](std::string_view text) {
             const std::optional<std::uint32_t> found = vocabulary.find(text);
-            if (!found) throw_damaged(path, "makes or takes " + quoted(text) + ", which the vocabulary does not have");
+            if (!found)
+                throw_damaged(path,
+                              "makes or takes " + quoted(text) + ", which the vocabulary does not have");
             return *found;
         };
         const std::uint32_t first = id(left), second = id(right);
@@ -107,9 +111,10 @@ private:
         }
     }
 
-    // The id of the character at `place`, as it is written there: with the prefix inside a word, the suffix at its end.
-    // `spelled` is that writing where it is not the character itself.
-    std::uint32_t id_of(std::string_view piece, std::size_t place, const CodePoint& point, std::string& spelled) const {
+    // The id of the character at `place`, as it is written there: with the prefix inside a word, the suffix
+    // at its end. `spelled` is that writing where it is not the character itself.
+    std::uint32_t id_of(std::string_view piece, std::size_t place, const CodePoint& point,
+                        std::string& spelled) const {
         const bool first = place == 0, last = place + point.bytes == piece.size();
         const std::string_view text = piece.substr(place, point.bytes);
         spelled.clear();
@@ -140,11 +145,13 @@ private:
                 continue;
             }
             // The tokenizers library writes these before an unknown token that is pending; so it is here.
-            if (byte_fallback_ && append_bytes(spelled.empty() ? text : std::string_view(spelled), symbols)) continue;
+            if (byte_fallback_ && append_bytes(spelled.empty() ? text : std::string_view(spelled), symbols))
+                continue;
             if (!has_unknown_) continue;
             if (!unknown_id_) {
-                throw RequestError("the tokenizer has no token for " + quoted(text) + ", and its unknown token " +
-                                   quoted(unknown_) + " is not in the vocabulary: leave the character out");
+                throw RequestError("the tokenizer has no token for " + quoted(text) +
+                                   ", and its unknown token " + quoted(unknown_) +
+                                   " is not in the vocabulary: leave the character out");
             }
             if (pending && !fuse_unknown_) symbols.push_back(*unknown_id_);
             pending = true;

@@ -39,9 +39,9 @@ void append_normalized(std::string& out, std::string_view run, NormalForm form) 
     options |= form == NormalForm::nfc || form == NormalForm::nfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
     if (form == NormalForm::nfkc || form == NormalForm::nfkd) options |= UTF8PROC_COMPAT;
     utf8proc_uint8_t* raw = nullptr;
-    const utf8proc_ssize_t size =
-        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(run.data()), static_cast<utf8proc_ssize_t>(run.size()),
-                     &raw, static_cast<utf8proc_option_t>(options));
+    const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(run.data()),
+                                               static_cast<utf8proc_ssize_t>(run.size()), &raw,
+                                               static_cast<utf8proc_option_t>(options));
     const std::unique_ptr<utf8proc_uint8_t, Free> text(raw);
     if (size == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
     if (size < 0) throw std::runtime_error(std::string("normalizing failed: ") + utf8proc_errmsg(size));
@@ -51,8 +51,9 @@ void append_normalized(std::string& out, std::string_view run, NormalForm form) 
 }  // namespace
 
 bool is_white_space(std::uint32_t c) {
-    return between(c, 0x9, 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || between(c, 0x2000, 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+    return between(c, 0x9, 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           between(c, 0x2000, 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+           c == 0x3000;
 }
 
 bool is_numeric(std::uint32_t c) {
@@ -63,7 +64,8 @@ bool is_numeric(std::uint32_t c) {
 }
 
 bool is_punctuation(std::uint32_t c) {
-    if (c < 0x80) return between(c, '!', '/') || between(c, ':', '@') || between(c, '[', '`') || between(c, '{', '~');
+    if (c < 0x80)
+        return between(c, '!', '/') || between(c, ':', '@') || between(c, '[', '`') || between(c, '{', '~');
     // Punctuation before Unicode 12, and 11.
     if (c == 0x166D || c == 0x111C9) return true;
     return category_of(c)[0] == 'P' && !is_late_punctuation(c);
@@ -84,7 +86,8 @@ bool is_word(std::uint32_t c) {
         return true;
     }
     const std::string_view category = category_of(c);
-    return category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" || category == "Pc";
+    return category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" ||
+           category == "Pc";
 }
 
 void append_lower(std::string& text, std::uint32_t c) {
@@ -96,10 +99,11 @@ void append_lower(std::string& text, std::uint32_t c) {
     struct Late {
         std::uint32_t first, last, lower;
     };
-    static constexpr Late late[] = {{0x1C89, 0x1C89, 0x1C8A},   {0xA7CB, 0xA7CB, 0x264},    {0xA7CC, 0xA7CC, 0xA7CD},
-                                    {0xA7CE, 0xA7CE, 0xA7CF},   {0xA7D2, 0xA7D2, 0xA7D3},   {0xA7D4, 0xA7D4, 0xA7D5},
-                                    {0xA7DA, 0xA7DA, 0xA7DB},   {0xA7DC, 0xA7DC, 0x19B},    {0x10D50, 0x10D65, 0x10D70},
-                                    {0x16EA0, 0x16EB8, 0x16EBB}};
+    static constexpr Late late[] = {{0x1C89, 0x1C89, 0x1C8A},    {0xA7CB, 0xA7CB, 0x264},
+                                    {0xA7CC, 0xA7CC, 0xA7CD},    {0xA7CE, 0xA7CE, 0xA7CF},
+                                    {0xA7D2, 0xA7D2, 0xA7D3},    {0xA7D4, 0xA7D4, 0xA7D5},
+                                    {0xA7DA, 0xA7DA, 0xA7DB},    {0xA7DC, 0xA7DC, 0x19B},
+                                    {0x10D50, 0x10D65, 0x10D70}, {0x16EA0, 0x16EB8, 0x16EBB}};
     for (const Late& range : late) {
         if (between(c, range.first, range.last)) return append_utf8(text, range.lower + (c - range.first));
     }

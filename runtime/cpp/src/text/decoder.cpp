@@ -23,7 +23,8 @@ std::string with_replaced(const std::string& text, const std::string& what, cons
     if (what.empty()) return text;
     std::string result;
     std::size_t begin = 0;
-    for (std::size_t found; (found = text.find(what, begin)) != std::string::npos; begin = found + what.size()) {
+    for (std::size_t found; (found = text.find(what, begin)) != std::string::npos;
+         begin = found + what.size()) {
         result.append(text, begin, found - begin).append(by);
     }
     return result.append(text, begin, std::string::npos);
@@ -111,7 +112,8 @@ public:
         const std::size_t bytes = content_.size();
         for (std::string& token : tokens) {
             std::size_t begin = 0, end = token.size();
-            for (std::size_t i = 0; i < start_ && token.compare(begin, bytes, content_) == 0; ++i) begin += bytes;
+            for (std::size_t i = 0; i < start_ && token.compare(begin, bytes, content_) == 0; ++i)
+                begin += bytes;
             for (std::size_t i = 0; i < stop_ && end >= begin + bytes; ++i) {
                 if (token.compare(end - bytes, bytes, content_) != 0) break;
                 end -= bytes;
@@ -128,7 +130,8 @@ private:
 
 class Replace : public Decoder {
 public:
-    Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+    Replace(Pattern pattern, std::string content)
+        : pattern_(std::move(pattern)), content_(std::move(content)) {}
     Texts apply(Texts tokens) const override {
         for (std::string& token : tokens) token = pattern_.replaced(token, content_);
         return tokens;
@@ -141,9 +144,11 @@ private:
 
 class Metaspace : public Decoder {
 public:
-    Metaspace(std::string replacement, bool prepended) : replacement_(std::move(replacement)), prepended_(prepended) {}
+    Metaspace(std::string replacement, bool prepended)
+        : replacement_(std::move(replacement)), prepended_(prepended) {}
     Texts apply(Texts tokens) const override {
-        // All of them go from the first token, where there should be one at most: so does the tokenizers library.
+        // All of them go from the first token, where there should be one at most: so does the tokenizers
+        // library.
         for (std::size_t i = 0; i < tokens.size(); ++i) {
             tokens[i] = with_replaced(tokens[i], replacement_, i == 0 && prepended_ ? "" : " ");
         }
@@ -188,12 +193,14 @@ std::unique_ptr<const Decoder> make(const Fields& fields) {
     if (type == "ByteFallback") return std::make_unique<ByteFallback>();
     if (type == "Fuse") return std::make_unique<Fuse>();
     if (type == "Strip") {
-        return std::make_unique<Strip>(fields.character("content"), fields.number("start"), fields.number("stop"));
+        return std::make_unique<Strip>(fields.character("content"), fields.number("start"),
+                                       fields.number("stop"));
     }
-    if (type == "Replace") return std::make_unique<Replace>(Pattern::from_json(fields), fields.text("content"));
+    if (type == "Replace")
+        return std::make_unique<Replace>(Pattern::from_json(fields), fields.text("content"));
     if (type == "Metaspace") {
-        const bool prepended =
-            fields.text_or("prepend_scheme", "always") != "never" && fields.boolean_or("add_prefix_space", true);
+        const bool prepended = fields.text_or("prepend_scheme", "always") != "never" &&
+                               fields.boolean_or("add_prefix_space", true);
         return std::make_unique<Metaspace>(fields.character("replacement"), prepended);
     }
     if (type == "BPEDecoder") {
@@ -205,7 +212,8 @@ std::unique_ptr<const Decoder> make(const Fields& fields) {
         std::vector<std::unique_ptr<const Decoder>> parts;
         const Json::Array& items = fields.array("decoders");
         for (std::size_t i = 0; i < items.size(); ++i) {
-            parts.push_back(make(Fields(items[i], fields.path_of("decoders") + "[" + std::to_string(i) + "]")));
+            parts.push_back(
+                make(Fields(items[i], fields.path_of("decoders") + "[" + std::to_string(i) + "]")));
         }
         return std::make_unique<Sequence>(std::move(parts));
     }

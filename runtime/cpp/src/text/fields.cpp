@@ -63,7 +63,8 @@ std::string Fields::text_or(std::string_view key, std::string_view fallback) con
 
 const std::string& Fields::character(std::string_view key) const {
     const std::string& value = text(key);
-    if (count_characters(value) != 1) throw_damaged(path_of(key), "is " + quoted(value) + ", expected one character");
+    if (count_characters(value) != 1)
+        throw_damaged(path_of(key), "is " + quoted(value) + ", expected one character");
     return value;
 }
 

@@ -10,8 +10,8 @@
 
 namespace fopru {
 
-// An object and where it is. Refers to the JSON, which must outlive it. Every getter throws BundleError where the
-// member is missing (unless a default is given) or of another type.
+// An object and where it is. Refers to the JSON, which must outlive it. Every getter throws BundleError where
+// the member is missing (unless a default is given) or of another type.
 class Fields {
 public:
     // Throws BundleError where `json` is no object.

@@ -31,7 +31,8 @@ private:
     std::vector<bool> used_;
 };
 
-// Applies the merges to a word's symbols, lowest rank first and leftmost first among equals, n log n for n symbols.
+// Applies the merges to a word's symbols, lowest rank first and leftmost first among equals, n log n for n
+// symbols.
 void merge_all(const Merges& merges, std::vector<std::uint32_t>& symbols);
 
 }  // namespace fopru

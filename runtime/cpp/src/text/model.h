@@ -16,8 +16,8 @@ class Model {
 public:
     virtual ~Model() = default;
     virtual const Vocabulary& vocabulary() const = 0;
-    // Puts the ids of `piece` (UTF-8, not empty) at the end of `ids`. RequestError where the model has no token for a
-    // character and none for unknown ones.
+    // Puts the ids of `piece` (UTF-8, not empty) at the end of `ids`. RequestError where the model has no
+    // token for a character and none for unknown ones.
     virtual void append(std::string_view piece, std::vector<std::int64_t>& ids) const = 0;
 };
 

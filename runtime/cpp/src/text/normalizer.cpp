@@ -35,7 +35,8 @@ public:
     explicit UnicodeForm(NormalForm form) : form_(form) {}
     void apply(Piece& piece) const override {
         // A character of the start may have become several, or have taken in what follows it.
-        std::size_t left = count_characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
+        std::size_t left =
+            count_characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
         piece.text = normalized(piece.text, form_);
         piece.start_bytes = 0;
         for (; left > 0 && piece.start_bytes < piece.text.size(); --left) {
@@ -65,11 +66,13 @@ class Nmt : public Normalizer {
 public:
     void apply(Piece& piece) const override {
         rewrite(piece, [](std::string& out, std::uint32_t c) {
-            if ((c >= 0x1 && c <= 0x8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) {
+            if ((c >= 0x1 && c <= 0x8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F ||
+                c == 0x9F) {
                 return;
             }
-            const bool space = c == 0x9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) ||
-                               c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+            const bool space = c == 0x9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 ||
+                               (c >= 0x200B && c <= 0x200F) || c == 0x2028 || c == 0x2029 || c == 0x2581 ||
+                               c == 0xFEFF || c == 0xFFFD;
             append_utf8(out, space ? ' ' : c);
         });
     }
@@ -114,7 +117,8 @@ private:
 
 class Replace : public Normalizer {
 public:
-    Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
+    Replace(Pattern pattern, std::string content)
+        : pattern_(std::move(pattern)), content_(std::move(content)) {}
     void apply(Piece& piece) const override {
         std::string out;
         std::size_t start_bytes = 0;
@@ -162,19 +166,23 @@ std::unique_ptr<const Normalizer> make(const Fields& fields) {
     if (type == "StripAccents") return std::make_unique<StripAccents>();
     if (type == "Nmt") return std::make_unique<Nmt>();
     if (type == "ByteLevel") return std::make_unique<ByteLevel>();
-    if (type == "Strip") return std::make_unique<Strip>(fields.boolean("strip_left"), fields.boolean("strip_right"));
+    if (type == "Strip")
+        return std::make_unique<Strip>(fields.boolean("strip_left"), fields.boolean("strip_right"));
     if (type == "Prepend") return std::make_unique<Prepend>(fields.text("prepend"));
-    if (type == "Replace") return std::make_unique<Replace>(Pattern::from_json(fields), fields.text("content"));
+    if (type == "Replace")
+        return std::make_unique<Replace>(Pattern::from_json(fields), fields.text("content"));
     if (type == "Sequence") {
         std::vector<std::unique_ptr<const Normalizer>> parts;
         const Json::Array& items = fields.array("normalizers");
         for (std::size_t i = 0; i < items.size(); ++i) {
-            parts.push_back(make(Fields(items[i], fields.path_of("normalizers") + "[" + std::to_string(i) + "]")));
+            parts.push_back(
+                make(Fields(items[i], fields.path_of("normalizers") + "[" + std::to_string(i) + "]")));
         }
         return std::make_unique<Sequence>(std::move(parts));
     }
     throw_unknown("the " + fields.path(), type,
-                  "NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Nmt, ByteLevel, Strip, Prepend, Replace and Sequence");
+                  "NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Nmt, ByteLevel, Strip, Prepend, Replace "
+                  "and Sequence");
 }
 
 }  // namespace

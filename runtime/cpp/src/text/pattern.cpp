@@ -41,15 +41,16 @@ std::string message_of(int error) {
 std::unique_ptr<pcre2_code, CodeFree> compile(const std::string& pattern, std::uint32_t options,
                                               const std::string& path) {
     if (pattern.size() > longest_pattern) throw_damaged(path, "is a pattern of over 65536 bytes");
-    const std::unique_ptr<pcre2_compile_context, CompileContextFree> context(pcre2_compile_context_create(nullptr));
+    const std::unique_ptr<pcre2_compile_context, CompileContextFree> context(
+        pcre2_compile_context_create(nullptr));
     if (!context) throw std::bad_alloc();
     pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
     pcre2_set_parens_nest_limit(context.get(), 100);
     int error = 0;
     PCRE2_SIZE place = 0;
-    std::unique_ptr<pcre2_code, CodeFree> code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                                             PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | options,
-                                                             &error, &place, context.get()));
+    std::unique_ptr<pcre2_code, CodeFree> code(pcre2_compile(
+        reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | options, &error, &place, context.get()));
     if (!code) throw_damaged(path, "is no pattern: " + message_of(error));
     return code;
 }
@@ -141,8 +142,8 @@ Spans Pattern::spans(std::string_view text) const {
     std::size_t place = 0, covered = 0;
     bool matched_before = false;
     while (place <= text.size()) {
-        const int count = pcre2_match(compiled, subject, text.size(), place, PCRE2_NO_UTF_CHECK,
-                                      data.get(), context.get());
+        const int count =
+            pcre2_match(compiled, subject, text.size(), place, PCRE2_NO_UTF_CHECK, data.get(), context.get());
         if (count == PCRE2_ERROR_NOMATCH) break;
         if (count < 0) {
             throw RequestError("a pattern of tokenizer.json did not get through a text of " +
@@ -150,8 +151,10 @@ Spans Pattern::spans(std::string_view text) const {
                                "): shorten the text, or pass token ids");
         }
         const std::size_t begin = found[0], end = found[1];
-        // \K is not let through, so this does not happen; the spans must stay in order whatever the library does.
-        if (begin > end || begin < covered) throw RequestError("a pattern of tokenizer.json matches backwards: pass token ids");
+        // \K is not let through, so this does not happen; the spans must stay in order whatever the library
+        // does.
+        if (begin > end || begin < covered)
+            throw RequestError("a pattern of tokenizer.json matches backwards: pass token ids");
         if (begin == end && matched_before && begin == covered) {
             // An empty match right after a match: one character on, or the search would stay here.
             do ++place;

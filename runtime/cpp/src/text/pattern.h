@@ -16,12 +16,12 @@ struct Span {
 };
 using Spans = std::vector<Span>;
 
-// Immutable, so any number of threads may share one. Patterns come from outside: the steps and the memory of one search
-// are limited.
+// Immutable, so any number of threads may share one. Patterns come from outside: the steps and the memory of
+// one search are limited.
 class Pattern {
 public:
-    // A pattern in the syntax of Oniguruma (Ruby's), in the subset that means the same to PCRE2 once it is translated.
-    // BundleError names what is not in it; `path` is for the message.
+    // A pattern in the syntax of Oniguruma (Ruby's), in the subset that means the same to PCRE2 once it is
+    // translated. BundleError names what is not in it; `path` is for the message.
     static Pattern from_regex(const std::string& regex, const std::string& path);
     // Characters as they are.
     static Pattern from_text(const std::string& text);
@@ -34,8 +34,8 @@ public:
     Pattern& operator=(Pattern&&) noexcept;
     ~Pattern();
 
-    // Matches from left to right and what is between them, in order, covering the text, which must be UTF-8. Empty text
-    // gives one empty span without a match. RequestError where a search takes too many steps.
+    // Matches from left to right and what is between them, in order, covering the text, which must be UTF-8.
+    // Empty text gives one empty span without a match. RequestError where a search takes too many steps.
     Spans spans(std::string_view text) const;
     // The text with every match replaced.
     std::string replaced(std::string_view text, std::string_view content) const;
@@ -46,8 +46,8 @@ private:
     std::unique_ptr<const Code> code_;
 };
 
-// Oniguruma's syntax as PCRE2's. BundleError as above. With `additions`, classes hold what Unicode has got after
-// version 14 too.
+// Oniguruma's syntax as PCRE2's. BundleError as above. With `additions`, classes hold what Unicode has got
+// after version 14 too.
 std::string pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions);
 
 // \w+|[^\w\s]+ in the meaning of Rust's regex.

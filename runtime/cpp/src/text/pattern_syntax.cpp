@@ -1,5 +1,5 @@
-// Oniguruma's pattern syntax (Ruby's) as PCRE2's: what means the same passes, what means something else is written out,
-// and all else is refused.
+// Oniguruma's pattern syntax (Ruby's) as PCRE2's: what means the same passes, what means something else is
+// written out, and all else is refused.
 #include <array>
 #include <cctype>
 #include <cstdio>
@@ -18,7 +18,8 @@ constexpr const char* class_space =
     "\\t-\\r\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 
 constexpr const char* class_not_space =
-    "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"
+    "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-"
+    "\\x{2027}"
     "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
 
 // Letters in circles and the like: Alphabetic, and no letters by category.
@@ -50,7 +51,9 @@ std::string class_category(const std::string& category, bool additions) {
         if (last != 0) text += hex(first) + (first == last ? "" : "-" + hex(last));
     };
     for (const Addition& addition : unicode_additions()) {
-        if (category[0] != addition.category[0] || (category.size() == 2 && category[1] != addition.category[1])) continue;
+        if (category[0] != addition.category[0] ||
+            (category.size() == 2 && category[1] != addition.category[1]))
+            continue;
         if (last + 1 == addition.first) {
             last = addition.last;
             continue;
@@ -101,24 +104,19 @@ private:
     void one() {
         switch (peek()) {
             case '\\':
-                if (caseless_.back() && std::isalnum(static_cast<unsigned char>(peek(1)))) refuse("a set inside (?i:");
+                if (caseless_.back() && std::isalnum(static_cast<unsigned char>(peek(1))))
+                    refuse("a set inside (?i:");
                 ++place_;
                 out_ += escape(false);
                 break;
-            case '[':
-                character_class();
-                break;
-            case '(':
-                group();
-                break;
+            case '[': character_class(); break;
+            case '(': group(); break;
             case ')':
                 caseless_.pop_back();
                 if (caseless_.empty()) throw_damaged(path_, "has brackets that do not match");
                 copy(1);
                 break;
-            case '{':
-                interval();
-                break;
+            case '{': interval(); break;
             case '$':
                 // Ruby: before a newline, or at the end of a text that does not end in one.
                 out_ += "(?:(?=\\n)|(?<!\\n)\\z)";
@@ -130,8 +128,8 @@ private:
         }
     }
 
-    // Without regard to case, Oniguruma takes some characters for two, such as ß for ss. What may be one of these is
-    // refused.
+    // Without regard to case, Oniguruma takes some characters for two, such as ß for ss. What may be one of
+    // these is refused.
     void check_caseless() const {
         if (static_cast<unsigned char>(peek()) >= 0x80) refuse("a character beyond ASCII inside (?i:");
         const std::string two{lower(peek()), lower(peek(1))};
@@ -175,7 +173,8 @@ private:
         }
         const char next = end + 1 < regex_.size() ? regex_[end + 1] : '\0';
         // Ruby does not take {n}+ for possessive nor {n}? for lazy.
-        if (next == '+' || (next == '?' && !most)) refuse(std::string(regex_.substr(place_, end + 2 - place_)));
+        if (next == '+' || (next == '?' && !most))
+            refuse(std::string(regex_.substr(place_, end + 2 - place_)));
         out_ += "{" + (least.empty() ? "0" : least) + (most ? "," + *most : "") + "}";
         place_ = end + 1;
     }
@@ -197,28 +196,19 @@ private:
             case 'r':
             case 'f':
             case 'a':
-            case 'e':
-                return {'\\', c};
-            case 'v':
-                return "\\x{b}";
-            case 's':
-                return in_class ? class_space : std::string("[") + class_space + "]";
-            case 'S':
-                return in_class ? class_not_space : std::string("[^") + class_space + "]";
+            case 'e': return {'\\', c};
+            case 'v': return "\\x{b}";
+            case 's': return in_class ? class_space : std::string("[") + class_space + "]";
+            case 'S': return in_class ? class_not_space : std::string("[^") + class_space + "]";
             case 'd':
-            case 'D':
-                return bracket(class_category("Nd", additions_), c == 'D', in_class);
+            case 'D': return bracket(class_category("Nd", additions_), c == 'D', in_class);
             case 'w':
-            case 'W':
-                return bracket(class_word_oniguruma(additions_), c == 'W', in_class);
+            case 'W': return bracket(class_word_oniguruma(additions_), c == 'W', in_class);
             case 'p':
-            case 'P':
-                return property(c == 'P', in_class);
+            case 'P': return property(c == 'P', in_class);
             case 'u':
-            case 'x':
-                return code_point(c);
-            default:
-                break;
+            case 'x': return code_point(c);
+            default: break;
         }
         if (!in_class && (c == 'A' || c == 'z' || c == 'Z')) return {'\\', c};
         if (!in_class && (c == 'b' || c == 'B')) {
@@ -246,10 +236,10 @@ private:
             name.erase(0, 1);
         }
         if (name == "Han") return bracket(class_han, negated, in_class);
-        static constexpr std::array categories = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me",
-                                                  "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi",
-                                                  "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl",
-                                                  "Zp", "Cc", "Cf", "Co"};
+        static constexpr std::array categories = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc",
+                                                  "Me", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Ps",
+                                                  "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So",
+                                                  "Z",  "Zs", "Zl", "Zp", "Cc", "Cf", "Co"};
         for (const char* const category : categories) {
             if (name == category) return bracket(class_category(name, additions_), negated, in_class);
         }
@@ -281,7 +271,8 @@ private:
             const char lower = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
             value = value * 16 + static_cast<std::uint32_t>(lower <= '9' ? lower - '0' : lower - 'a' + 10);
         }
-        if (value > 0x10FFFF || (value >= 0xD800 && value <= 0xDFFF)) refuse("\\" + std::string(1, kind) + digits);
+        if (value > 0x10FFFF || (value >= 0xD800 && value <= 0xDFFF))
+            refuse("\\" + std::string(1, kind) + digits);
         return hex(value);
     }
 

@@ -9,9 +9,9 @@
 
 namespace fopru {
 
-// `at_start` is whether the piece begins where the whole text did, and `start_bytes` how many of its first bytes come
-// from the first character of its part of the text: what Metaspace's `prepend_scheme: first` asks, which the
-// tokenizers library answers with its offsets.
+// `at_start` is whether the piece begins where the whole text did, and `start_bytes` how many of its first
+// bytes come from the first character of its part of the text: what Metaspace's `prepend_scheme: first` asks,
+// which the tokenizers library answers with its offsets.
 struct Piece {
     std::string text;
     // Set for an added token: the piece is not normalized, split or tokenized any more.

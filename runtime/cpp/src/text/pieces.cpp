@@ -11,7 +11,8 @@ namespace {
 constexpr std::string_view broken = "\xEF\xBF\xBD";
 
 bool ends_broken(const std::string& text) {
-    return text.size() >= broken.size() && text.compare(text.size() - broken.size(), broken.size(), broken) == 0;
+    return text.size() >= broken.size() &&
+           text.compare(text.size() - broken.size(), broken.size(), broken) == 0;
 }
 
 // Bytes of the first `count` characters.
@@ -33,7 +34,8 @@ std::string TextPieces::flush() { return advance(true); }
 std::string TextPieces::advance(bool final) {
     const std::string before = tokenizer_.decode(ids_.data() + start_, shown_ - start_);
     const std::string after = tokenizer_.decode(ids_.data() + start_, ids_.size() - start_);
-    // Lengths are characters, as in Python: what was U+FFFD at the end of `before` may be another character now.
+    // Lengths are characters, as in Python: what was U+FFFD at the end of `before` may be another character
+    // now.
     const std::size_t shown = count_characters(before);
     if (count_characters(after) <= shown || (ends_broken(after) && !final)) return "";
     start_ = shown_;
@@ -53,10 +55,11 @@ std::string StopStrings::push(std::string text) {
     for (const std::string& string : strings_) end = std::min(end, text.find(string));
     found_ = end != std::string::npos;
     if (!found_) {
-        // The longest end of the text with which a stop string begins is held back. Both are whole characters, so no
-        // such end begins inside one.
+        // The longest end of the text with which a stop string begins is held back. Both are whole
+        // characters, so no such end begins inside one.
         end = text.size();
-        for (std::size_t length = std::min(longest_, text.size()); length > 0 && end == text.size(); --length) {
+        for (std::size_t length = std::min(longest_, text.size()); length > 0 && end == text.size();
+             --length) {
             const std::string_view rest = std::string_view(text).substr(text.size() - length);
             for (const std::string& string : strings_) {
                 if (string.compare(0, length, rest) == 0) end = text.size() - length;

@@ -37,7 +37,8 @@ void PostProcessor::read(const Fields& fields) {
         }
         // The tokenizers library takes what the first gives as a pair of texts for the second.
         if (templates_.size() > 1) {
-            throw_unknown("the " + fields.path() + " with several parts that add tokens:", type, "one of these");
+            throw_unknown("the " + fields.path() + " with several parts that add tokens:", type,
+                          "one of these");
         }
         return;
     }

@@ -14,7 +14,8 @@
 namespace fopru {
 namespace {
 
-constexpr const char* gpt2_pattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+constexpr const char* gpt2_pattern =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 class ByteLevel : public PreTokenizer {
 public:
@@ -64,7 +65,8 @@ private:
 // Splits by what each character is by itself.
 class SplitCharacters : public PreTokenizer {
 public:
-    SplitCharacters(bool (*wanted)(std::uint32_t), SplitBehavior behavior) : wanted_(wanted), behavior_(behavior) {}
+    SplitCharacters(bool (*wanted)(std::uint32_t), SplitBehavior behavior)
+        : wanted_(wanted), behavior_(behavior) {}
 
     void apply(Pieces& pieces) const override {
         split_all(pieces, [this](Piece& piece, Pieces& out) {
@@ -144,19 +146,22 @@ std::unique_ptr<const PreTokenizer> make_metaspace(const Fields& fields) {
     } else if (scheme == "never") {
         prepend = Metaspace::Prepend::never;
     } else if (scheme != "always") {
-        throw_damaged(fields.path_of("prepend_scheme"), "is " + quoted(scheme) + ", expected first, never or always");
+        throw_damaged(fields.path_of("prepend_scheme"),
+                      "is " + quoted(scheme) + ", expected first, never or always");
     }
     if (!fields.boolean_or("add_prefix_space", true) && prepend != Metaspace::Prepend::never) {
         throw_damaged(fields.path_of("add_prefix_space"), "does not match prepend_scheme");
     }
-    return std::make_unique<Metaspace>(fields.character("replacement"), prepend, fields.boolean_or("split", true));
+    return std::make_unique<Metaspace>(fields.character("replacement"), prepend,
+                                       fields.boolean_or("split", true));
 }
 
 // The depth of sequences in sequences is that of the JSON, which its reader limits.
 std::unique_ptr<const PreTokenizer> make(const Fields& fields) {
     const std::string& type = fields.type();
     if (type == "ByteLevel") {
-        return std::make_unique<ByteLevel>(fields.boolean("add_prefix_space"), fields.boolean_or("use_regex", true));
+        return std::make_unique<ByteLevel>(fields.boolean("add_prefix_space"),
+                                           fields.boolean_or("use_regex", true));
     }
     if (type == "Split") {
         return std::make_unique<Split>(Pattern::from_json(fields), behavior_from_json(fields, "behavior"),
@@ -164,27 +169,31 @@ std::unique_ptr<const PreTokenizer> make(const Fields& fields) {
     }
     if (type == "Digits") {
         const bool individual = fields.boolean("individual_digits");
-        return std::make_unique<SplitCharacters>(is_numeric,
-                                                 individual ? SplitBehavior::isolated : SplitBehavior::contiguous);
+        return std::make_unique<SplitCharacters>(
+            is_numeric, individual ? SplitBehavior::isolated : SplitBehavior::contiguous);
     }
     if (type == "Punctuation") {
         const bool given = fields.find("behavior") != nullptr;
         return std::make_unique<SplitCharacters>(
             is_punctuation, given ? behavior_from_json(fields, "behavior") : SplitBehavior::isolated);
     }
-    if (type == "Whitespace") return std::make_unique<Split>(Pattern::words_and_symbols(), SplitBehavior::removed, true);
-    if (type == "WhitespaceSplit") return std::make_unique<SplitCharacters>(is_white_space, SplitBehavior::removed);
+    if (type == "Whitespace")
+        return std::make_unique<Split>(Pattern::words_and_symbols(), SplitBehavior::removed, true);
+    if (type == "WhitespaceSplit")
+        return std::make_unique<SplitCharacters>(is_white_space, SplitBehavior::removed);
     if (type == "Metaspace") return make_metaspace(fields);
     if (type == "Sequence") {
         std::vector<std::unique_ptr<const PreTokenizer>> parts;
         const Json::Array& items = fields.array("pretokenizers");
         for (std::size_t i = 0; i < items.size(); ++i) {
-            parts.push_back(make(Fields(items[i], fields.path_of("pretokenizers") + "[" + std::to_string(i) + "]")));
+            parts.push_back(
+                make(Fields(items[i], fields.path_of("pretokenizers") + "[" + std::to_string(i) + "]")));
         }
         return std::make_unique<Sequence>(std::move(parts));
     }
-    throw_unknown("the " + fields.path(), type,
-                  "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace and Sequence");
+    throw_unknown(
+        "the " + fields.path(), type,
+        "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace and Sequence");
 }
 
 }  // namespace

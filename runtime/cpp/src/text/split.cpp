@@ -8,7 +8,8 @@
 namespace fopru {
 namespace {
 
-// Neighbours become one span: a match with the one before it where that is none (`previous`), or runs of equal kind.
+// Neighbours become one span: a match with the one before it where that is none (`previous`), or runs of
+// equal kind.
 Spans merged(const Spans& spans, bool runs) {
     Spans result;
     bool match_before = false;
@@ -34,8 +35,9 @@ SplitBehavior behavior_from_json(const Fields& fields, std::string_view key) {
     if (name == "MergedWithPrevious") return SplitBehavior::merged_with_previous;
     if (name == "MergedWithNext") return SplitBehavior::merged_with_next;
     if (name == "Contiguous") return SplitBehavior::contiguous;
-    throw_damaged(fields.path_of(key), "is " + quoted(name) +
-                                           ", expected Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous");
+    throw_damaged(fields.path_of(key),
+                  "is " + quoted(name) +
+                      ", expected Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous");
 }
 
 Spans spans_of_characters(std::string_view text, const std::function<bool(std::uint32_t)>& wanted) {
@@ -58,14 +60,9 @@ Spans spans_of_characters(std::string_view text, const std::function<bool(std::u
 void split(const Piece& piece, Spans spans, SplitBehavior behavior, Pieces& out) {
     switch (behavior) {
         case SplitBehavior::removed:
-        case SplitBehavior::isolated:
-            break;
-        case SplitBehavior::contiguous:
-            spans = merged(spans, true);
-            break;
-        case SplitBehavior::merged_with_previous:
-            spans = merged(spans, false);
-            break;
+        case SplitBehavior::isolated: break;
+        case SplitBehavior::contiguous: spans = merged(spans, true); break;
+        case SplitBehavior::merged_with_previous: spans = merged(spans, false); break;
         case SplitBehavior::merged_with_next:
             std::reverse(spans.begin(), spans.end());
             spans = merged(spans, false);

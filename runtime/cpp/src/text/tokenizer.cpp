@@ -29,7 +29,8 @@ public:
     std::vector<std::int64_t> encode(std::string_view text, bool add_special_tokens) const override {
         const std::size_t valid = valid_utf8_prefix(text);
         if (valid != text.size()) {
-            throw RequestError("the text is not UTF-8 from byte " + std::to_string(valid) + " on: convert it first");
+            throw RequestError("the text is not UTF-8 from byte " + std::to_string(valid) +
+                               " on: convert it first");
         }
         Pieces pieces = added_.split(text, normalizer_.get());
         if (pre_tokenizer_) pre_tokenizer_->apply(pieces);
@@ -58,7 +59,8 @@ public:
         if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) return std::nullopt;
         const auto small = static_cast<std::uint32_t>(id);
         if (const std::string* text = added_.text(small)) return *text;
-        if (const std::optional<std::string_view> text = model_->vocabulary().text(small)) return std::string(*text);
+        if (const std::optional<std::string_view> text = model_->vocabulary().text(small))
+            return std::string(*text);
         return std::nullopt;
     }
 

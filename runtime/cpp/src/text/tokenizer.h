@@ -18,8 +18,8 @@ public:
     virtual ~Tokenizer() = default;
     // UTF-8 in; RequestError where it is not. As `Tokenizer.encode(text, add_special_tokens=...)`.
     virtual std::vector<std::int64_t> encode(std::string_view text, bool add_special_tokens) const = 0;
-    // As `Tokenizer.decode(ids, skip_special_tokens=True)`; ids without a token are left out. Bytes that are no
-    // character become U+FFFD.
+    // As `Tokenizer.decode(ids, skip_special_tokens=True)`; ids without a token are left out. Bytes that are
+    // no character become U+FFFD.
     virtual std::string decode(const std::int64_t* ids, std::size_t count) const = 0;
     virtual std::optional<std::string> token_text(std::int64_t id) const = 0;
 };
@@ -27,7 +27,8 @@ public:
 // BundleError: damaged, or a part that this runtime does not know: the message names it.
 std::unique_ptr<const Tokenizer> make_tokenizer(const Json& json);
 
-// A growing list of ids as pieces of text that never end inside a character: `TextPieces` of runtime/detokenize.py.
+// A growing list of ids as pieces of text that never end inside a character: `TextPieces` of
+// runtime/detokenize.py.
 class TextPieces {
 public:
     explicit TextPieces(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}

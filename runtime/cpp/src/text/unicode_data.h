@@ -1,8 +1,8 @@
 // Where the Unicode versions of the tokenizers library differ from those of PCRE2 and utf8proc.
 //
-// Its patterns (Oniguruma) know Unicode 16, its normal forms Unicode 9, its punctuation Unicode 8; PCRE2 and utf8proc
-// of a distribution know 14 or later. With these tables both sides give the same tokens for every code point; a test
-// compares all of them.
+// Its patterns (Oniguruma) know Unicode 16, its normal forms Unicode 9, its punctuation Unicode 8; PCRE2 and
+// utf8proc of a distribution know 14 or later. With these tables both sides give the same tokens for every
+// code point; a test compares all of them.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,9 @@ inline bool is_utf8(std::string_view text) { return valid_utf8_prefix(text) == t
 
 // The code point at `place`; the text must be UTF-8 and `place` the first byte of a character of it.
 inline CodePoint code_point_at(std::string_view text, std::size_t place) {
-    const auto byte = [&](std::size_t i) { return static_cast<std::uint32_t>(static_cast<unsigned char>(text[place + i])); };
+    const auto byte = [&](std::size_t i) {
+        return static_cast<std::uint32_t>(static_cast<unsigned char>(text[place + i]));
+    };
     const std::uint32_t lead = byte(0);
     if (lead < 0x80) return {lead, 1};
     if (lead < 0xE0) return {(lead & 0x1F) << 6 | (byte(1) & 0x3F), 2};
@@ -39,8 +41,8 @@ void append_utf8(std::string& text, std::uint32_t code_point);
 
 std::size_t count_characters(std::string_view text);
 
-// U+FFFD for each longest beginning of a character that is never completed, and for each byte that begins none:
-// as Rust's `String::from_utf8_lossy` and Python's `errors="replace"`.
+// U+FFFD for each longest beginning of a character that is never completed, and for each byte that begins
+// none: as Rust's `String::from_utf8_lossy` and Python's `errors="replace"`.
 std::string utf8_lossy(std::string bytes);
 
 }  // namespace fopru

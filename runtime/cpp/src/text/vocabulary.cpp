@@ -21,7 +21,8 @@ Vocabulary::Vocabulary(const Json& json, const std::string& path) {
     entries_.reserve(members->size());
     for (const auto& [text, id] : *members) {
         if (!is_utf8(text)) throw_damaged(path, "holds a token that is not UTF-8");
-        entries_.push_back({id_from_json(id, path + "[" + quoted(text) + "]"), static_cast<std::uint32_t>(texts_.size()),
+        entries_.push_back({id_from_json(id, path + "[" + quoted(text) + "]"),
+                            static_cast<std::uint32_t>(texts_.size()),
                             static_cast<std::uint32_t>(text.size())});
         texts_ += text;
     }
@@ -56,8 +57,9 @@ std::optional<std::uint32_t> Vocabulary::find(std::string_view text) const {
 std::optional<std::string_view> Vocabulary::text(std::uint32_t id) const {
     // Ids are 0, 1, 2, ... in nearly every file.
     if (id < entries_.size() && entries_[id].id == id) return text_of(entries_[id]);
-    const auto found = std::lower_bound(entries_.begin(), entries_.end(), id,
-                                        [](const Entry& entry, std::uint32_t value) { return entry.id < value; });
+    const auto found =
+        std::lower_bound(entries_.begin(), entries_.end(), id,
+                         [](const Entry& entry, std::uint32_t value) { return entry.id < value; });
     if (found == entries_.end() || found->id != id) return std::nullopt;
     return text_of(*found);
 }

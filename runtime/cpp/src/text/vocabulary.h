@@ -11,8 +11,8 @@
 
 namespace fopru {
 
-// Immutable. The texts are in one buffer and found through one flat table, so that 150,000 tokens load in milliseconds
-// and take little more memory than their letters.
+// Immutable. The texts are in one buffer and found through one flat table, so that 150,000 tokens load in
+// milliseconds and take little more memory than their letters.
 class Vocabulary {
 public:
     // An object of text: id. BundleError: damaged, or an id twice.
