@@ -118,9 +118,7 @@ def random_line(random: np.random.Generator, photos: list[str], chats: bool) -> 
     return line
 
 
-def assert_same(
-    bundle: Path, lines: list[dict[str, Any]], reuse: Reuse, left_out: tuple[str, ...] = ()
-) -> int:
+def assert_same(bundle: Path, lines: list[dict[str, Any]], reuse: Reuse, *left_out: str) -> int:
     """Returns how many lines had a result."""
     generator = Generator(load_bundle(bundle), threads=1, reuse=reuse)
     options = str(reuse.features), str(int(reuse.prefix))

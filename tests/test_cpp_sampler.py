@@ -43,7 +43,7 @@ class Case(NamedTuple):
     prompt: tuple[int, ...] = ()
 
 
-def theirs(cases: list[Case]) -> list[list[int]]:
+def theirs(cases: list[Case]) -> list[Any]:
     """What C++ draws."""
     stream = b""
     for case in cases:
