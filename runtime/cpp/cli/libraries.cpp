@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/python_text.h"
 #include "base/version.h"
+#include "image/image.h"
 
 namespace fopru::cli {
 namespace {
@@ -43,7 +44,7 @@ Json libraries_json() {
                              {"backends", Json(std::move(backends))},
                              {"onnxruntime", Json(std::move(onnxruntime))},
                              {"tensorrt", has_tensorrt()},
-                             {"jpeg", FOPRU_JPEG}});
+                             {"jpeg", jpeg_decoder()}});
 }
 
 std::string libraries_text() {
@@ -53,7 +54,7 @@ std::string libraries_text() {
     text +=
         "ONNX Runtime    " + (found.error.empty() ? found.version + ", " + found.path : found.error) + "\n";
     text += std::string("TensorRT        ") + (has_tensorrt() ? "built in" : "not built in") + "\n";
-    return text + "JPEG            " + FOPRU_JPEG + "\n";
+    return text + "JPEG            " + jpeg_decoder() + "\n";
 }
 
 }  // namespace fopru::cli
