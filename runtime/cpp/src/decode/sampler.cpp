@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -38,12 +39,56 @@ double pairwise_sum(const double* values, std::size_t count) {
     return pairwise_sum(values, half) + pairwise_sum(values + half, count - half);
 }
 
-// The first of the largest; a NaN counts as larger than all.
+constexpr std::size_t lanes = 16;  // that compilers make vectors of
+
+struct Most {
+    float value;
+    bool odd;  // a NaN is among them
+};
+
+Most most_of(const float* scores, std::size_t count) {
+    float most[lanes];
+    int odd[lanes] = {};
+    std::fill(most, most + lanes, -std::numeric_limits<float>::infinity());
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        for (std::size_t lane = 0; lane < lanes; ++lane) {
+            const float score = scores[i + lane];
+            most[lane] = score > most[lane] ? score : most[lane];
+            odd[lane] |= score != score;
+        }
+    }
+    Most all{most[0], odd[0] != 0};
+    for (std::size_t lane = 1; lane < lanes; ++lane) {
+        all.value = std::max(all.value, most[lane]);
+        all.odd = all.odd || odd[lane] != 0;
+    }
+    for (; i < count; ++i) {
+        all.value = scores[i] > all.value ? scores[i] : all.value;
+        all.odd = all.odd || std::isnan(scores[i]);
+    }
+    return all;
+}
+
+// The first of the largest; a NaN counts as larger than all. By blocks, so that one alone is looked through
+// for the place.
 std::size_t best_of(const float* scores, std::size_t count) {
+    constexpr std::size_t block = 1024;
     std::size_t best = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        if (std::isnan(scores[i])) return i;
-        if (scores[i] > scores[best]) best = i;
+    float value = -std::numeric_limits<float>::infinity();
+    for (std::size_t start = 0; start < count; start += block) {
+        const std::size_t size = std::min(block, count - start);
+        const float* own = scores + start;
+        const Most most = most_of(own, size);
+        if (most.odd) {
+            return start +
+                   static_cast<std::size_t>(
+                       std::find_if(own, own + size, [](float score) { return std::isnan(score); }) - own);
+        }
+        if (most.value > value) {
+            value = most.value;
+            best = start + static_cast<std::size_t>(std::find(own, own + size, value) - own);
+        }
     }
     return best;
 }
@@ -61,9 +106,8 @@ Sampler::Sampler(const Sampling& sampling, std::int64_t vocab_size,
     if (sampling.repetition_penalty != 1.0) {
         penalised_.resize(vocab_size_);
         said_.resize(vocab_size_, 0);
-        for (const std::int64_t id : prompt_ids) {
-            if (id >= 0 && id < vocab_size) said_[static_cast<std::size_t>(id)] = 1;
-        }
+        repeated_.reserve(vocab_size_);
+        for (const std::int64_t id : prompt_ids) say(id);
     }
     if (sampling.temperature > 0.0) {
         ids_.resize(vocab_size_);
@@ -81,8 +125,16 @@ std::int64_t Sampler::pick(const float* logits) {
             "the decoder gave logits that are not numbers: check the bundle with `fopru check`");
     }
     const std::size_t token = sampling_.temperature == 0.0 ? best : draw(values, values[best]);
-    if (!said_.empty()) said_[token] = 1;
+    say(static_cast<std::int64_t>(token));
     return static_cast<std::int64_t>(token);
+}
+
+// Counts an id as repeated from now on, if it has a logit.
+void Sampler::say(std::int64_t id) {
+    const auto place = static_cast<std::size_t>(id);
+    if (id < 0 || place >= said_.size() || said_[place]) return;
+    said_[place] = 1;
+    repeated_.push_back(static_cast<Id>(id));
 }
 
 // The logits, those of repeated tokens moved down: divided by the penalty, or multiplied below 0. In float32,
@@ -90,9 +142,10 @@ std::int64_t Sampler::pick(const float* logits) {
 const float* Sampler::scores(const float* logits) {
     if (said_.empty()) return logits;
     const auto penalty = static_cast<float>(sampling_.repetition_penalty);
-    for (std::size_t i = 0; i < vocab_size_; ++i) {
-        const float value = logits[i];
-        penalised_[i] = !said_[i] ? value : value < 0 ? value * penalty : value / penalty;
+    std::copy(logits, logits + vocab_size_, penalised_.begin());
+    for (const Id id : repeated_) {
+        float& value = penalised_[static_cast<std::size_t>(id)];
+        value = value < 0 ? value * penalty : value / penalty;
     }
     return penalised_.data();
 }
@@ -134,12 +187,7 @@ std::size_t Sampler::candidates(const float* scores, double best) {
 bool Sampler::eligible(const float* scores, double best, float& least) {
     const auto top = static_cast<std::uint64_t>(sampling_.top_k);
     if (top > 0 && top < vocab_size_) {
-        // In the memory of the sums, which are not needed yet: every tie of the K-th stays, as in
-        // transformers.
-        std::copy(scores, scores + vocab_size_, sums_.begin());
-        const auto place = sums_.begin() + static_cast<std::ptrdiff_t>(vocab_size_ - top);
-        std::nth_element(sums_.begin(), place, sums_.end());
-        least = static_cast<float>(*place);
+        least = top_score(scores, static_cast<std::size_t>(top));
         return true;
     }
     if (sampling_.min_p > 0.0 && sampling_.top_p == 1.0) {
@@ -150,6 +198,27 @@ bool Sampler::eligible(const float* scores, double best, float& least) {
         return true;
     }
     return false;
+}
+
+// The K-th largest score: every tie of it stays, as in transformers. The largest so far, the least of them in
+// front, in the memory of the sums, which are not needed yet; for most of a vocabulary that is one
+// comparison.
+float Sampler::top_score(const float* scores, std::size_t top) {
+    const auto begin = sums_.begin(), end = begin + static_cast<std::ptrdiff_t>(top);
+    if (top > vocab_size_ / 16) {
+        std::copy(scores, scores + vocab_size_, begin);
+        std::nth_element(begin, end - 1, sums_.end(), std::greater<>());
+        return static_cast<float>(*(end - 1));
+    }
+    std::copy(scores, scores + top, begin);
+    std::make_heap(begin, end, std::greater<>());
+    for (std::size_t i = top; i < vocab_size_; ++i) {
+        if (scores[i] <= *begin) continue;
+        std::pop_heap(begin, end, std::greater<>());
+        *(end - 1) = scores[i];
+        std::push_heap(begin, end, std::greater<>());
+    }
+    return static_cast<float>(*begin);
 }
 
 // The smallest set of largest weights that has at least `top_p` of their sum, never empty; largest weight

@@ -27,6 +27,8 @@ private:
     const float* scores(const float* logits);
     std::size_t draw(const float* scores, double best);
     std::size_t candidates(const float* scores, double best);
+    void say(std::int64_t id);
+    float top_score(const float* scores, std::size_t top);
     bool eligible(const float* scores, double best, float& least);
     std::size_t nucleus(std::size_t count);
     std::size_t likely(std::size_t count, double least);
@@ -37,6 +39,7 @@ private:
     Pcg64 random_;
     std::vector<float> penalised_;
     std::vector<std::uint8_t> said_;  // by id
+    std::vector<Id> repeated_;        // those said
     // Of the candidates: `ids_` and their `weights_`, as parts of the best one's. `order_` are places among
     // them.
     std::vector<Id> ids_, order_;
