@@ -1,4 +1,4 @@
-"""src/text of the C++ runtime against the package tokenizers: each part, alone and in rows, each code point."""
+"""src/text of the C++ runtime against the package tokenizers: each part, parts in rows, each code point."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ O200K = (
 _WORD_LIST = (
     "the of and to in is image model token visual What's there? I'll don't WE'VE you'RE they'd I'm a "
     "Describe Möbius naïve café Straße ﬁnance ĲSSEL İstanbul ŉ ſpitz Grüße señor façade Ωμέγα ΣΊΣΥΦΟΣ "
-    "привет ёлка мир 你好 世界 图像 日本語 テスト ひらがな 한국어 안녕하세요 สวัสดี नमस्ते क्षत्रिय বাংলা தமிழ் العربية مرحبا שלום "
+    "привет ёлка мир 你好 世界 图像 日本語 テスト ひらがな 한국어 안녕하세요 "
+    "สวัสดี नमस्ते क्षत्रिय বাংলা தமிழ் العربية مرحبا שלום "
     "ኢትዮጵያ გამარჯობა Հայերեն 0 1 42 1234567 3.14159 ٣٤٥ ४२ Ⅷ ½ ² x² 10⁻³ _snake_case_ camelCase HTTPServer"
 )
 _SYMBOL_LIST = (
