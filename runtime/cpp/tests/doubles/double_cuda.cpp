@@ -193,7 +193,8 @@ cudaError_t cudaFreeHost(void* address) {
     return device().pinned.erase(address) != 0 ? ended : keep(cudaErrorInvalidValue);
 }
 
-cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
     const fopru_double::Uncounted quiet;
     const cudaError_t error = on_stream("cudaMemcpyAsync", stream);
     if (error != cudaSuccess) return error;
@@ -206,8 +207,8 @@ cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cuda
     return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     const fopru_double::Uncounted quiet;
     const cudaError_t error = on_stream("cudaMemcpy2DAsync", stream);
     if (error != cudaSuccess) return error;

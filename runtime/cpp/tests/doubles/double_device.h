@@ -1,4 +1,5 @@
-// The make-believe GPU behind the stand-ins: its memory, its stream, and what was done with it. Tests read and set it.
+// The make-believe GPU behind the stand-ins: its memory, its stream, and what was done with it. Tests read
+// and set it.
 #pragma once
 
 #include <cstddef>
@@ -17,16 +18,16 @@ namespace fopru_double {
 // Device memory touched that is not allocated.
 struct Fault {};
 
-// Work is done when it is waited for, not when it is enqueued. Memory lies under addresses that the host cannot read;
-// a freed address never comes again; new memory, and scratch memory after every run, is full of NaN. Not locked: the
-// backend has to be the one that keeps threads apart.
+// Work is done when it is waited for, not when it is enqueued. Memory lies under addresses that the host
+// cannot read; a freed address never comes again; new memory, and scratch memory after every run, is full of
+// NaN. Not locked: the backend has to be the one that keeps threads apart.
 class Device {
 public:
     std::string name = "NVIDIA GeForce RTX 3090";
     int major = 8, minor = 6;
     std::size_t total = std::size_t{1} << 30;
-    bool coherent = false;     // reads pageable host memory by itself, and later
-    bool unrecordable = false;  // no capture ends well
+    bool coherent = false;             // reads pageable host memory by itself, and later
+    bool unrecordable = false;         // no capture ends well
     cudaError_t broken = cudaSuccess;  // what all later work ends with
 
     std::map<std::string, std::int64_t> counts;  // calls by name, and "contexts", "engines", "runtimes" alive
@@ -63,8 +64,8 @@ private:
     std::uintptr_t next_ = 0;
 };
 
-// While one lives, what this thread asks the host for is not counted (counted_new.h): the stand-ins are not what is
-// tested.
+// While one lives, what this thread asks the host for is not counted (counted_new.h): the stand-ins are not
+// what is tested.
 class Uncounted {
 public:
     Uncounted();

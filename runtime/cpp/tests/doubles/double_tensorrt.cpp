@@ -1,21 +1,19 @@
-// TensorRT's runtime on the make-believe GPU. An engine is a JSON file:
-//     {"toy": "decoder", "scratch": 4096, "profiles": [{"inputs_embeds": [[1, 1, 4], [1, 3, 4], [1, 8, 4]], ...}],
-//      "values": {"num_keep": [[1], [4], [12]]}}
-// What TensorRT checks early is checked early, with false and a message; what it leaves undefined is a violation.
+// TensorRT's runtime on the make-believe GPU. What TensorRT checks early is checked early, with false and a
+// message; what it leaves undefined is a violation.
 #include <algorithm>
 #include <cstring>
 #include <set>
 
 #include "NvInferRuntime.h"
 #include "base/error.h"
-#include "base/json.h"
 #include "double_device.h"
+#include "double_plan.h"
 #include "double_toys.h"
 
 using fopru_double::device;
 using fopru_double::Fault;
 using fopru_double::Given;
-using fopru_double::Toy;
+using fopru_double::Plan;
 using fopru_double::ToyTensor;
 
 namespace {
@@ -25,18 +23,6 @@ using Shape = fopru_double::Dims;
 
 constexpr std::size_t alignment = 256;
 constexpr int library_version = 100300;
-
-struct Range {
-    Shape points[3];
-};
-
-struct Plan {
-    std::unique_ptr<Toy> toy;
-    std::int64_t scratch = 0;
-    std::vector<std::map<std::string, Range>> profiles;
-    std::map<std::string, Range> values;
-    std::map<std::string, std::vector<std::int32_t>> narrow[3];  // of `values`
-};
 
 nvinfer1::Dims dims_of(const Shape& shape) {
     nvinfer1::Dims dims{};
@@ -49,35 +35,6 @@ std::size_t bytes_of(const ToyTensor& tensor, const Shape& shape) {
     std::size_t bytes = fopru_double::item_bytes(tensor.type);
     for (const std::int64_t dim : shape) bytes *= static_cast<std::size_t>(dim);
     return bytes;
-}
-
-Range read_range(const fopru::Json& json) {
-    Range range;
-    for (std::size_t point = 0; point < 3; ++point) {
-        for (const fopru::Json& dim : *json.array()->at(point).array()) range.points[point].push_back(*dim.integer());
-    }
-    return range;
-}
-
-std::shared_ptr<const Plan> read_plan(const std::string& text) {
-    const fopru::Json json = fopru::parse_json(text, "engine");
-    auto plan = std::make_shared<Plan>();
-    plan->toy = fopru_double::make_toy(json);
-    if (plan->toy == nullptr) return nullptr;
-    plan->scratch = *json.find("scratch")->integer();
-    for (const fopru::Json& profile : *json.find("profiles")->array()) {
-        plan->profiles.emplace_back();
-        for (const auto& [name, range] : *profile.object()) plan->profiles.back()[name] = read_range(range);
-    }
-    if (const fopru::Json* values = json.find("values")) {
-        for (const auto& [name, range] : *values->object()) plan->values[name] = read_range(range);
-    }
-    for (const auto& [name, range] : plan->values) {
-        for (int point = 0; point < 3; ++point) {
-            plan->narrow[point][name].assign(range.points[point].begin(), range.points[point].end());
-        }
-    }
-    return plan;
 }
 
 bool within(const Shape& shape, const Shape& least, const Shape& most) {
@@ -95,13 +52,15 @@ public:
     }
     ~Context() noexcept override {
         --device().counts["contexts"];
-        if (*running_ != 0 && device().broken == cudaSuccess) device().violate("a context ended while its runs had not");
+        if (*running_ != 0 && device().broken == cudaSuccess)
+            device().violate("a context ended while its runs had not");
     }
 
     bool setOptimizationProfileAsync(std::int32_t index, cudaStream_t stream) noexcept override {
         if (device().fails("setOptimizationProfileAsync") != cudaSuccess) return refuse("Profile refused.");
         if (stream == nullptr) device().violate("setOptimizationProfileAsync on the default stream");
-        if (index < 0 || index >= static_cast<std::int32_t>(plan_->profiles.size())) return refuse("No such profile.");
+        if (index < 0 || index >= static_cast<std::int32_t>(plan_->profiles.size()))
+            return refuse("No such profile.");
         profile_ = index;
         shapes_.clear();
         return true;
@@ -109,7 +68,8 @@ public:
 
     void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override {
         const fopru_double::Uncounted quiet;
-        if (reinterpret_cast<std::uintptr_t>(memory) % alignment != 0) device().violate("scratch that is not aligned");
+        if (reinterpret_cast<std::uintptr_t>(memory) % alignment != 0)
+            device().violate("scratch that is not aligned");
         scratch_ = memory;
         scratch_bytes_ = size;
         warm_.clear();
@@ -119,14 +79,16 @@ public:
         const fopru_double::Uncounted quiet;
         if (device().fails("setInputShape") != cudaSuccess) return refuse("Shape refused.");
         const ToyTensor* tensor = find(name);
-        if (tensor == nullptr || !tensor->input || profile_ < 0) return refuse("No such input, or no profile yet.");
+        if (tensor == nullptr || !tensor->input || profile_ < 0)
+            return refuse("No such input, or no profile yet.");
         const Shape shape(dims.d, dims.d + dims.nbDims);
         const auto& profile = plan_->profiles[static_cast<std::size_t>(profile_)];
         const auto found = profile.find(name);
         const Shape& least = found == profile.end() ? tensor->dims : found->second.points[0];
         const Shape& most = found == profile.end() ? tensor->dims : found->second.points[2];
         if (!within(shape, least, most)) {
-            return refuse("Static dimension mismatch while setting input shape for " + std::string(name) + ".");
+            return refuse("Static dimension mismatch while setting input shape for " + std::string(name) +
+                          ".");
         }
         shapes_[name] = shape;
         return true;
@@ -161,7 +123,8 @@ public:
 
     bool enqueueV3(cudaStream_t stream) noexcept override {
         const fopru_double::Uncounted quiet;
-        if (device().fails("enqueueV3") != cudaSuccess) return refuse("Error Code 1: Cuda Runtime (invalid argument)");
+        if (device().fails("enqueueV3") != cudaSuccess)
+            return refuse("Error Code 1: Cuda Runtime (invalid argument)");
         if (stream == nullptr || device().streams.count(stream) == 0) {
             device().violate("enqueueV3 on the default stream");
             return refuse("No stream.");
@@ -193,16 +156,17 @@ public:
         check_overlaps(given);
         const bool recorded = device().recording != nullptr;
         if (!recorded) ++*running_;
-        device().enqueue([this, given, addresses = addresses_, scratch = scratch_, alive = std::weak_ptr<int>(running_),
-                          bytes = scratch_bytes_, recorded] {
+        device().enqueue([this, given, addresses = addresses_, scratch = scratch_,
+                          alive = std::weak_ptr<int>(running_), bytes = scratch_bytes_, recorded] {
             const std::shared_ptr<int> running = alive.lock();
             if (running == nullptr) {
                 device().violate("a context ended before its run");
                 return;
             }
             run(given, addresses);
-            if (bytes > 0) std::memset(device().at(scratch, static_cast<std::size_t>(bytes)), 0xFF,
-                                       static_cast<std::size_t>(bytes));
+            if (bytes > 0)
+                std::memset(device().at(scratch, static_cast<std::size_t>(bytes)), 0xFF,
+                            static_cast<std::size_t>(bytes));
             if (!recorded) --*running;
         });
         return true;
@@ -240,7 +204,8 @@ private:
         return true;
     }
 
-    static std::vector<std::int64_t> values_at(const ToyTensor& tensor, const Shape& shape, const void* address) {
+    static std::vector<std::int64_t> values_at(const ToyTensor& tensor, const Shape& shape,
+                                               const void* address) {
         std::vector<std::int64_t> values(bytes_of(tensor, shape) / sizeof(std::int64_t));
         if (!values.empty()) std::memcpy(values.data(), address, values.size() * sizeof(std::int64_t));
         return values;
@@ -256,7 +221,8 @@ private:
             const auto range = std::make_pair(start, start + bytes_of(own, shape));
             for (const auto* others : {&written, own.input ? &written : &read}) {
                 for (const auto& [first, end] : *others) {
-                    if (first < range.second && range.first < end) device().violate(own.name + " lies over another");
+                    if (first < range.second && range.first < end)
+                        device().violate(own.name + " lies over another");
                 }
             }
             (own.input ? read : written).push_back(range);
@@ -268,7 +234,8 @@ private:
         for (const ToyTensor& own : plan_->toy->tensors()) {
             if (own.host) {
                 // Whoever changes it while the run is in flight changes what the run reads.
-                if (values_at(own, given.shapes.at(own.name), addresses.at(own.name)) != given.values.at(own.name)) {
+                if (values_at(own, given.shapes.at(own.name), addresses.at(own.name)) !=
+                    given.values.at(own.name)) {
                     device().violate(own.name + " changed before its run");
                 }
                 continue;
@@ -300,14 +267,18 @@ public:
         if (plan_.use_count() > 1) device().violate("an engine ended before its contexts");
     }
 
-    std::int32_t getNbIOTensors() const noexcept override { return static_cast<std::int32_t>(tensors().size()); }
+    std::int32_t getNbIOTensors() const noexcept override {
+        return static_cast<std::int32_t>(tensors().size());
+    }
     const char* getIOTensorName(std::int32_t index) const noexcept override {
         return tensors()[static_cast<std::size_t>(index)].name.c_str();
     }
     nvinfer1::TensorIOMode getTensorIOMode(const char* name) const noexcept override {
         return find(name).input ? nvinfer1::TensorIOMode::kINPUT : nvinfer1::TensorIOMode::kOUTPUT;
     }
-    nvinfer1::Dims getTensorShape(const char* name) const noexcept override { return dims_of(find(name).dims); }
+    nvinfer1::Dims getTensorShape(const char* name) const noexcept override {
+        return dims_of(find(name).dims);
+    }
     nvinfer1::DataType getTensorDataType(const char* name) const noexcept override { return find(name).type; }
     bool isShapeInferenceIO(const char* name) const noexcept override { return find(name).host; }
     std::int32_t getNbOptimizationProfiles() const noexcept override {
@@ -326,10 +297,11 @@ public:
         const auto found = values.find(name);
         return found == values.end() ? nullptr : found->second.data();
     }
-    const std::int64_t* getProfileTensorValuesV2(const char* name, std::int32_t,
-                                                 nvinfer1::OptProfileSelector select) const noexcept override {
+    const std::int64_t* getProfileTensorValuesV2(
+        const char* name, std::int32_t, nvinfer1::OptProfileSelector select) const noexcept override {
         const auto found = plan_->values.find(name);
-        return found == plan_->values.end() ? nullptr : found->second.points[static_cast<std::size_t>(select)].data();
+        return found == plan_->values.end() ? nullptr
+                                            : found->second.points[static_cast<std::size_t>(select)].data();
     }
     std::int64_t getDeviceMemorySizeV2() const noexcept override { return plan_->scratch; }
     nvinfer1::IExecutionContext* createExecutionContext(
@@ -347,7 +319,8 @@ public:
 private:
     const std::vector<ToyTensor>& tensors() const { return plan_->toy->tensors(); }
     const ToyTensor& find(const std::string& name) const {
-        return *std::find_if(tensors().begin(), tensors().end(), [&](const ToyTensor& own) { return own.name == name; });
+        return *std::find_if(tensors().begin(), tensors().end(),
+                             [&](const ToyTensor& own) { return own.name == name; });
     }
 
     std::shared_ptr<const Plan> plan_;
@@ -364,7 +337,7 @@ public:
 
     nvinfer1::ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept override {
         try {
-            const auto plan = read_plan(std::string(static_cast<const char*>(blob), size));
+            const auto plan = fopru_double::read_plan(std::string(static_cast<const char*>(blob), size));
             if (plan != nullptr) return std::make_unique<Engine>(plan, logger_).release();
         } catch (const fopru::BundleError&) {
         }

@@ -27,12 +27,15 @@ struct Gpu {
         cudaMalloc(&x, 4);
         cudaMalloc(&y, 4);
         cudaMalloc(&scratch, 512);
-        const std::string text = R"({"toy": "copy", "scratch": 300, "profiles": [{"x": [[1], [1], [1]]}], "tensors": [
-            {"name": "x", "type": 0, "dims": [-1], "input": true}, {"name": "n", "type": 8, "dims": [1], "input": true,
+        const std::string text =
+            R"({"toy": "copy", "scratch": 300, "profiles": [{"x": [[1], [1], [1]]}], "tensors": [
+            {"name": "x", "type": 0, "dims": [-1], "input": true},
+            {"name": "n", "type": 8, "dims": [1], "input": true,
              "host": true}, {"name": "y", "type": 0, "dims": [-1], "input": false}]})";
         runtime.reset(nvinfer1::createInferRuntime(logger));
         engine.reset(runtime->deserializeCudaEngine(text.data(), text.size()));
-        context.reset(engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+        context.reset(
+            engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
         context->setOptimizationProfileAsync(0, stream);
         context->setDeviceMemoryV2(scratch, 512);
         context->setInputShape("x", {1, {1}});
@@ -85,7 +88,8 @@ TEST_CASE_FIXTURE(Gpu, "memory that is not there") {
     char* last = static_cast<char*>(x) + 1;
     CHECK(cudaMemcpyAsync(last, &value, 4, cudaMemcpyHostToDevice, stream) == cudaErrorInvalidValue);
     CHECK(cudaMemcpyAsync(&value, &value, 4, cudaMemcpyDeviceToHost, stream) == cudaErrorInvalidValue);
-    CHECK(cudaMemcpyAsync(x, y, 4, cudaMemcpyHostToDevice, stream) == cudaErrorInvalidValue);  // the other direction
+    CHECK(cudaMemcpyAsync(x, y, 4, cudaMemcpyHostToDevice, stream) ==
+          cudaErrorInvalidValue);  // the other direction
     CHECK(cudaMemcpyAsync(x, x, 4, cudaMemcpyDeviceToDevice, stream) == cudaErrorInvalidValue);
     CHECK(cudaMemsetAsync(x, 0, 5, stream) == cudaErrorInvalidValue);
     CHECK(cudaFree(last) == cudaErrorInvalidValue);

@@ -47,7 +47,8 @@ public:
             }
             std::vector<std::int64_t> order(toy_tokens);
             std::iota(order.begin(), order.end(), 0);
-            std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return scores[a] > scores[b]; });
+            std::stable_sort(order.begin(), order.end(),
+                             [&](auto a, auto b) { return scores[a] > scores[b]; });
             order.resize(keep);
             std::sort(order.begin(), order.end());
             std::copy(order.begin(), order.end(), as<std::int64_t>(data, "kept_indices") + image * keep);
@@ -92,7 +93,8 @@ private:
                                        {"inputs_embeds", DataType::kFLOAT, {1, -1, toy_hidden}, false}};
 };
 
-// One head of attention over past and new rows, added to the row, in every layer; what the mask hides has no weight.
+// One head of attention over past and new rows, added to the row, in every layer; what the mask hides has no
+// weight.
 class Decoder final : public Toy {
 public:
     Decoder() {
@@ -104,7 +106,8 @@ public:
             if (!past) tensors_.push_back({"logits", DataType::kFLOAT, {1, -1, toy_words}, false});
             for (int layer = 0; layer < toy_layers; ++layer) {
                 for (const char* part : {"key", "value"}) {
-                    tensors_.push_back({cache_name(past, layer, part), DataType::kFLOAT, {1, -1, 1, toy_head}, past});
+                    tensors_.push_back(
+                        {cache_name(past, layer, part), DataType::kFLOAT, {1, -1, 1, toy_head}, past});
                 }
             }
         }
@@ -129,7 +132,8 @@ public:
             for (int word = 0; word < toy_words; ++word, ++logits) {
                 *logits = 0;
                 for (int at = 0; at < toy_hidden; ++at) {
-                    *logits += states[static_cast<std::size_t>(row * toy_hidden + at)] * toy_weight(6, word, at);
+                    *logits +=
+                        states[static_cast<std::size_t>(row * toy_hidden + at)] * toy_weight(6, word, at);
                 }
             }
         }
@@ -166,7 +170,8 @@ private:
                 const float* key = at < past ? old_keys + at * toy_head : keys + (at - past) * toy_head;
                 const float* value = at < past ? old_values + at * toy_head : values + (at - past) * toy_head;
                 float score = 0;
-                for (int place = 0; place < toy_head; ++place) score += keys[row * toy_head + place] * key[place];
+                for (int place = 0; place < toy_head; ++place)
+                    score += keys[row * toy_head + place] * key[place];
                 const float share = std::exp(score * 0.25F);
                 total += share;
                 for (int place = 0; place < toy_head; ++place) mixed[place] += share * value[place];

@@ -37,9 +37,10 @@ TEST_CASE_FIXTURE(TensorRtTest, "a device that is not there") {
                          ": no CUDA-capable device is detected (error 100)") != std::string::npos);
     }
     device().failures["cudaStreamCreateWithFlags"] = {0, cudaErrorNoDevice};
-    CHECK(error_of([] { fopru::make_tensorrt_backend({}); }) ==
-          "backend: tensorrt needs an NVIDIA GPU with its driver (CUDA failed in cudaStreamCreateWithFlags: no "
-          "CUDA-capable device is detected (error 100)): use another backend");
+    CHECK(
+        error_of([] { fopru::make_tensorrt_backend({}); }) ==
+        "backend: tensorrt needs an NVIDIA GPU with its driver (CUDA failed in cudaStreamCreateWithFlags: no "
+        "CUDA-capable device is detected (error 100)): use another backend");
     device().failures["createInferRuntime"] = {0, cudaErrorUnknown};
     CHECK(error_of([] { fopru::make_tensorrt_backend({}); }) ==
           "backend: tensorrt cannot start: CUDA initialization failure with error: 35");
@@ -58,12 +59,16 @@ TEST_CASE_FIXTURE(TensorRtTest, "a CUDA call that fails") {
         {"cudaStreamSynchronize", [&] { backend->download(values, a.view); }},
         {"cudaMalloc", [&] { backend->allocate(12345); }},
         {"cudaMemsetAsync", [&] { backend->allocate(16); }},
-        {"cudaMallocHost", [&] { backend->download(std::vector<float>(70000).data(),
-                                                   hold(*backend, Dtype::float32, {70000}).view); }},
+        {"cudaMallocHost",
+         [&] {
+             backend->download(std::vector<float>(70000).data(),
+                               hold(*backend, Dtype::float32, {70000}).view);
+         }},
     };
     for (const auto& [name, call] : calls) {
         device().failures[name] = {0, cudaErrorUnknown};
-        CHECK(error_of(call) == "backend: CUDA failed in " + std::string(name) + ": unknown error (error 999)");
+        CHECK(error_of(call) ==
+              "backend: CUDA failed in " + std::string(name) + ": unknown error (error 999)");
         CHECK(device().last_error == cudaSuccess);  // not left for the next to find
         CHECK(device().failures.empty());
     }
@@ -107,7 +112,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "scratch memory that there is not enough of") {
 
     auto large = open(*backend, vision);
     auto binding = large->bind();
-    Held pixels = hold(*backend, Dtype::float32, {1, 12, 4}), keep = put(*backend, {1}, std::vector<std::int64_t>{2});
+    Held pixels = hold(*backend, Dtype::float32, {1, 12, 4}),
+         keep = put(*backend, {1}, std::vector<std::int64_t>{2});
     Held features = hold(*backend, Dtype::float32, {1, 2, 4}), kept = hold(*backend, Dtype::int64, {1, 2});
     Held scores = hold(*backend, Dtype::float32, {1, 12});
     binding->set_input(0, pixels.view);
@@ -116,7 +122,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "scratch memory that there is not enough of") {
     binding->set_output(1, kept.view);
     binding->set_output(2, scores.view);
     CHECK(error_of([&] { binding->run(); }) ==
-          "backend: the device has 1023 of 1024 MiB free, but 1908 MiB are needed in one piece: lower the ratio or "
+          "backend: the device has 1023 of 1024 MiB free, but 1908 MiB are needed in one piece: lower the "
+          "ratio or "
           "max_new_tokens, or keep less between requests");
     run.forget();
     CHECK(run.run({1, 2}) == before);  // those that were there have theirs again
@@ -130,10 +137,12 @@ TEST_CASE_FIXTURE(TensorRtTest, "a request that no profile takes") {
     CHECK(error_of([&] { binding->run(); }) ==
           "backend: tensorrt cannot run embed_tokens without input_ids, inputs_embeds: bind them");
     binding->set_input(0, ids.view);
-    CHECK(error_of([&] { binding->run(); }) == "backend: tensorrt cannot run embed_tokens without inputs_embeds: bind them");
+    CHECK(error_of([&] { binding->run(); }) ==
+          "backend: tensorrt cannot run embed_tokens without inputs_embeds: bind them");
     binding->set_output(0, rows.view);
     CHECK(error_of([&] { binding->run(); }) ==
-          "backend: the engine of embed_tokens was not built for input_ids of shape [1, 65], only for [1, 1]..[1, 64]: "
+          "backend: the engine of embed_tokens was not built for input_ids of shape [1, 65], only for [1, "
+          "1]..[1, 64]: "
           "ask for less, or build engines for more with `python -m runtime.engine`");
     View view = ids.view;
     view.shape = {65};
@@ -142,20 +151,25 @@ TEST_CASE_FIXTURE(TensorRtTest, "a request that no profile takes") {
     view.shape = {1, 4};
     binding->set_input(0, view);
     CHECK(error_of([&] { binding->run(); }) ==
-          "backend: tensorrt failed in embed_tokens: inputs_embeds comes out as [1, 4, 4], but a view of [1, 65, 4] is "
+          "backend: tensorrt failed in embed_tokens: inputs_embeds comes out as [1, 4, 4], but a view of [1, "
+          "65, 4] is "
           "bound");
 
     auto language = open(*backend, decoder);
     ToyDecoder run(*backend, *language, 600);
-    CHECK(error_of([&] { run.run(std::vector<std::int64_t>(17, 1)); }).find("a view of 68 values from 0 on does not fit "
-                                                                           "its buffer of 64") != std::string::npos);
+    CHECK(error_of([&] { run.run(std::vector<std::int64_t>(17, 1)); })
+              .find("a view of 68 values from 0 on does not fit "
+                    "its buffer of 64") != std::string::npos);
 }
 
 TEST_CASE_FIXTURE(TensorRtTest, "shapes that fit profiles alone but not together") {
     files[embed] = R"({"toy": "copy", "scratch": 0, "tensors": [
-        {"name": "a", "type": 0, "dims": [-1], "input": true}, {"name": "b", "type": 0, "dims": [-1], "input": true},
-        {"name": "x", "type": 0, "dims": [-1], "input": false}, {"name": "y", "type": 0, "dims": [-1], "input": false}],
-        "profiles": [{"a": [[1], [1], [1]], "b": [[5], [5], [5]]}, {"a": [[5], [5], [5]], "b": [[1], [1], [1]]}]})";
+        {"name": "a", "type": 0, "dims": [-1], "input": true},
+        {"name": "b", "type": 0, "dims": [-1], "input": true},
+        {"name": "x", "type": 0, "dims": [-1], "input": false},
+        {"name": "y", "type": 0, "dims": [-1], "input": false}],
+        "profiles": [{"a": [[1], [1], [1]], "b": [[5], [5], [5]]},
+                     {"a": [[5], [5], [5]], "b": [[1], [1], [1]]}]})";
     write_engines();
     auto backend = fopru::make_tensorrt_backend({});
     auto session = open(*backend, embed);
@@ -167,7 +181,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "shapes that fit profiles alone but not together
     binding->set_output(0, x.view);
     binding->set_output(1, y.view);
     CHECK(error_of([&] { binding->run(); }) ==
-          "backend: the engine of embed_tokens was not built for these shapes together (a [1], b [1]): ask for less, "
+          "backend: the engine of embed_tokens was not built for these shapes together (a [1], b [1]): ask "
+          "for less, "
           "or build engines for more with `python -m runtime.engine`");
     CHECK(session->greatest(0, 0) == 5);
 }
@@ -176,7 +191,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "values of a shape tensor") {
     auto backend = fopru::make_tensorrt_backend({});
     auto session = open(*backend, vision);
     auto binding = session->bind();
-    Held pixels = hold(*backend, Dtype::float32, {1, 12, 4}), keep = put(*backend, {1}, std::vector<std::int64_t>{12});
+    Held pixels = hold(*backend, Dtype::float32, {1, 12, 4}),
+         keep = put(*backend, {1}, std::vector<std::int64_t>{12});
     Held features = hold(*backend, Dtype::float32, {1, 12, 4}), kept = hold(*backend, Dtype::int64, {1, 12});
     Held scores = hold(*backend, Dtype::float32, {1, 12});
     binding->set_input(0, pixels.view);
@@ -185,7 +201,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "values of a shape tensor") {
     binding->set_output(1, kept.view);
     binding->set_output(2, scores.view);
     const std::string words =
-        ", only for [1]..[11]: ask for less with the graph's own selector, or build engines for more with `python -m "
+        ", only for [1]..[11]: ask for less with the graph's own selector, or build engines for more with "
+        "`python -m "
         "runtime.engine`";
     CHECK(error_of([&] { binding->run(); }) ==
           "backend: the engine of vision_encoder_fopru was not built for num_keep [12]" + words);
@@ -194,7 +211,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "values of a shape tensor") {
     CHECK(error_of([&] { binding->run(); }).find("num_keep [0]" + words) != std::string::npos);
 
     const std::string on_device =
-        "backend: num_keep of vision_encoder_fopru sizes other tensors and is read on the host, but its values are on "
+        "backend: num_keep of vision_encoder_fopru sizes other tensors and is read on the host, but its "
+        "values are on "
         "the device: bind a buffer of at most 256 bytes that `upload` wrote";
     Held large = hold(*backend, Dtype::int64, {100});
     View view = large.view;
@@ -222,7 +240,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "a view that cannot be bound") {
     fopru::Binding& binding = *ready.binding;
     CHECK(error_of([&] { binding.set_input(1, ready.ids.view); }) ==
           "backend: embed_tokens has no tensor at place 1, only input_ids, inputs_embeds");
-    CHECK(error_of([&] { binding.set_output(-1, ready.rows.view); }).find("at place -1") != std::string::npos);
+    CHECK(error_of([&] { binding.set_output(-1, ready.rows.view); }).find("at place -1") !=
+          std::string::npos);
     CHECK(error_of([&] { binding.set_input(0, ready.rows.view); }) ==
           "backend: input_ids of embed_tokens is int64, but a buffer of float32 is bound: convert it");
     View view = ready.ids.view;
@@ -233,7 +252,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "a view that cannot be bound") {
     CHECK(error_of([&] { binding.set_input(0, view); }).find("does not fit its buffer") != std::string::npos);
     view = ready.ids.view;
     view.shape = {std::int64_t{1} << 40, std::int64_t{1} << 40};
-    CHECK(error_of([&] { binding.set_input(0, view); }).find("whose product has 63 bits") != std::string::npos);
+    CHECK(error_of([&] { binding.set_input(0, view); }).find("whose product has 63 bits") !=
+          std::string::npos);
     view.shape = {-1, 2};
     CHECK(error_of([&] { binding.set_input(0, view); }).find("a view has the dim -1,") != std::string::npos);
     view = ready.ids.view;
@@ -242,16 +262,19 @@ TEST_CASE_FIXTURE(TensorRtTest, "a view that cannot be bound") {
           "backend: a view has no buffer of the tensorrt backend: use what its `allocate` returned");
 
     Held foreign = hold(*other_backend, Dtype::int64, {1, 2});
-    CHECK(error_of([&] { binding.set_input(0, foreign.view); }) ==
-          "backend: a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
+    CHECK(
+        error_of([&] { binding.set_input(0, foreign.view); }) ==
+        "backend: a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
     std::int64_t values[2] = {};
-    CHECK(error_of([&] { backend->upload(foreign.view, values); }).find("another tensorrt backend") != std::string::npos);
+    CHECK(error_of([&] { backend->upload(foreign.view, values); }).find("another tensorrt backend") !=
+          std::string::npos);
     view = ready.ids.view;
     view.shape = {1};
     CHECK(error_of([&] { backend->copy(ready.ids.view, view); }) ==
           "backend: cannot copy 1 values of int64 into a view of 2 of int64: give as many of the same dtype");
-    CHECK(error_of([&] { backend->copy(ready.rows.view, ready.ids.view); }).find("of int64 into a view of 8 of float32") !=
-          std::string::npos);
+    CHECK(error_of([&] {
+              backend->copy(ready.rows.view, ready.ids.view);
+          }).find("of int64 into a view of 8 of float32") != std::string::npos);
 }
 
 TEST_CASE_FIXTURE(TensorRtTest, "a device that has failed") {
@@ -260,7 +283,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "a device that has failed") {
     ready.binding->run();
     device().broken = cudaErrorIllegalAddress;
     CHECK(error_of([&] { backend->wait(); }) ==
-          "backend: CUDA failed in cudaStreamSynchronize: an illegal memory access was encountered (error 700)");
+          "backend: CUDA failed in cudaStreamSynchronize: an illegal memory access was encountered (error "
+          "700)");
     CHECK(error_of([&] { floats(*backend, ready.rows.view); }).find("error 700") != std::string::npos);
     CHECK(error_of([&] { ready.binding->run(); }) ==
           "backend: tensorrt failed in embed_tokens: The device has failed.");

@@ -1,5 +1,5 @@
-// Which engine is taken, and which are refused with what sentence. tests/test_cpp_tensorrt.py holds the sentences
-// against those of the Python runtime.
+// Which engine is taken, and which are refused with what sentence. tests/test_cpp_tensorrt.py holds the
+// sentences against those of the Python runtime.
 #include <doctest/doctest.h>
 #include <unistd.h>
 
@@ -19,7 +19,8 @@ namespace {
 
 // What follows the path of the bundle in a message, so that tests need not know it.
 std::string without(std::string text, const std::string& path) {
-    for (std::size_t at = text.find(path); at != std::string::npos; at = text.find(path)) text.replace(at, path.size(), "B");
+    for (std::size_t at = text.find(path); at != std::string::npos; at = text.find(path))
+        text.replace(at, path.size(), "B");
     return text;
 }
 
@@ -36,7 +37,9 @@ struct Root {
 }  // namespace
 
 TEST_CASE("JetPack from the kernel's release file") {
-    const auto release = [](const std::string& words) { return fopru::jetpack_of("# " + words + ", GCID: 1"); };
+    const auto release = [](const std::string& words) {
+        return fopru::jetpack_of("# " + words + ", GCID: 1");
+    };
     CHECK(release("R36 (release), REVISION: 4.3") == "6.2");
     CHECK(release("R36 (release), REVISION: 4.4") == "6.2.1");
     CHECK(release("R36 (release), REVISION: 5") == "6.2.2");
@@ -100,34 +103,44 @@ TEST_CASE_FIXTURE(TensorRtTest, "a wrong engine is refused with the command that
     SUBCASE("those of other devices") {
         std::filesystem::rename(engines(), bundle() + "/engines/orin-sm87-trt10.3.0-jp6.2");
         std::filesystem::create_directories(bundle() + "/engines/.half/x");
-        CHECK(refused(embed) == "engine: B has no engines for rtx-3090 (SM86), TensorRT 10.3.0 (it has some for "
-                                "orin-sm87-trt10.3.0-jp6.2)" + run);
+        CHECK(refused(embed) ==
+              "engine: B has no engines for rtx-3090 (SM86), TensorRT 10.3.0 (it has some for "
+              "orin-sm87-trt10.3.0-jp6.2)" +
+                  run);
     }
     SUBCASE("a folder that was renamed") {
         edit_record("\"sm\": 86", "\"sm\": 89");
-        CHECK(refused(embed) == "engine: " + folder + " holds engines for rtx-3090 (SM89), TensorRT 10.3.0, but this "
-                                "is rtx-3090 (SM86), TensorRT 10.3.0, and an engine runs where it was built only" + run);
+        CHECK(refused(embed) ==
+              "engine: " + folder +
+                  " holds engines for rtx-3090 (SM89), TensorRT 10.3.0, but this "
+                  "is rtx-3090 (SM86), TensorRT 10.3.0, and an engine runs where it was built only" +
+                  run);
     }
     SUBCASE("another version of TensorRT") {
         edit_record("\"10.3.0\"", "\"10.13.3\"");
-        CHECK(refused(embed).find("holds engines for rtx-3090 (SM86), TensorRT 10.13.3, but") != std::string::npos);
+        CHECK(refused(embed).find("holds engines for rtx-3090 (SM86), TensorRT 10.13.3, but") !=
+              std::string::npos);
     }
     SUBCASE("a graph that has changed") {
         const std::string hash = fopru::graph_hash(fopru::Bundle::open(bundle(), false)->manifest(), vision);
         edit_record(hash, std::string(64, '0'));
-        CHECK(refused(vision) == std::string("engine: the bundle's ") + vision + " has changed since " + folder + "/" +
-                                     vision + ".engine was built from it" + run);
+        CHECK(refused(vision) == std::string("engine: the bundle's ") + vision + " has changed since " +
+                                     folder + "/" + vision + ".engine was built from it" + run);
     }
     SUBCASE("a file that is cut off") {
         std::filesystem::resize_file(engines() + "/embed_tokens.engine", 10);
-        CHECK(refused(vision) == "engine: " + folder + "/embed_tokens.engine is absent or has another size than "
-                                 "engines.json says" + run);
+        CHECK(refused(vision) == "engine: " + folder +
+                                     "/embed_tokens.engine is absent or has another size than "
+                                     "engines.json says" +
+                                     run);
     }
     SUBCASE("a graph without an engine") {
         CHECK(refused("vision_encoder") ==
-              "engine: " + folder + " has no engine of vision_encoder, only of decoder_model_portable, embed_tokens, "
-              "vision_encoder_fopru: run `python -m runtime.engine B --max-prompt 640 --max-ratio 0.5 --workspace "
-              "1024MiB --unpruned`");
+              "engine: " + folder +
+                  " has no engine of vision_encoder, only of decoder_model_portable, embed_tokens, "
+                  "vision_encoder_fopru: run `python -m runtime.engine B --max-prompt 640 --max-ratio 0.5 "
+                  "--workspace "
+                  "1024MiB --unpruned`");
         CHECK(refused("decoder_model_merged").find("--workspace 1024MiB`") != std::string::npos);
     }
     SUBCASE("a file that is no graph of the bundle") {
@@ -153,8 +166,10 @@ TEST_CASE_FIXTURE(TensorRtTest, "a record from elsewhere is read with care") {
     }
     SUBCASE("a name that leads out of the folder") {
         edit_record("\"embed_tokens.engine\"", "\"../../../engine\"");
-        CHECK(refused() == start + "cannot be read (engines.embed_tokens.file is \"../../../engine\", expected the "
-                                   "name of a file in the same folder): run `python -m runtime.engine B`");
+        CHECK(refused() ==
+              start +
+                  "cannot be read (engines.embed_tokens.file is \"../../../engine\", expected the "
+                  "name of a file in the same folder): run `python -m runtime.engine B`");
     }
     SUBCASE("not JSON") {
         edit_record("{", "");
@@ -181,32 +196,38 @@ TEST_CASE_FIXTURE(TensorRtTest, "an engine that TensorRT does not load") {
 
     files[embed] = "not an engine";
     write_engines();
-    CHECK(refused() == "backend: tensorrt cannot load " + engine + ": Serialization assertion magicTagRead == "
-                       "kMAGIC_TAG failed.; build it again with `python -m runtime.engine`");
+    CHECK(refused() == "backend: tensorrt cannot load " + engine +
+                           ": Serialization assertion magicTagRead == "
+                           "kMAGIC_TAG failed.; build it again with `python -m runtime.engine`");
     files[embed] = "";
     write_engines();
-    CHECK(refused() == "backend: tensorrt cannot load " + engine + ": it is empty; build it again with `python -m "
-                       "runtime.engine`");
+    CHECK(refused() == "backend: tensorrt cannot load " + engine +
+                           ": it is empty; build it again with `python -m "
+                           "runtime.engine`");
 }
 
 TEST_CASE_FIXTURE(TensorRtTest, "an engine with tensors that the runtime does not know") {
     auto backend = fopru::make_tensorrt_backend({});
     const auto refused = [&](int type, const std::string& dims) {
-        files[embed] = R"({"toy": "copy", "scratch": 0, "profiles": [{}], "tensors": [{"name": "x", "type": )" +
-                       std::to_string(type) + ", \"dims\": " + dims + ", \"input\": true}]}";
+        files[embed] =
+            R"({"toy": "copy", "scratch": 0, "profiles": [{}], "tensors": [{"name": "x", "type": )" +
+            std::to_string(type) + ", \"dims\": " + dims + ", \"input\": true}]}";
         write_engines();
         return error_of([&] { open(*backend, embed); });
     };
-    CHECK(refused(3, "[1]") == "backend: tensor x of embed_tokens is INT32, expected one of FLOAT, HALF, BF16, INT64, "
-                               "BOOL: build the bundle with inputs and outputs of these");
+    CHECK(refused(3, "[1]") ==
+          "backend: tensor x of embed_tokens is INT32, expected one of FLOAT, HALF, BF16, INT64, "
+          "BOOL: build the bundle with inputs and outputs of these");
     CHECK(refused(2, "[1]").find("is INT8,") != std::string::npos);
     CHECK(refused(5, "[1]").find("is UINT8,") != std::string::npos);
     CHECK(refused(6, "[1]").find("is FP8,") != std::string::npos);
     CHECK(refused(9, "[1]").find("is of another type,") != std::string::npos);
-    CHECK(refused(0, "[1, 1, 1, 1, 1, 1, 1]") == "backend: tensor x of embed_tokens has 7 dims, expected 0 to 6: build "
-                                                 "the bundle with others");
+    CHECK(refused(0, "[1, 1, 1, 1, 1, 1, 1]") ==
+          "backend: tensor x of embed_tokens has 7 dims, expected 0 to 6: build "
+          "the bundle with others");
     for (const int type : {0, 1, 4, 7, 8}) CHECK(refused(type, "[1]").empty());
     // A profile that says nothing of an input that varies.
-    CHECK(refused(0, "[-1]") == "backend: profile 0 of embed_tokens for x has -1 dims, expected 0 to 6: build the "
-                                "bundle with others");
+    CHECK(refused(0, "[-1]") ==
+          "backend: profile 0 of embed_tokens for x has -1 dims, expected 0 to 6: build the "
+          "bundle with others");
 }

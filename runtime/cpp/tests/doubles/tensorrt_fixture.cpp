@@ -33,9 +33,11 @@ constexpr const char* embed_engine = R"({"toy": "embed", "scratch": 0,
 
 std::string decoder_engine() {
     const auto profile = [](const char* rows, const char* past, const char* total) {
-        std::string text = std::string("{\"inputs_embeds\": [") + rows + "], \"attention_mask\": [" + total + "]";
+        std::string text =
+            std::string("{\"inputs_embeds\": [") + rows + "], \"attention_mask\": [" + total + "]";
         std::string ids = rows;
-        for (std::size_t at = ids.find(", 4]"); at != std::string::npos; at = ids.find(", 4]")) ids.erase(at, 3);
+        for (std::size_t at = ids.find(", 4]"); at != std::string::npos; at = ids.find(", 4]"))
+            ids.erase(at, 3);
         text += ", \"position_ids\": [" + ids + "]";
         for (int layer = 0; layer < toy_layers; ++layer) {
             for (const char* part : {"key", "value"}) {
@@ -60,7 +62,9 @@ std::string text_of(const std::string& path) {
     return text.str();
 }
 
-void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+void write(const std::string& path, const std::string& text) {
+    std::ofstream(path, std::ios::binary) << text;
+}
 
 }  // namespace
 
@@ -72,7 +76,8 @@ TensorRtTest::TensorRtTest()
     root_ = pattern;
     bundle_ = root_ + "/bundle";
     std::filesystem::copy(FOPRU_TEST_DATA "/bundle_v3", bundle_, std::filesystem::copy_options::recursive);
-    std::filesystem::permissions(bundle_, std::filesystem::perms::owner_all, std::filesystem::perm_options::add);
+    std::filesystem::permissions(bundle_, std::filesystem::perms::owner_all,
+                                 std::filesystem::perm_options::add);
     write_engines();
 }
 
@@ -97,15 +102,18 @@ void TensorRtTest::write_engines() const {
     std::string listed;
     for (const auto& [graph, text] : files) {
         write(engines() + "/" + graph + ".engine", text);
-        listed += (listed.empty() ? "" : ",") + ("\"" + graph + "\": {\"file\": \"" + graph + ".engine\", \"bytes\": ") +
-                  std::to_string(text.size()) + ", \"onnx\": \"" + fopru::graph_hash(opened->manifest(), graph) + "\"}";
+        listed += (listed.empty() ? "" : ",") +
+                  ("\"" + graph + "\": {\"file\": \"" + graph + ".engine\", \"bytes\": ") +
+                  std::to_string(text.size()) + ", \"onnx\": \"" +
+                  fopru::graph_hash(opened->manifest(), graph) + "\"}";
     }
-    write(engines() + "/engines.json",
-          R"({"format": 1, "created_by": "0", "identity": {"gpu": "rtx-3090", "sm": 86, "tensorrt": "10.3.0", )"
-          R"("jetpack": null}, "plan": {"limits": {"max_images": 4, "max_prompt": 640, "max_new_tokens": 256, )"
-          R"("ratio": null, "max_ratio": 0.5, "max_image_tokens": 1280, "unpruned": false}, )"
-          R"("workspace": 1073741824}, "engines": {)" +
-              listed + "}}");
+    write(
+        engines() + "/engines.json",
+        R"({"format": 1, "created_by": "0", "identity": {"gpu": "rtx-3090", "sm": 86, "tensorrt": "10.3.0", )"
+        R"("jetpack": null}, "plan": {"limits": {"max_images": 4, "max_prompt": 640, "max_new_tokens": 256, )"
+        R"("ratio": null, "max_ratio": 0.5, "max_image_tokens": 1280, "unpruned": false}, )"
+        R"("workspace": 1073741824}, "engines": {)" +
+            listed + "}}");
 }
 
 void TensorRtTest::edit_record(const std::string& from, const std::string& to) const {
@@ -251,7 +259,8 @@ std::vector<float> expected_logits(const std::vector<std::int64_t>& tokens) {
             double total = 0;
             for (std::size_t at = 0; at <= row; ++at) {
                 double score = 0;
-                for (std::size_t place = 0; place < toy_head; ++place) score += keys[row][place] * keys[at][place];
+                for (std::size_t place = 0; place < toy_head; ++place)
+                    score += keys[row][place] * keys[at][place];
                 total += std::exp(score / 4);
                 for (std::size_t place = 0; place < toy_head; ++place) {
                     mixed[place] += std::exp(score / 4) * values[at][place];
@@ -263,7 +272,8 @@ std::vector<float> expected_logits(const std::vector<std::int64_t>& tokens) {
     std::vector<float> logits;
     for (int word = 0; word < toy_words; ++word) {
         double sum = 0;
-        for (int at = 0; at < toy_hidden; ++at) sum += states.back()[static_cast<std::size_t>(at)] * toy_weight(6, word, at);
+        for (int at = 0; at < toy_hidden; ++at)
+            sum += states.back()[static_cast<std::size_t>(at)] * toy_weight(6, word, at);
         logits.push_back(static_cast<float>(sum));
     }
     return logits;

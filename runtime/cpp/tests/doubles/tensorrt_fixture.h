@@ -13,8 +13,8 @@
 
 namespace fopru_double {
 
-// Engines of the three graphs, of an RTX 3090 with TensorRT 10.3.0, in a copy of a bundle. When it ends, nothing may
-// be left on the device, and nothing may have been done that must not be done.
+// Engines of the three graphs, of an RTX 3090 with TensorRT 10.3.0, in a copy of a bundle. When it ends,
+// nothing may be left on the device, and nothing may have been done that must not be done.
 class TensorRtTest {
 public:
     TensorRtTest();
@@ -59,7 +59,8 @@ void set_input(const fopru::Session& session, fopru::Binding& binding, const std
 void set_output(const fopru::Session& session, fopru::Binding& binding, const std::string& name,
                 const fopru::View& view);
 
-// The message of the error that a call throws, with its kind in front: "backend: ..."; "" where it throws none.
+// The message of the error that a call throws, with its kind in front: "backend: ..."; "" where it throws
+// none.
 std::string error_of(const std::function<void()>& call);
 
 // The toy decoder with a cache of kind `append`: new rows are bound behind the old ones.

@@ -1,4 +1,5 @@
-// What stays as it is however long the backend works: device memory, contexts, host memory of a step; threads.
+// What stays as it is however long the backend works: device memory, contexts, host memory of a step;
+// threads.
 #include <doctest/doctest.h>
 
 #include <thread>
@@ -98,7 +99,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "1,000 requests that differ do not grow") {
 
 TEST_CASE_FIXTURE(TensorRtTest, "more values of a shape tensor than are kept") {
     files[vision] = R"({"toy": "copy", "scratch": 0, "profiles": [{}], "tensors": [
-        {"name": "x", "type": 0, "dims": [1], "input": true}, {"name": "n", "type": 8, "dims": [2], "input": true,
+        {"name": "x", "type": 0, "dims": [1], "input": true},
+        {"name": "n", "type": 8, "dims": [2], "input": true,
          "host": true}, {"name": "y", "type": 0, "dims": [1], "input": false}]})";
     write_engines();
     auto backend = fopru::make_tensorrt_backend({});
@@ -172,8 +174,9 @@ TEST_CASE("the pool gives blocks again, and holds no more than it must") {
         pool.give(other);
         CHECK(pool.take(0).address == other.address);
         CHECK(pool.allocated() == 1024 + 512);
-        CHECK(error_of([&] { pool.take(static_cast<std::size_t>(-1)); }).find("more than there are addresses") !=
-              std::string::npos);
+        CHECK(error_of([&] {
+                  pool.take(static_cast<std::size_t>(-1));
+              }).find("more than there are addresses") != std::string::npos);
 
         // What is idle goes when all would be more than 64 MiB above what was in use at once.
         for (std::size_t size = 1; size < 20; ++size) pool.give(pool.take(size * (std::size_t{3} << 20)));
@@ -183,7 +186,8 @@ TEST_CASE("the pool gives blocks again, and holds no more than it must") {
         for (int at = 0; at < 9; ++at) all.push_back(pool.take(std::size_t{110} << 20));
         CHECK(error_of([&] { pool.take(std::size_t{110} << 20); }) ==
               "backend: the device has " + std::to_string((device().total - device().used()) >> 20) +
-                  " of 1024 MiB free, but 110 MiB are needed in one piece: lower the ratio or max_new_tokens, or keep "
+                  " of 1024 MiB free, but 110 MiB are needed in one piece: lower the ratio or "
+                  "max_new_tokens, or keep "
                   "less between requests");
         for (const fopru::Block& own : all) pool.give(own);
         pool.trim();

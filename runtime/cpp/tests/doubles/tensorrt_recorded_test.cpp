@@ -27,8 +27,8 @@ TrtBinding* own(const std::unique_ptr<fopru::Binding>& binding) {
     return found;
 }
 
-// Lookup and decoder of one token with shapes that stay: the mask hides what is behind the valid rows of a past of 64,
-// and the new rows come out beside the cache.
+// Lookup and decoder of one token with shapes that stay: the mask hides what is behind the valid rows of a
+// past of 64, and the new rows come out beside the cache.
 class Steps {
 public:
     Steps(const TensorRtTest& test, fopru::Backend& backend)
@@ -79,7 +79,8 @@ public:
         backend_.upload(position_.view, &length_);
         replay.run();
         auto& cuda = dynamic_cast<TrtSession&>(*decoder_).device().cuda;
-        auto* behind = static_cast<char*>(cache_.buffer->data()) + static_cast<std::size_t>(length_) * row_bytes;
+        auto* behind =
+            static_cast<char*>(cache_.buffer->data()) + static_cast<std::size_t>(length_) * row_bytes;
         cuda.copy_rows({behind, block * row_bytes}, {new_.buffer->data(), pitch}, row_bytes, tensors);
         ++length_;
         return floats(backend_, logits_.view);
@@ -108,7 +109,8 @@ void check_steps(Steps& steps, Replay& replay, int count) {
         tokens.push_back((3 * step + 1) % toy_words);
         const std::vector<float> got = steps.run(replay, tokens.back()), expected = expected_logits(tokens);
         // Sums in float, over at most 50 rows.
-        for (std::size_t at = 0; at < toy_words; ++at) CHECK(got[at] == doctest::Approx(expected[at]).epsilon(1e-4));
+        for (std::size_t at = 0; at < toy_words; ++at)
+            CHECK(got[at] == doctest::Approx(expected[at]).epsilon(1e-4));
     }
 }
 
@@ -135,7 +137,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "steps are recorded once and launched") {
 
 TEST_CASE_FIXTURE(TensorRtTest, "a run that was recorded with another scratch block is not used") {
     files[vision] = R"({"toy": "copy", "scratch": 900000, "profiles": [{}], "tensors": [
-        {"name": "x", "type": 0, "dims": [1], "input": true}, {"name": "y", "type": 0, "dims": [1], "input": false}]})";
+        {"name": "x", "type": 0, "dims": [1], "input": true},
+        {"name": "y", "type": 0, "dims": [1], "input": false}]})";
     write_engines();
     auto backend = fopru::make_tensorrt_backend({});
     Steps steps(*this, *backend);
@@ -158,14 +161,16 @@ TEST_CASE_FIXTURE(TensorRtTest, "what cannot be recorded runs plainly, and says 
     SUBCASE("CUDA refuses") {
         device().unrecordable = true;
         auto replay = steps.record();
-        CHECK(replay->refusal() == "CUDA failed in cudaStreamEndCapture: operation failed due to a previous error during "
-                                   "capture (error 901)");
+        CHECK(replay->refusal() ==
+              "CUDA failed in cudaStreamEndCapture: operation failed due to a previous error during "
+              "capture (error 901)");
         check_steps(steps, *replay, 5);
     }
     SUBCASE("TensorRT refuses") {
         device().failures["enqueueV3"] = {2, cudaErrorUnknown};  // both run once, and then are recorded
         auto replay = steps.record();
-        CHECK(replay->refusal() == "tensorrt failed in embed_tokens: Error Code 1: Cuda Runtime (invalid argument)");
+        CHECK(replay->refusal() ==
+              "tensorrt failed in embed_tokens: Error Code 1: Cuda Runtime (invalid argument)");
         check_steps(steps, *replay, 5);
     }
     SUBCASE("it cannot be made") {
@@ -177,7 +182,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "what cannot be recorded runs plainly, and says 
     SUBCASE("a launch fails") {
         auto replay = steps.record();
         device().failures["cudaGraphLaunch"] = {0, cudaErrorUnknown};
-        CHECK(error_of([&] { replay->run(); }) == "backend: CUDA failed in cudaGraphLaunch: unknown error (error 999)");
+        CHECK(error_of([&] { replay->run(); }) ==
+              "backend: CUDA failed in cudaGraphLaunch: unknown error (error 999)");
     }
     CHECK(device().graphs.empty());
 }
@@ -192,7 +198,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "what cannot run cannot be recorded") {
           "backend: bindings of two backends cannot be recorded together: give those of one");
     steps.bind_misaligned();
     CHECK(error_of([&] { Replay(steps.bindings()); }) ==
-          "backend: past_key_values.0.key of decoder_model_portable begins 12 bytes behind a multiple of 256, where "
+          "backend: past_key_values.0.key of decoder_model_portable begins 12 bytes behind a multiple of "
+          "256, where "
           "TensorRT takes no tensor: bind a view that begins at one");
 }
 
@@ -209,10 +216,12 @@ TEST_CASE_FIXTURE(TensorRtTest, "a recorded run has its tensors where TensorRT t
     binding->set_input(0, id);
     binding->set_output(0, row);
     CHECK(error_of([&] { Replay({own(binding)}); }) ==
-          "backend: inputs_embeds of embed_tokens begins 32 bytes behind a multiple of 256, where TensorRT takes no "
+          "backend: inputs_embeds of embed_tokens begins 32 bytes behind a multiple of 256, where TensorRT "
+          "takes no "
           "tensor: bind a view that begins at one");
-    CHECK(error_of([&] { Replay({own(session->bind())}); }).find("without input_ids, inputs_embeds: bind them") !=
-          std::string::npos);
+    CHECK(error_of([&] {
+              Replay({own(session->bind())});
+          }).find("without input_ids, inputs_embeds: bind them") != std::string::npos);
     binding->run();  // plainly, it goes through memory of the session
 }
 
@@ -220,7 +229,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "recorded runs are kept by their places and valu
     auto backend = fopru::make_tensorrt_backend({});
     auto session = open(*backend, vision);
     auto binding = session->bind();
-    Held pixels = hold(*backend, Dtype::float32, {1, toy_tokens, toy_hidden}), keep = hold(*backend, Dtype::int64, {1});
+    Held pixels = hold(*backend, Dtype::float32, {1, toy_tokens, toy_hidden}),
+         keep = hold(*backend, Dtype::int64, {1});
     Held scores = hold(*backend, Dtype::float32, {1, toy_tokens});
     const auto record = [&](std::int64_t count) {
         backend->upload(keep.view, &count);
@@ -237,7 +247,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "recorded runs are kept by their places and valu
     for (int round = 0; round < 3; ++round) {
         for (std::int64_t count = 1; count <= 11; ++count) record(count);
     }
-    CHECK(device().counts["cudaStreamBeginCapture"] == 11);  // the pool gives the same memory for the same sizes
+    CHECK(device().counts["cudaStreamBeginCapture"] ==
+          11);  // the pool gives the same memory for the same sizes
     std::vector<Held> occupied;
     for (int round = 0; round < 5; ++round) {
         for (std::int64_t count = 1; count <= 11; ++count) record(count);

@@ -45,7 +45,8 @@ std::size_t greatest(const std::vector<float>& values) {
 // Sums are in float here and in double there, over at most 100 rows.
 void check_close(const std::vector<float>& got, const std::vector<float>& expected) {
     REQUIRE(got.size() == expected.size());
-    for (std::size_t at = 0; at < got.size(); ++at) CHECK(got[at] == doctest::Approx(expected[at]).epsilon(1e-4));
+    for (std::size_t at = 0; at < got.size(); ++at)
+        CHECK(got[at] == doctest::Approx(expected[at]).epsilon(1e-4));
 }
 
 }  // namespace
@@ -92,11 +93,13 @@ TEST_CASE_FIXTURE(TensorRtTest, "an encoder runs with any number of images and a
         for (std::int64_t image = 0; image < images; ++image) {
             const float* own = pixels.data() + image * toy_tokens * toy_hidden;
             const auto expected = expected_kept(own, static_cast<std::size_t>(keep));
-            CHECK(std::vector<std::int64_t>(got.begin() + image * keep, got.begin() + (image + 1) * keep) == expected);
+            CHECK(std::vector<std::int64_t>(got.begin() + image * keep, got.begin() + (image + 1) * keep) ==
+                  expected);
             for (std::int64_t row = 0; row < keep; ++row) {
                 float sum = 0;
                 for (int at = 0; at < toy_hidden; ++at) {
-                    sum += own[expected[static_cast<std::size_t>(row)] * toy_hidden + at] * toy_weight(0, at, 2);
+                    sum +=
+                        own[expected[static_cast<std::size_t>(row)] * toy_hidden + at] * toy_weight(0, at, 2);
                 }
                 CHECK(rows[static_cast<std::size_t>((image * keep + row) * toy_hidden + 2)] == sum);
             }
@@ -153,7 +156,9 @@ TEST_CASE_FIXTURE(TensorRtTest, "embeddings stay on the device") {
 
 TEST_CASE_FIXTURE(TensorRtTest, "new memory is zero, also where it was used before") {
     auto backend = fopru::make_tensorrt_backend({});
-    { Held used = put(*backend, {3}, std::vector<float>{1, 2, 3}); }
+    {
+        Held used = put(*backend, {3}, std::vector<float>{1, 2, 3});
+    }
     CHECK(floats(*backend, hold(*backend, Dtype::float32, {3}).view) == std::vector<float>{0, 0, 0});
     // Nothing at all is a size, too.
     Held none = hold(*backend, Dtype::float32, {0, 4});

@@ -38,7 +38,8 @@ Context::Context(Device& device, const Engine& engine, int profile)
       inputs_(engine.inputs().size()),
       outputs_(engine.outputs().size()),
       values_(engine.inputs().size()) {
-    context_.reset(engine.get().createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+    context_.reset(
+        engine.get().createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
     if (context_ == nullptr) throw engine.refuse("cannot make an execution context for");
     if (!context_->setOptimizationProfileAsync(profile, static_cast<cudaStream_t>(device.cuda.stream()))) {
         throw engine.refuse("cannot take profile " + std::to_string(profile) + " of");
@@ -55,7 +56,8 @@ void Context::use_scratch(void* address, std::size_t bytes) {
 void* Context::keep_values(std::size_t input, const unsigned char* values, std::size_t bytes) {
     std::deque<Values>& kept = values_[input];
     for (Values& own : kept) {
-        if (own.bytes == bytes && std::memcmp(own.content.data(), values, bytes) == 0) return own.content.data();
+        if (own.bytes == bytes && std::memcmp(own.content.data(), values, bytes) == 0)
+            return own.content.data();
     }
     if (kept.size() == most_kept) {
         device_.cuda.synchronize();  // runs may still read them
@@ -77,7 +79,8 @@ void Context::bind(const std::vector<View>& inputs, const std::vector<View>& out
         bound.known = false;
         const char* name = engine_.inputs()[place].name.c_str();
         if (!context_->setInputShape(name, dims_of(shape)) || !context_->setTensorAddress(name, address)) {
-            throw engine_.refuse("does not take " + std::string(name) + " of shape " + text_of(shape) + " in");
+            throw engine_.refuse("does not take " + std::string(name) + " of shape " + text_of(shape) +
+                                 " in");
         }
         bound = {address, shape, true};
     }
@@ -103,7 +106,8 @@ void Context::bind_output(std::size_t place, const View& view, void* address) {
 }
 
 void Context::enqueue() {
-    if (!context_->enqueueV3(static_cast<cudaStream_t>(device_.cuda.stream()))) throw engine_.refuse("failed in");
+    if (!context_->enqueueV3(static_cast<cudaStream_t>(device_.cuda.stream())))
+        throw engine_.refuse("failed in");
 }
 
 }  // namespace fopru

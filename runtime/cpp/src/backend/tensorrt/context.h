@@ -21,8 +21,9 @@ struct Places {
     std::vector<void*> inputs, outputs;
 };
 
-// Remembers what is bound, and passes on only what changes. Intermediate results are in the device's scratch block.
-// The engine must outlive it, and the stream must be done with it when it ends. The caller holds the device's mutex.
+// Remembers what is bound, and passes on only what changes. Intermediate results are in the device's scratch
+// block. The engine must outlive it, and the stream must be done with it when it ends. The caller holds the
+// device's mutex.
 class Context final : public ScratchUser {
 public:
     Context(Device& device, const Engine& engine, int profile);  // BackendError: TensorRT refuses

@@ -13,8 +13,9 @@ void check(const char* name, cudaError_t error) {
     const char* words = cudaGetErrorString(error);
     // CUDA keeps an error for whoever looks next, which is not for them.
     cudaGetLastError();
-    throw BackendError("CUDA failed in " + std::string(name) + ": " + (words == nullptr ? "no words" : words) +
-                       " (error " + std::to_string(static_cast<int>(error)) + ")");
+    throw BackendError("CUDA failed in " + std::string(name) + ": " +
+                       (words == nullptr ? "no words" : words) + " (error " +
+                       std::to_string(static_cast<int>(error)) + ")");
 }
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
@@ -51,8 +52,8 @@ Cuda::Cuda() {
         int device = 0;
         check("cudaGetDevice", cudaGetDevice(&device));
         facts_ = facts_of(device);
-        // As Thor does. CUDA need not stage copies from pageable memory there, and promises nowhere that they are
-        // done when the call returns.
+        // As Thor does. CUDA need not stage copies from pageable memory there, and promises nowhere that they
+        // are done when the call returns.
         int coherent = 0;
         check("cudaDeviceGetAttribute",
               cudaDeviceGetAttribute(&coherent, cudaDevAttrPageableMemoryAccess, device));
@@ -88,22 +89,25 @@ void* Cuda::malloc_host(std::size_t bytes) {
 void Cuda::free_host(void* address) { check("cudaFreeHost", cudaFreeHost(address)); }
 
 void Cuda::to_device(void* target, const void* source, std::size_t bytes) {
-    check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream_of(stream_)));
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice, stream_of(stream_)));
     if (coherent_) synchronize();
 }
 
 void Cuda::to_host(void* target, const void* source, std::size_t bytes) {
-    check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream_of(stream_)));
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream_of(stream_)));
 }
 
 void Cuda::copy(void* target, const void* source, std::size_t bytes) {
-    check("cudaMemcpyAsync", cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream_of(stream_)));
+    check("cudaMemcpyAsync",
+          cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, stream_of(stream_)));
 }
 
 void Cuda::copy_rows(std::pair<void*, std::size_t> target, std::pair<const void*, std::size_t> source,
                      std::size_t width, std::size_t rows) {
-    check("cudaMemcpy2DAsync", cudaMemcpy2DAsync(target.first, target.second, source.first, source.second, width, rows,
-                                                 cudaMemcpyDeviceToDevice, stream_of(stream_)));
+    check("cudaMemcpy2DAsync", cudaMemcpy2DAsync(target.first, target.second, source.first, source.second,
+                                                 width, rows, cudaMemcpyDeviceToDevice, stream_of(stream_)));
 }
 
 void Cuda::clear(void* address, std::size_t bytes) {
@@ -119,7 +123,8 @@ std::pair<std::size_t, std::size_t> Cuda::memory() {
 }
 
 std::unique_ptr<Launch> Cuda::capture(const std::function<void()>& run) {
-    check("cudaStreamBeginCapture", cudaStreamBeginCapture(stream_of(stream_), cudaStreamCaptureModeThreadLocal));
+    check("cudaStreamBeginCapture",
+          cudaStreamBeginCapture(stream_of(stream_), cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
     try {
         run();

@@ -32,9 +32,10 @@ private:
     void* made_;  // cudaGraphExec_t
 };
 
-// One stream of the current device; owns it. Work is enqueued there, so copies and runs go in the order in which they
-// were asked for, and memory may be reused as soon as its last user has been enqueued. Sizes are bytes. Every method
-// throws BackendError with CUDA's own words when a call fails. Not to be used from two threads at once.
+// One stream of the current device; owns it. Work is enqueued there, so copies and runs go in the order in
+// which they were asked for, and memory may be reused as soon as its last user has been enqueued. Sizes are
+// bytes. Every method throws BackendError with CUDA's own words when a call fails. Not to be used from two
+// threads at once.
 class Cuda {
 public:
     Cuda();
@@ -54,8 +55,8 @@ public:
     void to_host(void* target, const void* source, std::size_t bytes);    // there after `synchronize`
     void copy(void* target, const void* source, std::size_t bytes);       // inside the device; no overlap
     // Rows of `width` bytes inside the device, each end as (address, bytes from row to row).
-    void copy_rows(std::pair<void*, std::size_t> target, std::pair<const void*, std::size_t> source, std::size_t width,
-                   std::size_t rows);
+    void copy_rows(std::pair<void*, std::size_t> target, std::pair<const void*, std::size_t> source,
+                   std::size_t width, std::size_t rows);
     void clear(void* address, std::size_t bytes);
     void synchronize();
     std::pair<std::size_t, std::size_t> memory();  // (free, total)

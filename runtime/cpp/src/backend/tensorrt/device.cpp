@@ -86,7 +86,8 @@ std::string tensorrt_version() {
            std::to_string(number % 100);
 }
 
-DeviceBuffer::DeviceBuffer(std::shared_ptr<Device> device, std::size_t bytes) : device_(std::move(device)), bytes_(bytes) {
+DeviceBuffer::DeviceBuffer(std::shared_ptr<Device> device, std::size_t bytes)
+    : device_(std::move(device)), bytes_(bytes) {
     if (bytes <= host_values) host_.resize(bytes);
     block_ = device_->pool.take(bytes);
 }
@@ -134,9 +135,12 @@ DeviceBuffer& buffer_of(const View& view) {
 DeviceBuffer& buffer_of(const View& view, const Device& device) {
     DeviceBuffer& buffer = buffer_of(view);
     if (buffer.of(device)) return buffer;
-    throw BackendError("a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
+    throw BackendError(
+        "a view has a buffer of another tensorrt backend: use what this one's `allocate` returned");
 }
 
-void* address_of(const View& view) { return static_cast<unsigned char*>(buffer_of(view).data()) + view.offset; }
+void* address_of(const View& view) {
+    return static_cast<unsigned char*>(buffer_of(view).data()) + view.offset;
+}
 
 }  // namespace fopru

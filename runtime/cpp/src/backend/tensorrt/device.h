@@ -1,4 +1,5 @@
-// What sessions and buffers of one TensorRT backend share: the stream, memory, TensorRT's runtime and its messages.
+// What sessions and buffers of one TensorRT backend share: the stream, memory, TensorRT's runtime and its
+// messages.
 #pragma once
 
 #include <memory>
@@ -29,8 +30,8 @@ private:
     std::string text_;
 };
 
-// Lives as long as the last backend, session, binding or buffer that holds it. Whoever uses anything but `messages`
-// holds `mutex`: one stream, and one block of scratch memory, are one thread's at a time.
+// Lives as long as the last backend, session, binding or buffer that holds it. Whoever uses anything but
+// `messages` holds `mutex`: one stream, and one block of scratch memory, are one thread's at a time.
 struct Device {
     Device();
     ~Device();
@@ -54,11 +55,12 @@ private:
 
 std::string tensorrt_version();  // of the library that is loaded, x.y.z
 
-// Device memory that goes back to the pool with the object. Contents that came from the host are kept there, too,
-// where they are few: TensorRT reads shape tensors on the host.
+// Device memory that goes back to the pool with the object. Contents that came from the host are kept there,
+// too, where they are few: TensorRT reads shape tensors on the host.
 class DeviceBuffer final : public Buffer {
 public:
-    DeviceBuffer(std::shared_ptr<Device> device, std::size_t bytes);  // of anything; the caller holds the mutex
+    DeviceBuffer(std::shared_ptr<Device> device,
+                 std::size_t bytes);  // of anything; the caller holds the mutex
     ~DeviceBuffer() override;
     DeviceBuffer(const DeviceBuffer&) = delete;
     DeviceBuffer& operator=(const DeviceBuffer&) = delete;
@@ -82,7 +84,8 @@ private:
 };
 
 std::size_t bytes_of(const View& view);  // BackendError: beyond 63 bits
-// The buffer of a view, after a look at where it ends. BackendError: no buffer of a device, or the view goes past it.
+// The buffer of a view, after a look at where it ends. BackendError: no buffer of a device, or the view goes
+// past it.
 DeviceBuffer& buffer_of(const View& view);
 DeviceBuffer& buffer_of(const View& view, const Device& device);  // or of another backend's device
 void* address_of(const View& view);

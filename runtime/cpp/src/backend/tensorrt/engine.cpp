@@ -48,14 +48,16 @@ Shape shape_of(const nvinfer1::Dims& dims, const std::string& what) {
 bool fits(const Shape& shape, const InputRange& range) {
     if (shape.rank != range.least.rank) return false;
     for (int axis = 0; axis < shape.rank; ++axis) {
-        if (shape.dims[axis] < range.least.dims[axis] || shape.dims[axis] > range.most.dims[axis]) return false;
+        if (shape.dims[axis] < range.least.dims[axis] || shape.dims[axis] > range.most.dims[axis])
+            return false;
     }
     return true;
 }
 
 std::string list_of(const std::int64_t* values, std::size_t count) {
     std::string text = "[";
-    for (std::size_t place = 0; place < count; ++place) text += (place ? ", " : "") + std::to_string(values[place]);
+    for (std::size_t place = 0; place < count; ++place)
+        text += (place ? ", " : "") + std::to_string(values[place]);
     return text + "]";
 }
 
@@ -65,7 +67,8 @@ constexpr const char* way_out = "ask for less, or build engines for more with `p
 
 std::string text_of(const Shape& shape) { return list_of(shape.dims, static_cast<std::size_t>(shape.rank)); }
 
-Engine::Engine(std::shared_ptr<Device> device, std::unique_ptr<nvinfer1::ICudaEngine> engine, std::string name)
+Engine::Engine(std::shared_ptr<Device> device, std::unique_ptr<nvinfer1::ICudaEngine> engine,
+               std::string name)
     : device_(std::move(device)), engine_(std::move(engine)), name_(std::move(name)) {
     for (int place = 0; place < engine_->getNbIOTensors(); ++place) {
         const char* own = engine_->getIOTensorName(place);
@@ -84,9 +87,9 @@ Engine::Engine(std::shared_ptr<Device> device, std::unique_ptr<nvinfer1::ICudaEn
         for (std::size_t place = 0; place < inputs_.size(); ++place) {
             profile.push_back(range_of(inputs_[place], index, on_host_[place]));
             const Shape& most = profile.back().most;
-            volume += std::accumulate(most.dims, most.dims + most.rank, 1.0, [](double product, std::int64_t dim) {
-                return product * static_cast<double>(dim);
-            });
+            volume += std::accumulate(
+                most.dims, most.dims + most.rank, 1.0,
+                [](double product, std::int64_t dim) { return product * static_cast<double>(dim); });
         }
         profiles_.push_back(std::move(profile));
         volumes.push_back(volume);
@@ -106,7 +109,8 @@ std::size_t Engine::scratch_bytes() const {
 std::int64_t Engine::greatest(std::size_t input, int axis) const {
     std::int64_t most = -1;
     for (const Profile& profile : profiles_) {
-        if (axis >= 0 && axis < profile[input].most.rank) most = std::max(most, profile[input].most.dims[axis]);
+        if (axis >= 0 && axis < profile[input].most.rank)
+            most = std::max(most, profile[input].most.dims[axis]);
     }
     return most;
 }
@@ -135,8 +139,8 @@ void Engine::no_profile(const std::vector<View>& inputs) const {
                       text_of(profile[place].most);
         }
         if (!any) {
-            throw BackendError("the engine of " + name_ + " was not built for " + inputs_[place].name + " of shape " +
-                               text_of(shape) + ", only for " + ranges + ": " + way_out);
+            throw BackendError("the engine of " + name_ + " was not built for " + inputs_[place].name +
+                               " of shape " + text_of(shape) + ", only for " + ranges + ": " + way_out);
         }
         given += (given.empty() ? "" : ", ") + inputs_[place].name + " " + text_of(shape);
     }
@@ -144,7 +148,8 @@ void Engine::no_profile(const std::vector<View>& inputs) const {
                        "): " + way_out);
 }
 
-void Engine::check_values(std::size_t input, const unsigned char* values, std::size_t bytes, int profile) const {
+void Engine::check_values(std::size_t input, const unsigned char* values, std::size_t bytes,
+                          int profile) const {
     const InputRange& range = profiles_[static_cast<std::size_t>(profile)][input];
     const std::size_t count = bytes / sizeof(std::int64_t);
     bool wrong = false;
@@ -156,12 +161,13 @@ void Engine::check_values(std::size_t input, const unsigned char* values, std::s
     if (!wrong) return;
     std::vector<std::int64_t> got(count);
     std::memcpy(got.data(), values, count * sizeof(std::int64_t));
-    throw BackendError("the engine of " + name_ + " was not built for " + inputs_[input].name + " " +
-                       list_of(got.data(), count) + ", only for " +
-                       list_of(range.least_values.data(), range.least_values.size()) + ".." +
-                       list_of(range.most_values.data(), range.most_values.size()) +
-                       ": ask for less with the graph's own selector, or build engines for more with `python -m "
-                       "runtime.engine`");
+    throw BackendError(
+        "the engine of " + name_ + " was not built for " + inputs_[input].name + " " +
+        list_of(got.data(), count) + ", only for " +
+        list_of(range.least_values.data(), range.least_values.size()) + ".." +
+        list_of(range.most_values.data(), range.most_values.size()) +
+        ": ask for less with the graph's own selector, or build engines for more with `python -m "
+        "runtime.engine`");
 }
 
 BackendError Engine::refuse(const std::string& what) const {
@@ -170,13 +176,16 @@ BackendError Engine::refuse(const std::string& what) const {
 
 TensorName Engine::read_tensor(const char* name) const {
     const DataType type = engine_->getTensorDataType(name);
-    const auto* found = std::find_if(std::begin(known), std::end(known), [&](const Known& own) { return own.type == type; });
+    const auto* found =
+        std::find_if(std::begin(known), std::end(known), [&](const Known& own) { return own.type == type; });
     if (found == std::end(known)) {
-        throw BackendError("tensor " + std::string(name) + " of " + name_ + " is " + words_of(type) +
-                           ", expected one of FLOAT, HALF, BF16, INT64, BOOL: build the bundle with inputs and "
-                           "outputs of these");
+        throw BackendError(
+            "tensor " + std::string(name) + " of " + name_ + " is " + words_of(type) +
+            ", expected one of FLOAT, HALF, BF16, INT64, BOOL: build the bundle with inputs and "
+            "outputs of these");
     }
-    const Shape shape = shape_of(engine_->getTensorShape(name), "tensor " + std::string(name) + " of " + name_);
+    const Shape shape =
+        shape_of(engine_->getTensorShape(name), "tensor " + std::string(name) + " of " + name_);
     return {name, found->dtype, std::vector<std::int64_t>(shape.dims, shape.dims + shape.rank)};
 }
 
@@ -185,11 +194,13 @@ InputRange Engine::range_of(const TensorName& tensor, int profile, bool host) co
     if (std::find(tensor.shape.begin(), tensor.shape.end(), -1) == tensor.shape.end()) {
         range.least = range.most = Shape(tensor.shape);
     } else {
-        const std::string what = "profile " + std::to_string(profile) + " of " + name_ + " for " + tensor.name;
+        const std::string what =
+            "profile " + std::to_string(profile) + " of " + name_ + " for " + tensor.name;
         const char* name = tensor.name.c_str();
         range.least = shape_of(engine_->getProfileShape(name, profile, OptProfileSelector::kMIN), what);
         range.most = shape_of(engine_->getProfileShape(name, profile, OptProfileSelector::kMAX), what);
-        if (range.least.rank != range.most.rank) throw refuse("gives a profile without one rank for " + tensor.name + " of");
+        if (range.least.rank != range.most.rank)
+            throw refuse("gives a profile without one rank for " + tensor.name + " of");
     }
     if (host) read_values(tensor, profile, range);
     return range;

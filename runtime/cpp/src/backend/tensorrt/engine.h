@@ -12,7 +12,8 @@
 
 namespace fopru {
 
-// What an optimisation profile takes of one input: dims, and content where it is a shape tensor that has a range.
+// What an optimisation profile takes of one input: dims, and content where it is a shape tensor that has a
+// range.
 struct InputRange {
     Shape least, most;
     std::vector<std::int64_t> least_values, most_values;  // equal lengths, empty: not checked
@@ -32,7 +33,8 @@ public:
     // Read on the host, when a run is enqueued: it sizes other tensors.
     bool on_host(std::size_t input) const { return on_host_[input]; }
     std::size_t scratch_bytes() const;
-    std::int64_t greatest(std::size_t input, int axis) const;  // of any profile, -1 where there is no such axis
+    std::int64_t greatest(std::size_t input,
+                          int axis) const;  // of any profile, -1 where there is no such axis
 
     // The tightest profile that takes these inputs, all of them bound. BackendError: none does.
     int profile_for(const std::vector<View>& inputs) const;

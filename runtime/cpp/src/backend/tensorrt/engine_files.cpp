@@ -51,12 +51,10 @@ std::string build_command(const std::string& bundle, const Record& record, bool 
         const char* flag;
         Json value;
     };
-    const Default defaults[] = {{"max_images", "--max-images", 4},
-                                {"max_prompt", "--max-prompt", 512},
-                                {"max_new_tokens", "--max-new-tokens", 256},
-                                {"ratio", "--ratio", nullptr},
-                                {"max_ratio", "--max-ratio", 1.0},
-                                {"max_image_tokens", "--max-image-tokens", 1280}};
+    const Default defaults[] = {
+        {"max_images", "--max-images", 4},           {"max_prompt", "--max-prompt", 512},
+        {"max_new_tokens", "--max-new-tokens", 256}, {"ratio", "--ratio", nullptr},
+        {"max_ratio", "--max-ratio", 1.0},           {"max_image_tokens", "--max-image-tokens", 1280}};
     std::string command = "python -m runtime.engine " + quoted(bundle);
     for (const Default& own : defaults) {
         const Json* value = record.limits.find(own.name);
@@ -80,7 +78,8 @@ EngineFile read_engine(const Json& value, const std::string& where) {
     // A name alone: the record of a bundle from elsewhere must not lead out of its folder.
     if (file.file.empty() || file.file == "." || file.file == ".." ||
         file.file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
-        throw BundleError(where + ".file is \"" + file.file + "\", expected the name of a file in the same folder");
+        throw BundleError(where + ".file is \"" + file.file +
+                          "\", expected the name of a file in the same folder");
     }
     return file;
 }
@@ -104,7 +103,8 @@ Record read_record_file(const std::string& path, const std::string& run) {
         const Json& format = part(data, "format");
         if (format.integer() == nullptr || *format.integer() != record_format) {
             const std::string got = format.is_null() ? "None" : format.dump();
-            throw EngineError(path + " has format " + got + ", expected " + std::to_string(record_format) + ": " + run);
+            throw EngineError(path + " has format " + got + ", expected " + std::to_string(record_format) +
+                              ": " + run);
         }
         Record record;
         for (const auto& [graph, file] : object_of(part(data, "engines"), "engines")) {
@@ -127,7 +127,8 @@ std::string others(const std::string& root, const std::string& own) {
     std::error_code failed;
     for (const auto& entry : std::filesystem::directory_iterator(root, failed)) {
         const std::string name = entry.path().filename().string();
-        if (name == own || name[0] == '.' || !file_size(join_path(entry.path().string(), record_name))) continue;
+        if (name == own || name[0] == '.' || !file_size(join_path(entry.path().string(), record_name)))
+            continue;
         found.push_back(name);
     }
     std::sort(found.begin(), found.end());
@@ -138,11 +139,13 @@ std::string others(const std::string& root, const std::string& own) {
 
 std::string stem_of(const std::string& file) { return std::filesystem::path(file).stem().string(); }
 
-void check_engine(const Bundle& bundle, const std::string& folder, const Record& record, const std::string& run) {
+void check_engine(const Bundle& bundle, const std::string& folder, const Record& record,
+                  const std::string& run) {
     for (const auto& [graph, file] : record.engines) {
         const std::string path = join_path(folder, file.file);
         if (bundle.manifest().graphs.count(graph) == 0 || file.onnx != graph_hash(bundle.manifest(), graph)) {
-            throw EngineError("the bundle's " + graph + " has changed since " + path + " was built from it: " + run);
+            throw EngineError("the bundle's " + graph + " has changed since " + path +
+                              " was built from it: " + run);
         }
         const std::optional<std::uint64_t> size = file_size(path);
         if (!size || file.bytes < 0 || *size != static_cast<std::uint64_t>(file.bytes)) {
@@ -155,7 +158,8 @@ void check_engine(const Bundle& bundle, const std::string& folder, const Record&
 
 std::string graph_hash(const Manifest& manifest, const std::string& graph) {
     const std::string& file = manifest.graphs.at(graph).file;
-    const std::string stem = stem_of(file), parent = std::filesystem::path(file).parent_path().generic_string();
+    const std::string stem = stem_of(file),
+                      parent = std::filesystem::path(file).parent_path().generic_string();
     // Beside the ONNX file, the data file that it shares with the graph it was made of.
     const std::string suffix = stem.compare(0, graph.size(), graph) == 0 ? stem.substr(graph.size()) : stem;
     const std::string owner = graph == "vision_encoder_fopru"     ? "vision_encoder"
@@ -187,8 +191,8 @@ std::string find_engine(const Bundle& bundle, const std::string& graph, const En
     }
     const Record record = read_record_file(path, run);
     if (!(record.identity == identity)) {
-        throw EngineError(own + " holds engines for " + record.identity.text() + ", but this is " + identity.text() +
-                          ", and an engine runs where it was built only: " + run);
+        throw EngineError(own + " holds engines for " + record.identity.text() + ", but this is " +
+                          identity.text() + ", and an engine runs where it was built only: " + run);
     }
     check_engine(bundle, own, record, run);
     std::string names;
@@ -200,7 +204,8 @@ std::string find_engine(const Bundle& bundle, const std::string& graph, const En
                       build_command(bundle.path(), record, graph == "vision_encoder") + "`");
 }
 
-std::string find_engine_of_file(const std::string& file, const EngineIdentity& identity, const std::string& folder) {
+std::string find_engine_of_file(const std::string& file, const EngineIdentity& identity,
+                                const std::string& folder) {
     const std::filesystem::path root = std::filesystem::path(file).parent_path().parent_path();
     const std::shared_ptr<const Bundle> bundle = Bundle::open(root.empty() ? "." : root.string(), false);
     std::string files;

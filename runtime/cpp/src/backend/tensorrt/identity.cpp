@@ -23,9 +23,10 @@ struct JetPack {
 };
 
 // Newest first, as in runtime/tensorrt/identity.py.
-constexpr JetPack jetpacks[] = {
-    {{39, 2, 1}, "7.2.1"}, {{39, 0, 0}, "7.2"}, {{38, 4, 0}, "7.1"}, {{38, 0, 0}, "7.0"}, {{36, 5, 0}, "6.2.2"},
-    {{36, 4, 4}, "6.2.1"}, {{36, 4, 3}, "6.2"}, {{36, 4, 0}, "6.1"}, {{36, 0, 0}, "6.0"}, {{35, 0, 0}, "5.1"}};
+constexpr JetPack jetpacks[] = {{{39, 2, 1}, "7.2.1"}, {{39, 0, 0}, "7.2"},   {{38, 4, 0}, "7.1"},
+                                {{38, 0, 0}, "7.0"},   {{36, 5, 0}, "6.2.2"}, {{36, 4, 4}, "6.2.1"},
+                                {{36, 4, 3}, "6.2"},   {{36, 4, 0}, "6.1"},   {{36, 0, 0}, "6.0"},
+                                {{35, 0, 0}, "5.1"}};
 
 constexpr std::size_t most_text = 4096;
 
@@ -44,7 +45,8 @@ bool is_digit(char own) { return own >= '0' && own <= '9'; }
 std::optional<int> number_at(const std::string& text, std::size_t& at) {
     std::size_t end = at;
     int number = 0;
-    while (end < text.size() && is_digit(text[end]) && end - at < 6) number = 10 * number + (text[end++] - '0');
+    while (end < text.size() && is_digit(text[end]) && end - at < 6)
+        number = 10 * number + (text[end++] - '0');
     if (end == at) return std::nullopt;
     at = end;
     return number;
@@ -79,7 +81,8 @@ std::string short_name(const std::string& name) {
 
 const Chip* tegra(const std::string& compatible) {
     const std::string word = "nvidia,tegra";
-    for (std::size_t at = compatible.find(word); at != std::string::npos; at = compatible.find(word, at + 1)) {
+    for (std::size_t at = compatible.find(word); at != std::string::npos;
+         at = compatible.find(word, at + 1)) {
         std::size_t end = at + word.size();
         if (!number_at(compatible, end)) continue;
         const std::string found = compatible.substr(at + 7, end - at - 7);
@@ -108,7 +111,8 @@ bool EngineIdentity::operator==(const EngineIdentity& other) const {
 
 std::optional<std::string> jetpack_of(const std::string& release) {
     // Such a file begins `# R36 (release), REVISION: 4.3, GCID: ...`.
-    for (std::size_t start = release.find('R'); start != std::string::npos; start = release.find('R', start + 1)) {
+    for (std::size_t start = release.find('R'); start != std::string::npos;
+         start = release.find('R', start + 1)) {
         std::size_t at = start + 1;
         const std::optional<int> major = number_at(release, at);
         if (!major || !skip(release, at, " (release), REVISION: ")) continue;
@@ -125,8 +129,10 @@ std::optional<std::string> jetpack_of(const std::string& release) {
     return std::nullopt;
 }
 
-EngineIdentity identity_of(const std::string& gpu, int sm, const std::string& tensorrt, const std::string& root) {
-    EngineIdentity identity{short_name(gpu), sm, tensorrt, jetpack_of(text_at(root + "/etc/nv_tegra_release"))};
+EngineIdentity identity_of(const std::string& gpu, int sm, const std::string& tensorrt,
+                           const std::string& root) {
+    EngineIdentity identity{short_name(gpu), sm, tensorrt,
+                            jetpack_of(text_at(root + "/etc/nv_tegra_release"))};
     if (const Chip* chip = tegra(text_at(root + "/proc/device-tree/compatible"))) {
         identity.gpu = chip->name;
         identity.sm = chip->sm;

@@ -8,8 +8,8 @@
 namespace fopru {
 
 struct EngineIdentity {
-    std::string gpu;  // short name in lower case, e.g. "orin"
-    int sm = 0;       // compute capability as one number, e.g. 87
+    std::string gpu;                     // short name in lower case, e.g. "orin"
+    int sm = 0;                          // compute capability as one number, e.g. 87
     std::string tensorrt;                // x.y.z
     std::optional<std::string> jetpack;  // none where it is no Jetson
 
@@ -18,12 +18,13 @@ struct EngineIdentity {
     bool operator==(const EngineIdentity& other) const;
 };
 
-// JetPack version from the text of /etc/nv_tegra_release; "l4t35.4" and the like where unknown, none where it is no
-// Jetson's.
+// JetPack version from the text of /etc/nv_tegra_release; "l4t35.4" and the like where unknown, none where it
+// is no Jetson's.
 std::optional<std::string> jetpack_of(const std::string& release);
 
-// From what CUDA and TensorRT say, and from files of the kernel under `root`, "/" but in tests: a Tegra chip is known
-// by its device tree.
-EngineIdentity identity_of(const std::string& gpu, int sm, const std::string& tensorrt, const std::string& root = "/");
+// From what CUDA and TensorRT say, and from files of the kernel under `root`, "/" but in tests: a Tegra chip
+// is known by its device tree.
+EngineIdentity identity_of(const std::string& gpu, int sm, const std::string& tensorrt,
+                           const std::string& root = "/");
 
 }  // namespace fopru

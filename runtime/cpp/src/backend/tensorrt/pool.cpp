@@ -44,7 +44,8 @@ Pool::~Pool() {
 
 Block Pool::take(std::size_t bytes) {
     if (bytes > most_bytes) {
-        throw BackendError(std::to_string(bytes) + " bytes are asked for, more than there are addresses: ask for less");
+        throw BackendError(std::to_string(bytes) +
+                           " bytes are asked for, more than there are addresses: ask for less");
     }
     const std::size_t wanted = rounded(std::max<std::size_t>(bytes, 1));
     auto best = idle_.end();
@@ -75,10 +76,11 @@ Block Pool::new_block(std::size_t wanted) {
     }
     if (address == nullptr) {
         const auto [free, total] = cuda_.memory();
-        throw BackendError("the device has " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
-                           " MiB free, but " + std::to_string(wanted >> 20) +
-                           " MiB are needed in one piece: lower the ratio or max_new_tokens, or keep less between "
-                           "requests");
+        throw BackendError(
+            "the device has " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+            " MiB free, but " + std::to_string(wanted >> 20) +
+            " MiB are needed in one piece: lower the ratio or max_new_tokens, or keep less between "
+            "requests");
     }
     allocated_ += wanted;
     ++blocks_;

@@ -13,11 +13,11 @@ struct Block {
     std::size_t bytes = 0;
 };
 
-// Keeps blocks that were given back for the next who asks for about that size: there is one stream, so a block may
-// be given on as soon as its last user has been enqueued. What is idle is freed, the largest first, when the device
-// runs out, or when all blocks would be a quarter (or 64 MiB, if that is more) above what was ever in use at once:
-// CPU and GPU of a Jetson share memory, and Linux may end the process before `cudaMalloc` says no. The Cuda must
-// outlive it. Not to be used from two threads at once.
+// Keeps blocks that were given back for the next who asks for about that size: there is one stream, so a
+// block may be given on as soon as its last user has been enqueued. What is idle is freed, the largest first,
+// when the device runs out, or when all blocks would be a quarter (or 64 MiB, if that is more) above what was
+// ever in use at once: CPU and GPU of a Jetson share memory, and Linux may end the process before
+// `cudaMalloc` says no. The Cuda must outlive it. Not to be used from two threads at once.
 class Pool {
 public:
     explicit Pool(Cuda& cuda) : cuda_(cuda) {}
@@ -29,7 +29,7 @@ public:
     void give(const Block& block) noexcept;
     // Pinned host memory of at least so many bytes, the same one every time: for one copy at a time.
     void* pinned(std::size_t bytes);
-    void trim();                                       // free what is idle
+    void trim();                                          // free what is idle
     std::size_t allocated() const { return allocated_; }  // bytes held, idle ones included
 
 private:

@@ -36,12 +36,14 @@ RunKey key_of(const std::vector<TrtBinding*>& bindings) {
 }  // namespace
 
 bool RunKey::Place::operator==(const Place& other) const {
-    return engine == other.engine && address == other.address && shape == other.shape && values == other.values;
+    return engine == other.engine && address == other.address && shape == other.shape &&
+           values == other.values;
 }
 
 RecordedRun::RecordedRun(const std::vector<TrtBinding*>& bindings) {
     // All first: the scratch block may grow for one of them, and a run before that would not count.
-    for (TrtBinding* binding : bindings) contexts_.push_back(binding->session().own_context(binding->inputs()));
+    for (TrtBinding* binding : bindings)
+        contexts_.push_back(binding->session().own_context(binding->inputs()));
     key = key_of(bindings);
     Cuda& cuda = bindings.back()->session().device().cuda;
     try {

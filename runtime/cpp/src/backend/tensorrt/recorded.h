@@ -26,8 +26,8 @@ struct RunKey {
 // A recorded run, with contexts of its own, which must keep their shapes. The sessions must outlive it.
 class RecordedRun {
 public:
-    // Runs once, as TensorRT finishes its preparations for a shape in a first run; then records. BackendError: it
-    // cannot run at all. Where it runs, but cannot be recorded, `refusal` says why.
+    // Runs once, as TensorRT finishes its preparations for a shape in a first run; then records.
+    // BackendError: it cannot run at all. Where it runs, but cannot be recorded, `refusal` says why.
     explicit RecordedRun(const std::vector<TrtBinding*>& bindings);
 
     const std::string& refusal() const { return refusal_; }
@@ -40,10 +40,11 @@ private:
     std::string refusal_;
 };
 
-// Runs bindings, in order, as they were bound when it was made: by a recorded run, plainly where they cannot be
-// recorded. Recorded runs are kept with the session of the last binding, 32 of them: memory that went back to the
-// pool and came again has the same address, so a later request finds the runs of an earlier one. A run that was
-// recorded with another scratch block is not used. The bindings must outlive it and stay as they are.
+// Runs bindings, in order, as they were bound when it was made: by a recorded run, plainly where they cannot
+// be recorded. Recorded runs are kept with the session of the last binding, 32 of them: memory that went back
+// to the pool and came again has the same address, so a later request finds the runs of an earlier one. A run
+// that was recorded with another scratch block is not used. The bindings must outlive it and stay as they
+// are.
 class Replay {
 public:
     // BackendError: no bindings, of two backends, one lacks a tensor, or they cannot run at all.

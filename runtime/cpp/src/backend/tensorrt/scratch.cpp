@@ -29,7 +29,9 @@ void Scratch::attach(ScratchUser& user, std::size_t bytes) {
     if (block_.address != nullptr) user.use_scratch(block_.address, bytes_);
 }
 
-void Scratch::detach(ScratchUser& user) { users_.erase(std::remove(users_.begin(), users_.end(), &user), users_.end()); }
+void Scratch::detach(ScratchUser& user) {
+    users_.erase(std::remove(users_.begin(), users_.end(), &user), users_.end());
+}
 
 void Scratch::move_to(const Block& block, std::size_t bytes) {
     block_ = block;

@@ -15,8 +15,8 @@ public:
     virtual void use_scratch(void* address, std::size_t bytes) = 0;
 };
 
-// As large as the largest of its users needs: they run in turn, on one stream. The pool must outlive it, and users
-// detach before they end.
+// As large as the largest of its users needs: they run in turn, on one stream. The pool must outlive it, and
+// users detach before they end.
 class Scratch {
 public:
     explicit Scratch(Pool& pool) : pool_(pool) {}
@@ -24,9 +24,12 @@ public:
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 
-    void* address() const { return block_.address; }  // null where none was needed; another one after it has grown
+    void* address() const {
+        return block_.address;
+    }  // null where none was needed; another one after it has grown
     std::size_t bytes() const { return bytes_; }
-    void attach(ScratchUser& user, std::size_t bytes);  // BackendError: no memory; the user is not attached then
+    void attach(ScratchUser& user,
+                std::size_t bytes);  // BackendError: no memory; the user is not attached then
     void detach(ScratchUser& user);
 
 private:

@@ -83,11 +83,12 @@ void TrtBinding::set_input(int index, const View& view) { set(inputs_, session_.
 
 void TrtBinding::set_output(int index, const View& view) { set(outputs_, session_.outputs(), index, view); }
 
-void TrtBinding::set(std::vector<View>& views, const std::vector<TensorName>& tensors, int index, const View& view) {
+void TrtBinding::set(std::vector<View>& views, const std::vector<TensorName>& tensors, int index,
+                     const View& view) {
     const auto place = static_cast<std::size_t>(index);
     if (index < 0 || place >= tensors.size()) {
-        throw BackendError(session_.engine().name() + " has no tensor at place " + std::to_string(index) + ", only " +
-                           names_of(session_));
+        throw BackendError(session_.engine().name() + " has no tensor at place " + std::to_string(index) +
+                           ", only " + names_of(session_));
     }
     if (view.dtype != tensors[place].dtype) {
         throw BackendError(tensors[place].name + " of " + session_.engine().name() + " is " +
@@ -114,13 +115,16 @@ void TrtBinding::run() {
 void TrtBinding::complete() const {
     std::string absent;
     for (std::size_t place = 0; place < inputs_.size(); ++place) {
-        if (inputs_[place].buffer == nullptr) absent += (absent.empty() ? "" : ", ") + session_.inputs()[place].name;
+        if (inputs_[place].buffer == nullptr)
+            absent += (absent.empty() ? "" : ", ") + session_.inputs()[place].name;
     }
     for (std::size_t place = 0; place < outputs_.size(); ++place) {
-        if (outputs_[place].buffer == nullptr) absent += (absent.empty() ? "" : ", ") + session_.outputs()[place].name;
+        if (outputs_[place].buffer == nullptr)
+            absent += (absent.empty() ? "" : ", ") + session_.outputs()[place].name;
     }
     if (!absent.empty()) {
-        throw BackendError("tensorrt cannot run " + session_.engine().name() + " without " + absent + ": bind them");
+        throw BackendError("tensorrt cannot run " + session_.engine().name() + " without " + absent +
+                           ": bind them");
     }
 }
 
@@ -161,10 +165,11 @@ void* TrtBinding::host_place(Context& context, std::size_t input) {
     const std::size_t bytes = bytes_of(view);
     const unsigned char* values = buffer_of(view).host();
     if (values == nullptr || bytes > most_values) {
-        throw BackendError(engine.inputs()[input].name + " of " + engine.name() +
-                           " sizes other tensors and is read on the host, but its values are on the device: bind a "
-                           "buffer of at most " +
-                           std::to_string(most_values) + " bytes that `upload` wrote");
+        throw BackendError(
+            engine.inputs()[input].name + " of " + engine.name() +
+            " sizes other tensors and is read on the host, but its values are on the device: bind a "
+            "buffer of at most " +
+            std::to_string(most_values) + " bytes that `upload` wrote");
     }
     engine.check_values(input, values + view.offset, bytes, context.profile());
     return context.keep_values(input, values + view.offset, bytes);

@@ -13,8 +13,8 @@ namespace fopru {
 
 class RecordedRun;
 
-// A context belongs to one profile, and is made when a shape first needs it. Owns the engine, its contexts, the runs
-// that were recorded with it, and a block for every tensor that was bound where TensorRT takes none.
+// A context belongs to one profile, and is made when a shape first needs it. Owns the engine, its contexts,
+// the runs that were recorded with it, and a block for every tensor that was bound where TensorRT takes none.
 class TrtSession final : public Session {
 public:
     TrtSession(std::shared_ptr<Device> device, std::unique_ptr<Engine> engine);
@@ -27,8 +27,8 @@ public:
 
     Device& device() const { return *device_; }
     const Engine& engine() const { return *engine_; }
-    Context& context(const std::vector<View>& inputs);                       // the shared one
-    std::unique_ptr<Context> own_context(const std::vector<View>& inputs);   // for a run that is recorded
+    Context& context(const std::vector<View>& inputs);                      // the shared one
+    std::unique_ptr<Context> own_context(const std::vector<View>& inputs);  // for a run that is recorded
     // Device memory of this session alone, for one tensor of a run: the stream keeps runs apart.
     void* staging(std::size_t place, std::size_t bytes);
     std::list<std::shared_ptr<RecordedRun>>& recorded() { return recorded_; }  // the last used first
@@ -41,8 +41,9 @@ private:
     std::list<std::shared_ptr<RecordedRun>> recorded_;
 };
 
-// Views for an engine's tensors, whose buffers must outlive it. A view that does not begin at a multiple of 256 bytes,
-// where TensorRT takes no tensor, goes through memory of the session: the new rows of a cache, say.
+// Views for an engine's tensors, whose buffers must outlive it. A view that does not begin at a multiple of
+// 256 bytes, where TensorRT takes no tensor, goes through memory of the session: the new rows of a cache,
+// say.
 class TrtBinding final : public Binding {
 public:
     explicit TrtBinding(TrtSession& session);
@@ -55,9 +56,9 @@ public:
     TrtSession& session() const { return session_; }
     const std::vector<View>& inputs() const { return inputs_; }
     const std::vector<View>& outputs() const { return outputs_; }
-    void complete() const;              // BackendError: a tensor is not bound
+    void complete() const;                // BackendError: a tensor is not bound
     void bind_aligned(Context& context);  // BackendError: a view begins where TensorRT takes none
-    void forget_outputs();              // what the host knows of them is old
+    void forget_outputs();                // what the host knows of them is old
 
 private:
     void set(std::vector<View>& views, const std::vector<TensorName>& tensors, int index, const View& view);

@@ -16,13 +16,14 @@ namespace fopru {
 
 namespace {
 
-constexpr std::size_t most_pinned = std::size_t{8} << 20;  // of a copy to the host that goes through pinned memory
+constexpr std::size_t most_pinned = std::size_t{8}
+                                    << 20;  // of a copy to the host that goes through pinned memory
 
 void check_same(const View& target, const View& source) {
     if (target.dtype == source.dtype && target.shape.elements() == source.shape.elements()) return;
     throw BackendError("cannot copy " + std::to_string(source.shape.elements()) + " values of " +
-                       name_of(source.dtype) + " into a view of " + std::to_string(target.shape.elements()) + " of " +
-                       name_of(target.dtype) + ": give as many of the same dtype");
+                       name_of(source.dtype) + " into a view of " + std::to_string(target.shape.elements()) +
+                       " of " + name_of(target.dtype) + ": give as many of the same dtype");
 }
 
 class TensorRtBackend final : public Backend {
@@ -35,7 +36,8 @@ public:
     std::string description() const override {
         const GpuFacts& facts = device_->cuda.facts();
         return "TensorRT " + tensorrt_version() + ", CUDA " + std::to_string(facts.runtime / 1000) + "." +
-               std::to_string(facts.runtime % 1000 / 10) + ", " + facts.name + " (SM" + std::to_string(facts.sm) + ")";
+               std::to_string(facts.runtime % 1000 / 10) + ", " + facts.name + " (SM" +
+               std::to_string(facts.sm) + ")";
     }
 
     const std::vector<std::string>& cache_kinds() const override { return kinds_; }

@@ -1,6 +1,6 @@
 // A stand-in for the part of TensorRT's runtime that the backend calls, with the real names and signatures.
-// Written for this project's tests; engines are small programs (double_tensorrt.cpp). Never on the include path of a
-// real build. Of release 10.3 unless the build says otherwise.
+// Written for this project's tests; engines are small programs (double_tensorrt.cpp). Never on the include
+// path of a real build. Of release 10.3 unless the build says otherwise.
 #pragma once
 
 #include <cstddef>
@@ -18,11 +18,23 @@ namespace nvinfer1 {
 using AsciiChar = char;
 
 enum class DataType : int32_t {
-    kFLOAT = 0, kHALF = 1, kINT8 = 2, kINT32 = 3, kBOOL = 4, kUINT8 = 5, kFP8 = 6, kBF16 = 7, kINT64 = 8
+    kFLOAT = 0,
+    kHALF = 1,
+    kINT8 = 2,
+    kINT32 = 3,
+    kBOOL = 4,
+    kUINT8 = 5,
+    kFP8 = 6,
+    kBF16 = 7,
+    kINT64 = 8
 };
 enum class TensorIOMode : int32_t { kNONE = 0, kINPUT = 1, kOUTPUT = 2 };
 enum class OptProfileSelector : int32_t { kMIN = 0, kOPT = 1, kMAX = 2 };
-enum class ExecutionContextAllocationStrategy : int32_t { kSTATIC = 0, kON_PROFILE_CHANGE = 1, kUSER_MANAGED = 2 };
+enum class ExecutionContextAllocationStrategy : int32_t {
+    kSTATIC = 0,
+    kON_PROFILE_CHANGE = 1,
+    kUSER_MANAGED = 2
+};
 
 class Dims64 {
 public:
@@ -67,7 +79,8 @@ public:
     virtual int64_t const* getProfileTensorValuesV2(char const* tensorName, int32_t profileIndex,
                                                     OptProfileSelector select) const noexcept = 0;
     virtual int64_t getDeviceMemorySizeV2() const noexcept = 0;
-    virtual IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept = 0;
+    virtual IExecutionContext* createExecutionContext(
+        ExecutionContextAllocationStrategy strategy) noexcept = 0;
 };
 
 class IRuntime {

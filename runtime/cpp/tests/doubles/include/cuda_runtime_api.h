@@ -1,5 +1,6 @@
-// A stand-in for the part of the CUDA runtime that the TensorRT backend calls, with the real names and signatures.
-// Written for this project's tests; runs on the CPU (double_cuda.cpp). Never on the include path of a real build.
+// A stand-in for the part of the CUDA runtime that the TensorRT backend calls, with the real names and
+// signatures. Written for this project's tests; runs on the CPU (double_cuda.cpp). Never on the include path
+// of a real build.
 #pragma once
 
 #include <cstddef>
@@ -50,9 +51,10 @@ cudaError_t cudaMalloc(void** address, size_t bytes);
 cudaError_t cudaFree(void* address);
 cudaError_t cudaMallocHost(void** address, size_t bytes);
 cudaError_t cudaFreeHost(void* address);
-cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
-cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 cudaError_t cudaGetDevice(int* device);
