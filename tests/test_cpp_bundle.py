@@ -224,6 +224,13 @@ def test_text_that_is_no_json(probe: Path, text: str) -> None:
     assert reply["error"].endswith("): rebuild the bundle with `python -m export.build`")
 
 
+def test_many_keys_of_an_old_manifest_take_no_quadratic_time(probe: Path) -> None:
+    data = json.loads((DATA / "bundle_v1" / "bundle.json").read_text())
+    for part in ("vision", "preprocess"):
+        data[part] |= {f"key{number}": 0 for number in range(300_000)}
+    assert _compare(probe, [json.dumps(data)]) == 1
+
+
 def _contracts(manifest: Manifest) -> dict[str, Any]:
     info = manifest.decoder
     graphs: dict[str, GraphContract] = {

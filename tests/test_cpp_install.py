@@ -85,6 +85,15 @@ def test_a_program_in_c_by_find_package(prefix: Path, tmp_path: Path) -> None:
     _run(build / "wrapped")
 
 
+def test_the_example_builds_against_what_is_installed(prefix: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "examples" / "cpp"
+    _run("cmake", "-S", example, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
+    _run("cmake", "--build", tmp_path)
+    done = subprocess.run([tmp_path / "ask"], capture_output=True, text=True, check=False)
+    assert done.returncode > 0  # it wants a bundle, and says so
+    assert done.stderr
+
+
 def test_a_program_in_c_by_pkg_config(prefix: Path, tmp_path: Path) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("pkg-config is not installed")

@@ -24,22 +24,23 @@ void set(Json::Object& members, const std::string& key, Json value) {
     }
 }
 
-// Format 2 joins `vision` and the geometry of `preprocess` as `layout`.
-Json::Object from_1(const Json::Object& data, const Json::Object& vision, const Json::Object& preprocess) {
+// Format 2 joins `vision` and the geometry of `preprocess` as `layout`. Keys of an object are unique, so most
+// are only appended: looking each up would be quadratic in what a file claims.
+Json::Object from_1(const Json::Object& data, const Json& vision, const Json& preprocess) {
     Json::Object layout{{"kind", Json("single")}}, scale, out;
-    for (const auto& [key, value] : vision) {
-        if (key != "image_size") set(layout, key, value);
+    for (const auto& [key, value] : *vision.object()) {
+        if (key == "kind") layout.front().second = value;
+        if (key != "kind" && key != "image_size") layout.emplace_back(key, value);
     }
     for (const char* name : geometry) {
-        for (const auto& [key, value] : preprocess) {
-            if (key == name) set(layout, key, value);
-        }
+        const Json* value = preprocess.find(name);
+        if (value != nullptr) set(layout, name, *value);
     }
-    for (const auto& [key, value] : preprocess) {
-        if (!is_geometry(key)) set(scale, key, value);
+    for (const auto& [key, value] : *preprocess.object()) {
+        if (!is_geometry(key)) scale.emplace_back(key, value);
     }
     for (const auto& [key, value] : data) {
-        if (key != "vision") set(out, key, value);
+        if (key != "vision") out.emplace_back(key, value);
     }
     set(out, "preprocess", std::move(scale));
     set(out, "layout", std::move(layout));
@@ -55,7 +56,7 @@ Json upgraded(const Json& data, std::int64_t version) {
     const Json* preprocess = data.find("preprocess");
     bool movable = vision != nullptr && preprocess != nullptr && vision->object() != nullptr &&
                    preprocess->object() != nullptr;
-    if (version == 1 && movable) out = from_1(out, *vision->object(), *preprocess->object());
+    if (version == 1 && movable) out = from_1(*data.object(), *vision, *preprocess);
     // Format 3 only adds keys, whose defaults are what format 2 means.
     set(out, "format_version", Json(3));
     return out;
