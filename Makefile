@@ -26,7 +26,7 @@ DEMO_BUNDLE := bundles/checkpoint
 DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp test-cpp cpp-aarch64 fuzz
+.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp cpp-python test-cpp cpp-aarch64 fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -74,6 +74,11 @@ sizes: $(READY)
 cpp: ## build the C++ runtime: build/cpp/libfopru_rt.so and build/cpp/cli/fopru
 	cmake -S runtime/cpp -B build/cpp $(CPP_OPTIONS)
 	cmake --build build/cpp -j 2
+
+cpp-python: $(READY) ## build the C++ runtime as an extension of Python: Generator(bundle, backend="native")
+	$(PY) -m pip install --quiet $(CONSTRAINTS) nanobind
+	cmake -S runtime/cpp -B build/cpp $(CPP_OPTIONS) -DFOPRU_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DFOPRU_PYTHON_OUTPUT=$(CURDIR)/runtime
+	cmake --build build/cpp -j 2 --target fopru_native
 
 test-cpp: $(READY) ## run the tests of the C++ runtime: its own, and those that compare it with Python
 	$(PY) -m tests.cpp_build fopru_tests fopru_tensorrt_tests

@@ -27,7 +27,7 @@ SOURCE = Path(__file__).parent.parent / "runtime" / "cpp"
 _NEEDED = {
     "nlohmann/json.hpp": "nlohmann-json3-dev",
     "doctest/doctest.h": "doctest-dev",
-    "stb/stb_image.h": "libstb-dev",
+    "jpeglib.h": "libjpeg62-turbo-dev",
     "pcre2.h": "libpcre2-dev",
     "utf8proc.h": "libutf8proc-dev",
     "zlib.h": "zlib1g-dev",

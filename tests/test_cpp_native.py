@@ -109,7 +109,7 @@ def test_pieces_and_cancellation(native: NativeGenerator) -> None:
 
 
 def test_an_abandoned_stream_ends(native: NativeGenerator) -> None:
-    stream = native.stream(Request("Read.", (PHOTO,), max_new_tokens=500, ignore_eos=True))
+    stream = native.stream(Request("Read.", (PHOTO,), max_new_tokens=400, ignore_eos=True))
     next(stream)
     stream._steps.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "fopru-native"]

@@ -53,8 +53,7 @@ Image read_image(const std::string& path);
 // `name` is what messages call it.
 Image decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name);
 Image image_from_frame(const Frame& frame);
-// Who decodes JPEG in this build: "libjpeg" (its pixels are Pillow's) or "stb_image" (close to them; edges of
-// colour differ by up to tens of levels where chroma is subsampled).
+// Who decodes JPEG in this build: "libjpeg" (its pixels are Pillow's), or "none".
 const char* jpeg_decoder();
 
 // Pillow's filters by its codes: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming. Antialiased,
