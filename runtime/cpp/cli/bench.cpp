@@ -144,7 +144,10 @@ public:
     // False where Ctrl-C ended it.
     bool run() {
         const AnswerGuard guard(generator_);
-        for (const Samples& each : all_) ask(each.ratio);  // warm-up
+        for (const Samples& each : all_) {  // warm-up
+            ask(each.ratio);
+            if (guard.interrupted()) return false;
+        }
         for (std::int64_t round = 0; round < options_.rounds; ++round) {
             for (Samples& each : all_) {
                 Result result = ask(each.ratio);
