@@ -143,7 +143,7 @@ class AnyresLayout(ImageLayout):
             waste = canvas[0] * canvas[1] - pixels
             if pixels > most or (pixels == most and waste < least_waste):
                 best, most, least_waste = canvas, pixels, waste
-        # Pillow resizes across first: in between, a standing sliver has its old height at the new width.
+        # Pillow mostly resizes across first: in between, a sliver has its old height at the new width.
         check_resized((height, width), (height, max(self.tile[1], _fitted((height, width), best)[1])))
         return best
 

@@ -118,7 +118,7 @@ class AspectLayout(ImageLayout):
             filled = width * height > 0.5 * self.tile**2 * rows * columns
             if difference < least or (difference == least and filled):
                 best, least = (rows, columns), difference
-        # Pillow resizes across first: in between, a standing sliver has its old height at the new width.
+        # Pillow mostly resizes across first: in between, a sliver has its old height at the new width.
         check_resized((height, width), (height, best[1] * self.tile))
         check_resized((height, width), (best[0] * self.tile, best[1] * self.tile))
         return best

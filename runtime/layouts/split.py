@@ -137,7 +137,7 @@ class SplitLayout(ImageLayout):
             )
         first = self._first_size(height, width)
         second = self._whole_tiles(first) if self.splitting else (self.tile, self.tile)
-        # Pillow resizes across first, so that in between a picture has its old height at the new width.
+        # Pillow mostly resizes across first: in between, a picture has its old height at the new width.
         for size in ((height, first[1]), first, (first[0], second[1]), second):
             check_resized((height, width), size)
         return first, second
