@@ -94,7 +94,7 @@ cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its 
 fuzz: $(READY) ## fuzz the C++ runtime with files of a bundle, FUZZ_SECONDS for each kind (needs clang)
 	cmake -S runtime/cpp -B build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFOPRU_BUILD_FUZZ=ON -DFOPRU_BUILD_CLI=OFF -DFOPRU_SANITIZE=address,undefined,fuzzer-no-link
 	cmake --build build/fuzz -j 2 --target fuzz_manifest fuzz_tokenizer fuzz_image fuzz_npz
-	$(PY) runtime/cpp/fuzz/seeds.py build/fuzz/seeds
+	$(PY) -m tests.fuzz_seeds build/fuzz/seeds
 	runtime/cpp/fuzz/run.sh build/fuzz build/fuzz/seeds $(FUZZ_SECONDS)
 
 bench: $(READY) ## measure: encoder, time to first token, export cost, exactness (about half an hour)

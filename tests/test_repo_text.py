@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {
     ".git",
     ".venv",
+    "build",
     "bundles",
+    "build",
     ".mypy_cache",
     ".ruff_cache",
     ".pytest_cache",

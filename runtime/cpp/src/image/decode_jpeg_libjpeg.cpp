@@ -18,7 +18,11 @@ constexpr int most_scans = 200;
 class Decompressor {
 public:
     explicit Decompressor(Bytes file) : file_(file) {
-        info_.err = jpeg_std_error(&errors_);
+        // Not `jpeg_std_error`: its file writes to stderr, by code that Debian's archive cannot put into a
+        // shared library.
+        info_.err = &errors_;
+        errors_.format_message = [](j_common_ptr, char*) {};
+        errors_.reset_error_mgr = [](j_common_ptr info) { info->err->num_warnings = 0; };
         errors_.error_exit = [](j_common_ptr info) { std::longjmp(of(info)->out_, 1); };
         errors_.output_message = [](j_common_ptr) {};
         errors_.emit_message = [](j_common_ptr, int) {};  // Pillow goes on after warnings too

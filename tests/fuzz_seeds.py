@@ -1,4 +1,4 @@
-"""`python runtime/cpp/fuzz/seeds.py FOLDER`: files to start fuzzing from, a folder per target.
+"""`python -m tests.fuzz_seeds FOLDER`: files to start fuzzing from, a folder per target.
 
 Taken from the frozen bundles of the tests and made with Pillow; small, because libFuzzer mutates them very
 often.
@@ -15,7 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-BUNDLES = Path(__file__).parents[3] / "tests" / "data"
+__all__ = ["main"]
+
+BUNDLES = Path(__file__).parent / "data"
 _TEXT = b"\0Hello 123 \xc3\xa9\xf0\x9f\x98\x80<s> \n\xff"
 _PARTS: list[dict[str, Any]] = [
     {
