@@ -26,7 +26,7 @@ DEMO_BUNDLE := bundles/checkpoint
 DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp cpp-python test-cpp cpp-aarch64 fuzz
+.PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp cpp-python test-cpp cpp-aarch64 ort-aarch64 fuzz
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its 
 	cmake -S runtime/cpp -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DFOPRU_BUILD_TESTS=ON -DFOPRU_WERROR=ON
 	cmake --build build/aarch64 -j 2
 	$(QEMU) build/aarch64/tests/fopru_tests
+
+ort-aarch64: ## fetch ONNX Runtime for aarch64 (npm, 110 MB), with which tests/test_cpp_aarch64.py runs under qemu
+	$(PYTHON) -m tests.fetch_ort_aarch64 build/ort-aarch64
 
 fuzz: $(READY) ## fuzz the C++ runtime with files of a bundle, FUZZ_SECONDS for each kind (needs clang)
 	cmake -S runtime/cpp -B build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFOPRU_BUILD_FUZZ=ON -DFOPRU_BUILD_CLI=OFF -DFOPRU_SANITIZE=address,undefined,fuzzer-no-link
