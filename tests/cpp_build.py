@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["SOURCE", "ask", "build_folder", "cpp_tool", "need_cpp", "python_module"]
+__all__ = ["SOURCE", "aarch64_tool", "ask", "build_folder", "cpp_tool", "need_cpp", "python_module"]
 
 SOURCE = Path(__file__).parent.parent / "runtime" / "cpp"
 _NEEDED = {
@@ -65,6 +65,24 @@ def cpp_tool(name: str, sanitize: str = "") -> Path:
     if found is None:
         raise RuntimeError(f"cmake built {name}, but it is not in {', '.join(map(str, places))}")
     return found
+
+
+@functools.cache
+def aarch64_tool(name: str) -> Path:
+    """The program of a target of runtime/cpp for aarch64, in build/aarch64 as `make cpp-aarch64` does.
+
+    The caller looks for the compiler and qemu.
+
+    Raises:
+        RuntimeError: it does not build; the message is the compiler's.
+    """
+    folder = build_folder().with_name("aarch64")
+    toolchain = SOURCE / "cmake" / "aarch64-linux-gnu.cmake"
+    options = [*_OPTIONS, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DCMAKE_BUILD_TYPE=Release"]
+    with _locked(folder):
+        _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *_generator(folder), *options])
+        _run(["cmake", "--build", str(folder), "--target", name])
+    return next(folder / part / name for part in ("tests", "cli") if (folder / part / name).is_file())
 
 
 @functools.cache
@@ -128,8 +146,6 @@ def _has_header(name: str) -> bool:
 def _configure(folder: Path, sanitize: str) -> None:
     if (folder, sanitize) in _configured:
         return
-    fresh = not (folder / "CMakeCache.txt").is_file()
-    generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
     options = [
         *_OPTIONS,
         f"-DFOPRU_SANITIZE={sanitize}",
@@ -138,8 +154,13 @@ def _configure(folder: Path, sanitize: str) -> None:
     if not sanitize and importlib.util.find_spec("nanobind") is not None:
         options += ["-DFOPRU_BUILD_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"]
         options += [f"-DFOPRU_PYTHON_OUTPUT={folder / _MODULE}"]
-    _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *generator, *options])
+    _run(["cmake", "-S", str(SOURCE), "-B", str(folder), *_generator(folder), *options])
     _configured.add((folder, sanitize))
+
+
+def _generator(folder: Path) -> list[str]:
+    fresh = not (folder / "CMakeCache.txt").is_file()
+    return ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
 
 
 def _run(command: list[str]) -> None:
