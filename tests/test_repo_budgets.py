@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from tests.sizes import PACKAGES, module_lines
+from tests.sizes import PACKAGES, cpp_lines, module_lines
 
 PRODUCT = tuple(package for package in PACKAGES if package != "tests")
 
@@ -34,3 +34,16 @@ def test_graph_passes_stay_under_300_lines() -> None:
 
 def test_test_files_stay_under_600_lines() -> None:
     assert {path: n for path, n in module_lines("tests").items() if n > 600} == {}
+
+
+def test_cpp_files_stay_short() -> None:
+    """Headers 200 lines, sources 400. The C interface is one page on purpose: what it promises is said nowhere
+    else, and a program in C includes one file."""
+    limits = {"runtime/cpp/include/fopru/fopru.h": 300}
+    lines = cpp_lines()
+    assert len(lines) > 100
+    headers = (".h", ".hpp", ".cuh")
+    long = {
+        path: n for path, n in lines.items() if n > limits.get(path, 200 if path.endswith(headers) else 400)
+    }
+    assert long == {}
