@@ -14,7 +14,7 @@ REPORT_OPTIONS ?=
 GPU_BUNDLE ?=
 
 # The C++ runtime: what CMake is told, such as CPP_OPTIONS=-DFOPRU_WITH_TENSORRT=ON.
-CPP_OPTIONS ?= -DFOPRU_WERROR=ON
+CPP_OPTIONS ?=
 CLANG ?= clang
 FUZZ_SECONDS ?= 60
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu

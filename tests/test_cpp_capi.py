@@ -62,3 +62,32 @@ def test_public_headers_choose_no_backend() -> None:
         text = header.read_text()
         assert not re.search(r"cuda|NvInfer|onnxruntime_c_api", re.sub(r"/\*.*?\*/|//.*|\".*?\"", "", text))
         assert not re.search(r"#\s*if(?!ndef FOPRU_FOPRU_H|def __cplusplus| defined\(_WIN32\))", text), header
+
+
+def test_the_code_of_the_documentation_compiles(tmp_path: Path) -> None:
+    page = (SOURCE.parent.parent / "docs" / "cpp.md").read_text()
+    blocks = re.findall(r"```cpp\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    includes, code = "#include <iostream>\n", "const std::uint8_t *luma = nullptr, *chroma = nullptr;\n"
+    for line in "".join(blocks).splitlines():
+        if line.startswith("#include"):
+            includes += line + "\n"
+        else:
+            code += line + "\n"
+    program = tmp_path / "page.cpp"
+    program.write_text(f"{includes}int main() {{\n{code}}}\n")
+    unused = ["-Wno-unused", "-fsyntax-only"]  # a page shows, it does not use
+    subprocess.run([*LANGUAGES["hpp_program.cpp"], *STRICT, *unused, str(program)], check=True)
+
+
+def test_every_field_of_requests_and_options_has_a_setter() -> None:
+    header = (INCLUDE / "fopru" / "fopru.h").read_text()
+    wrapper = (INCLUDE / "fopru" / "request.hpp").read_text()
+    for struct, owner in (("fopru_request", "Request"), ("fopru_options", "Options")):
+        body = re.findall(rf"typedef struct {struct} \{{(.*?)\}}", header, re.DOTALL)[0]
+        names = set(re.findall(r"(\w+);", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)))
+        # The size is set by the library, the prompt by the constructor, counts by what they count.
+        names -= {"size", "prompt", "image_count", "stop_count", "history_count", "images", "history"}
+        assert len(names) >= 5
+        missing = {name for name in names if f"{owner}& {name}(" not in wrapper}
+        assert not missing, (struct, missing)

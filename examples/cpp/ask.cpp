@@ -21,10 +21,9 @@ int main(int argc, char** argv) {
         const fopru::Result result = generator.generate(
             request, [](std::string_view piece) { std::cout << piece << std::flush; });
 
-        const fopru_timings time = result.timings();
         std::cout << "\n";
         std::cerr << result.tokens_before(0) << " -> " << result.tokens_after(0) << " visual tokens, first token in "
-                  << 1e3 * (time.preprocess + time.vision + time.embed + time.prefill) << " ms\n";
+                  << 1e3 * result.ttft() << " ms\n";
         if (!result.pruned()) std::cerr << "not pruned: " << result.reason() << "\n";
         return 0;
     } catch (const std::exception& error) {

@@ -1,4 +1,4 @@
-# FOPRU_VERSION: of the project, whose one place is version.py. FOPRU_ABI: of the C functions, whose place is the header.
+# FOPRU_VERSION: of the project, whose one place is version.py.
 set(FOPRU_VERSION "" CACHE STRING "Version of the library; empty: that of ../version.py")
 set(version_file ${CMAKE_CURRENT_LIST_DIR}/../../version.py)
 if(NOT FOPRU_VERSION)
@@ -9,8 +9,3 @@ if(NOT FOPRU_VERSION)
   file(STRINGS ${version_file} line REGEX "^__version__ = ")
   string(REGEX REPLACE ".*\"([0-9.]+)\".*" "\\1" FOPRU_VERSION "${line}")
 endif()
-
-set(header ${CMAKE_CURRENT_LIST_DIR}/../include/fopru/fopru.h)
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${header})
-file(STRINGS ${header} line REGEX "^#define FOPRU_ABI_VERSION ")
-string(REGEX REPLACE ".* ([0-9]+)$" "\\1" FOPRU_ABI "${line}")

@@ -79,12 +79,13 @@ static void check_missing(fopru_generator *generator, const char *path) {
     REFUSED(fopru_generator_release(generator, NULL), "graph is NULL");
     MUST(fopru_image_from_file(generator, "no/such/file", &image) == FOPRU_IMAGE_ERROR && image == NULL);
     MUST(fopru_image_from_bytes(generator, (const uint8_t *)"GIF8", 4, &image) == FOPRU_IMAGE_ERROR);
+    MUST(fopru_image_from_bytes(generator, NULL, 0, &image) == FOPRU_IMAGE_ERROR);
     MUST(fopru_bundle_open("no/such/folder", FOPRU_VERIFY, &bundle) == FOPRU_BUNDLE_ERROR && bundle == NULL);
     MUST(fopru_last_error()[0] != '\0');
     /* Freeing and reading nothing is fine. */
     fopru_bundle_free(NULL), fopru_generator_free(NULL), fopru_image_free(NULL), fopru_encoded_free(NULL);
     fopru_result_free(NULL), fopru_cancel(NULL), fopru_request_init(NULL, 8), fopru_options_init(NULL, 8);
-    MUST(fopru_result_tokens(NULL, &count) == NULL && count == 0 && fopru_result_text(NULL)[0] == '\0');
+    MUST(fopru_result_token_ids(NULL, &count) == NULL && count == 0 && fopru_result_text(NULL)[0] == '\0');
     MUST(fopru_result_kept(NULL, 0, &count) == NULL && fopru_encoded_kept(NULL, 0, &count) == NULL);
     MUST(fopru_image_pixels(NULL, NULL, NULL) == NULL && fopru_image_tokens(NULL) == 0);
 }
@@ -164,8 +165,8 @@ static void check_answer(fopru_generator *generator, const fopru_request *reques
     fopru_result_free(again);
     fopru_cancel(generator); /* no answer is under way */
     OK(fopru_generate(generator, request, NULL, NULL, &again));
-    MUST(fopru_result_tokens(again, &other) && fopru_result_tokens(result, &count) && other == count);
-    MUST(memcmp(fopru_result_tokens(again, NULL), fopru_result_tokens(result, NULL), count * 8) == 0);
+    MUST(fopru_result_token_ids(again, &other) && fopru_result_token_ids(result, &count) && other == count);
+    MUST(memcmp(fopru_result_token_ids(again, NULL), fopru_result_token_ids(result, NULL), count * 8) == 0);
     fopru_result_free(again);
     fopru_result_free(result);
 }
@@ -180,9 +181,10 @@ static void check_stages(fopru_generator *generator, fopru_request request) {
     size_t count = 0, kept = 0;
     float *features = NULL;
     OK(fopru_generate(generator, &request, NULL, NULL, &result));
-    tokens = fopru_result_tokens(result, &count);
+    tokens = fopru_result_token_ids(result, &count);
     OK(fopru_encode(generator, &request, &encoded));
     MUST(fopru_encoded_kept(encoded, 0, &kept) != NULL && kept > 0);
+    MUST(fopru_encoded_images(encoded) == 1 && fopru_encoded_images(NULL) == 0);
     OK(fopru_encoded_features(encoded, NULL, &rows, &width));
     features = malloc((size_t)(rows * width) * sizeof *features);
     MUST(features != NULL && rows >= (int64_t)kept);

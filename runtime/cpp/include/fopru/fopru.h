@@ -14,6 +14,7 @@
  *     request.ratio = 0.3;
  *     if (fopru_generate(generator, &request, NULL, NULL, &result)) { puts(fopru_last_error()); return 1; }
  *     puts(fopru_result_text(result));
+ *     fopru_result_free(result), fopru_image_free(image), fopru_generator_free(generator), fopru_bundle_free(bundle);
  *
  * Rules of every function:
  * - It returns FOPRU_OK (0) or why not; `fopru_last_error` then has one sentence, until the next call of the same
@@ -44,12 +45,13 @@ extern "C" {
 #define FOPRU_API __attribute__((visibility("default")))
 #endif
 
-/* Grows when a function or a field is added; `fopru_abi_version` of the library must be at least that of the header. A
- * function never changes its meaning. A struct that has a `size` may grow at its end: the library reads as far as the
- * caller's size, and takes the defaults for the rest. The other structs never change. */
+/* Grows when a function or a field is added; `fopru_abi_version` of the library must be at least that of the header,
+ * which a program may check at its start. The library's soname stays: a function never changes its meaning. A struct
+ * that has a `size` may grow at its end: the library reads as far as the caller's size, and takes the defaults for the
+ * rest. The other structs never change. */
 #define FOPRU_ABI_VERSION 1
 FOPRU_API int fopru_abi_version(void);
-FOPRU_API const char *fopru_version(void); /* of the library, "0.6.0" */
+FOPRU_API const char *fopru_version(void); /* of the library, such as "0.1.0" */
 
 typedef enum fopru_status {
     FOPRU_OK = 0,
@@ -95,14 +97,15 @@ static inline fopru_options fopru_options_default(void) {
     return options;
 }
 
-/* `options` NULL: the defaults. Graphs are opened when first needed. */
+/* `options` NULL: the defaults. The inference library is loaded now, graphs are opened when first needed. */
 FOPRU_API fopru_status fopru_generator_create(fopru_bundle *bundle, const fopru_options *options,
                                               fopru_generator **out);
 FOPRU_API void fopru_generator_free(fopru_generator *generator);
 FOPRU_API const char *fopru_generator_device(fopru_generator *generator); /* library, version, device */
 /* What is kept for later requests: visual tokens, the KV cache of the last answer. */
 FOPRU_API fopru_status fopru_generator_forget(fopru_generator *generator);
-/* Close a graph by its name ("vision_encoder"), to free its memory; it is opened again when needed. */
+/* Close a graph by its name ("vision_encoder"; `fopru_bundle_info` has all), to free its memory; it is opened again
+ * when needed. One that is not open, or that the bundle lacks, is no error. */
 FOPRU_API fopru_status fopru_generator_release(fopru_generator *generator, const char *graph);
 
 /* ---- images ---- */
@@ -162,8 +165,8 @@ typedef struct fopru_encoded fopru_encoded;
 typedef struct fopru_request {
     size_t size; /* of this struct as the caller knows it: `fopru_request_default` sets it */
     const char *prompt;
-    const fopru_image *const *images; /* of this turn; those that `encoded` has may be NULL, or all of it */
-    size_t image_count;
+    const fopru_image *const *images; /* of this turn; NULL, also as a whole, where `encoded` has them */
+    size_t image_count;               /* counts those that `encoded` has, too */
     const fopru_turn *history; /* oldest first */
     size_t history_count;
     double ratio;     /* fraction of visual tokens KEPT, in (0, 1]; 0: not given */
@@ -179,7 +182,9 @@ typedef struct fopru_request {
     const char *const *stop; /* strings that end the answer */
     size_t stop_count;
     int ignore_eos;
-    const fopru_encoded *encoded; /* visual tokens of the first images, from `fopru_encode`; NULL: encode all */
+    /* From `fopru_encode`; NULL: encode all. Visual tokens of the first images, counted from the oldest turn: what
+     * `images` has in their places is not looked at. */
+    const fopru_encoded *encoded;
 } fopru_request;
 
 FOPRU_API void fopru_request_init(fopru_request *request, size_t size); /* as `fopru_options_init` */
@@ -200,7 +205,7 @@ typedef struct fopru_result fopru_result;
 FOPRU_API fopru_status fopru_generate(fopru_generator *generator, const fopru_request *request,
                                       fopru_on_text on_text, void *user, fopru_result **out);
 /* End the answer under way before its next token, from any thread or signal handler; the result says "cancelled". An
- * answer that begins later is not touched. */
+ * answer that begins later is not touched, so a thread that has just been started may miss it. */
 FOPRU_API void fopru_cancel(fopru_generator *generator);
 /* Do once what requests of this shape need: graphs are opened, memory is asked for, steps are recorded. What was kept of
  * earlier requests is forgotten. */
@@ -212,7 +217,7 @@ typedef struct fopru_timings { /* seconds; `preprocess` has that of images that 
 } fopru_timings;
 
 FOPRU_API const char *fopru_result_text(const fopru_result *result);
-FOPRU_API const int64_t *fopru_result_tokens(const fopru_result *result, size_t *count);
+FOPRU_API const int64_t *fopru_result_token_ids(const fopru_result *result, size_t *count);
 FOPRU_API const char *fopru_result_finish_reason(const fopru_result *result); /* eos, stop, length, cancelled */
 FOPRU_API int fopru_result_pruned(const fopru_result *result);
 FOPRU_API const char *fopru_result_reason(const fopru_result *result); /* why not pruned; NULL where it was */
@@ -227,18 +232,20 @@ FOPRU_API const char *fopru_result_json(const fopru_result *result); /* everythi
 /* ---- stages alone ---- */
 
 /* Encode and prune. `ratio`, `tokens`, `selector` and `seed` of `request` are read, and `images` of all turns. The
- * visual tokens go with requests to the same generator; where it computes on a device they are used, and freed, in its
- * thread. */
+ * visual tokens go with requests to the same generator, or to another one of the same `fopru_bundle` where both compute
+ * on the host; on a device they are used, and freed, in the generator's thread. They keep the generator alive. */
 FOPRU_API fopru_status fopru_encode(fopru_generator *generator, const fopru_request *request, fopru_encoded **out);
 FOPRU_API void fopru_encoded_free(fopru_encoded *encoded);
-/* float32 [rows, width] of all images, copied to `out` from wherever they are; `out` NULL asks for the sizes. */
+FOPRU_API size_t fopru_encoded_images(const fopru_encoded *encoded);
+/* float32 [rows, width] of all images, copied to `out` from wherever they are; `out` NULL asks for the sizes. On a
+ * device, refused while the generator serves another call. */
 FOPRU_API fopru_status fopru_encoded_features(const fopru_encoded *encoded, float *out, int64_t *rows,
                                               int64_t *width);
 FOPRU_API const int64_t *fopru_encoded_kept(const fopru_encoded *encoded, size_t image, size_t *count);
 
 /* Token ids of the pruned prompt, one image id per visual token. `encoded` NULL: that of the request; images that it
  * lacks are encoded. `*count` says how many ids fit in `out`, and becomes their number; where they do not fit, or `out`
- * is NULL, nothing is written. */
+ * is NULL, nothing is written and FOPRU_OK is returned: compare `*count` with the room there was. */
 FOPRU_API fopru_status fopru_prompt_ids(fopru_generator *generator, const fopru_request *request,
                                         const fopru_encoded *encoded, int64_t *out, size_t *count);
 /* Text to ids and back, without the prompt's template; in the same way. Special tokens are left out of the text, and a 0

@@ -1,14 +1,15 @@
 // fopru_rt for C++17: fopru.h with owners, exceptions and vectors. Header-only; links nothing but fopru_rt.
 //
 //     fopru::Bundle bundle("bundles/demo");
-//     fopru::Generator generator(bundle);
+//     fopru::Generator generator(bundle);  // or (bundle, fopru::Options().threads(2))
 //     fopru::Image image = generator.image("photo.png");
 //     fopru::Request request("How many digits are there?");
 //     request.image(image).ratio(0.3);
-//     std::cout << generator.generate(request, [](std::string_view piece) { std::cout << piece; }).text();
+//     fopru::Result result = generator.generate(request, [](std::string_view piece) { std::cout << piece; });
 //
-// What may run in which thread is said in fopru.h. Every object moves and is not copied; one that was moved
-// from may only be destroyed or assigned to.
+// What may run in which thread is said in fopru.h; what fails throws `Failure`. A request may be copied, and
+// images and visual tokens too, which then have two owners; the others move alone. What was moved from may
+// only be destroyed or assigned to.
 #pragma once
 
 #include <cstdint>
@@ -31,26 +32,26 @@ using OnText = std::function<bool(std::string_view piece)>;
 
 class Generator {
 public:
-    explicit Generator(const Bundle& bundle) : Generator(bundle, fopru_options_default()) {}
-    Generator(const Bundle& bundle, const fopru_options& options) {
+    explicit Generator(const Bundle& bundle, const Options& options = {}) {
+        const fopru_options own = options.view();
         fopru_generator* made = nullptr;
-        check(fopru_generator_create(bundle.get(), &options, &made));
+        check(fopru_generator_create(bundle.get(), &own, &made));
         generator_.reset(made);
     }
 
     Image image(const std::string& path) const {
-        return image_by([&](fopru_image** out) { return fopru_image_from_file(get(), path.c_str(), out); });
+        return image_by([&](fopru_image** out) { return fopru_image_from_file(get(), c_text(path), out); });
     }
-    Image image(const std::vector<std::uint8_t>& file) const {  // bytes of a PNG, JPEG, BMP or GIF
-        return image_by(
-            [&](fopru_image** out) { return fopru_image_from_bytes(get(), file.data(), file.size(), out); });
+    Image image(const std::uint8_t* file, std::size_t size) const {  // bytes of a PNG, JPEG, BMP or GIF
+        return image_by([&](fopru_image** out) { return fopru_image_from_bytes(get(), file, size, out); });
     }
+    Image image(const std::vector<std::uint8_t>& file) const { return image(file.data(), file.size()); }
     Image image(const fopru_frame& frame) const {
         return image_by([&](fopru_image** out) { return fopru_image_from_frame(get(), &frame, out); });
     }
 
     Result generate(const Request& request) { return generate(request, OnText()); }
-    // `on_text` takes a std::string_view; it returns bool (false cancels) or nothing.
+    // `on_text` takes a std::string_view, valid during its call; it returns bool (false cancels) or nothing.
     template <class OnPiece>
     Result generate(const Request& request, OnPiece on_text) {
         Teller teller{wrapped(std::move(on_text)), nullptr};
@@ -63,13 +64,13 @@ public:
         check(status);
         return result;
     }
-    void cancel() noexcept { fopru_cancel(get()); }  // from any thread
+    void cancel() noexcept { fopru_cancel(get()); }  // the answer under way, from any thread
 
     void warmup(const Request& request) {
         check(request.view([&](const fopru_request* own) { return fopru_warmup(get(), own); }));
     }
     void forget() { check(fopru_generator_forget(get())); }
-    void release(const std::string& graph) { check(fopru_generator_release(get(), graph.c_str())); }
+    void release(const std::string& graph) { check(fopru_generator_release(get(), c_text(graph))); }
     std::string device() const { return fopru_generator_device(get()); }
 
     Encoded encode(const Request& request) {
@@ -86,7 +87,7 @@ public:
     }
     std::vector<std::int64_t> tokenize(const std::string& text) const {
         return ids_by([&](std::int64_t* out, std::size_t* count) {
-            return fopru_tokenize(get(), text.c_str(), out, count);
+            return fopru_tokenize(get(), c_text(text), out, count);
         });
     }
     std::string detokenize(const std::vector<std::int64_t>& ids) const {
@@ -98,18 +99,18 @@ public:
         text.resize(length);
         return text;
     }
-    // Logits of the last position, valid until the next call; `vocabulary` gets their number.
-    const float* prefill(const Request& request, std::int64_t* vocabulary = nullptr) {
+    // Runs the prompt; its last position's logits. Then one more token, at most `max_new_tokens` - 1 times.
+    Logits prefill(const Request& request) {
         const float* logits = nullptr;
         check(request.view([&](const fopru_request* own) {
-            return fopru_prefill(get(), own, nullptr, &logits, vocabulary);
+            return fopru_prefill(get(), own, nullptr, &logits, &vocabulary_);
         }));
-        return logits;
+        return {logits, vocabulary_};
     }
-    const float* step(std::int64_t token) {
+    Logits step(std::int64_t token) {
         const float* logits = nullptr;
         check(fopru_step(get(), token, &logits));
-        return logits;
+        return {logits, vocabulary_};
     }
     fopru_generator* get() const noexcept { return generator_.get(); }
 
@@ -156,6 +157,7 @@ private:
     }
 
     Owned<fopru_generator, fopru_generator_free> generator_;
+    std::int64_t vocabulary_ = 0;  // of the last `prefill`
 };
 
 }  // namespace api

@@ -26,6 +26,16 @@ inline void check(fopru_status status) {
     if (status != FOPRU_OK) throw Failure(status, fopru_last_error());
 }
 
+inline std::string version() { return fopru_version(); }  // of the library
+
+// A text as fopru.h takes it, which ends in 0. Failure: it has a 0 inside, behind which it would be cut.
+inline const char* c_text(const std::string& text) {
+    const std::size_t zero = text.find('\0');
+    if (zero == std::string::npos) return text.c_str();
+    throw Failure(FOPRU_REQUEST_ERROR, "a text has the character 0 at byte " + std::to_string(zero) +
+                                           ", where it would be cut: leave it out");
+}
+
 // Frees what a pointer of fopru.h owns.
 template <class T, void (*free_it)(T*)>
 struct Freer {
@@ -36,9 +46,16 @@ using Owned = std::unique_ptr<T, Freer<T, free_it>>;
 
 class Bundle {
 public:
+    // `verify`: the SHA-256 of every file is checked. Failure: the library is older than this header, too.
     explicit Bundle(const std::string& path, bool verify = true) {
+        if (fopru_abi_version() < FOPRU_ABI_VERSION) {
+            throw Failure(FOPRU_INTERNAL_ERROR,
+                          "libfopru_rt " + version() + " has ABI " + std::to_string(fopru_abi_version()) +
+                              ", but the program was built with headers of ABI " +
+                              std::to_string(FOPRU_ABI_VERSION) + ": install a library at least as new");
+        }
         fopru_bundle* opened = nullptr;
-        check(fopru_bundle_open(path.c_str(), verify ? FOPRU_VERIFY : FOPRU_NO_VERIFY, &opened));
+        check(fopru_bundle_open(c_text(path), verify ? FOPRU_VERIFY : FOPRU_NO_VERIFY, &opened));
         bundle_.reset(opened);
     }
     std::string info() const { return fopru_bundle_info(get()); }  // JSON
@@ -48,10 +65,10 @@ private:
     Owned<fopru_bundle, fopru_bundle_free> bundle_;
 };
 
-// As the encoder takes it.
+// As the encoder takes it. A copy is another owner of the same picture, which never changes.
 class Image {
 public:
-    explicit Image(fopru_image* owned) : image_(owned) {}
+    explicit Image(fopru_image* owned) : image_(owned, fopru_image_free) {}
     std::int64_t tokens() const { return fopru_image_tokens(get()); }  // visual tokens before pruning
     std::vector<std::int64_t> shape() const {
         std::int64_t dims[6] = {};
@@ -60,29 +77,32 @@ public:
         return {dims, dims + rank};
     }
     const float* pixels() const {  // of that shape; lives as long as the image
-        std::int64_t dims[6] = {};
-        int rank = 0;
-        return fopru_image_pixels(get(), dims, &rank);
+        return fopru_image_pixels(get(), nullptr, nullptr);
     }
     const fopru_image* get() const noexcept { return image_.get(); }
 
 private:
-    Owned<fopru_image, fopru_image_free> image_;
+    std::shared_ptr<const fopru_image> image_;
 };
 
-// Visual tokens of images.
+// Visual tokens of images. A copy is another owner of the same tokens.
 class Encoded {
 public:
-    explicit Encoded(fopru_encoded* owned) : encoded_(owned) {}
-    // float32 [rows, width] of all images; `width` gets its second dim.
-    std::vector<float> features(std::int64_t* width = nullptr) const {
-        std::int64_t rows = 0, columns = 0;
-        check(fopru_encoded_features(get(), nullptr, &rows, &columns));
-        std::vector<float> values(static_cast<std::size_t>(rows * columns));
-        check(fopru_encoded_features(get(), values.data(), &rows, &columns));
-        if (width != nullptr) *width = columns;
+    explicit Encoded(fopru_encoded* owned) : encoded_(owned, fopru_encoded_free) {}
+    std::vector<float> features() const {  // float32 [rows, width] of all images
+        std::int64_t rows = 0;
+        check(fopru_encoded_features(get(), nullptr, &rows, nullptr));
+        std::vector<float> values(static_cast<std::size_t>(rows * width()));
+        check(fopru_encoded_features(get(), values.data(), nullptr, nullptr));
         return values;
     }
+    std::int64_t width() const {
+        std::int64_t columns = 0;
+        check(fopru_encoded_features(get(), nullptr, nullptr, &columns));
+        return columns;
+    }
+    std::size_t images() const { return fopru_encoded_images(get()); }
+    // As those of a result; empty for an index that there is not.
     std::vector<std::int64_t> kept(std::size_t image) const {
         std::size_t count = 0;
         const std::int64_t* indices = fopru_encoded_kept(get(), image, &count);
@@ -91,9 +111,19 @@ public:
     const fopru_encoded* get() const noexcept { return encoded_.get(); }
 
 private:
-    Owned<fopru_encoded, fopru_encoded_free> encoded_;
+    std::shared_ptr<const fopru_encoded> encoded_;
 };
 
+// Scores of all tokens of the vocabulary, by id; valid until the next call on their generator.
+struct Logits {
+    const float* values;
+    std::int64_t count;
+
+    const float* begin() const noexcept { return values; }
+    const float* end() const noexcept { return values + count; }
+};
+
+// Of an image index that there is not: 0, and nothing.
 class Result {
 public:
     explicit Result(fopru_result* owned) : result_(owned) {}
@@ -101,7 +131,7 @@ public:
     std::string finish_reason() const { return fopru_result_finish_reason(get()); }
     std::vector<std::int64_t> token_ids() const {
         std::size_t count = 0;
-        const std::int64_t* ids = fopru_result_tokens(get(), &count);
+        const std::int64_t* ids = fopru_result_token_ids(get(), &count);
         return {ids, ids + count};
     }
     bool pruned() const { return fopru_result_pruned(get()) != 0; }
@@ -118,6 +148,10 @@ public:
         return {indices, indices + count};
     }
     fopru_timings timings() const { return fopru_result_timings(get()); }
+    double ttft() const {  // seconds to the first token, without `load`
+        const fopru_timings times = timings();
+        return times.preprocess + times.vision + times.embed + times.prefill;
+    }
     std::string json() const { return fopru_result_json(get()); }
     const fopru_result* get() const noexcept { return result_.get(); }
 

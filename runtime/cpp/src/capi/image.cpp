@@ -76,7 +76,8 @@ fopru_status fopru_image_from_file(fopru_generator* generator, const char* path,
 fopru_status fopru_image_from_bytes(fopru_generator* generator, const uint8_t* bytes, size_t size,
                                     fopru_image** out) {
     return fopru::prepared(generator, out, [&] {
-        return fopru::decode_image(&fopru::need(bytes, "bytes"), size,
+        if (size > 0) fopru::need(bytes, "bytes");
+        return fopru::decode_image(bytes, size,
                                    "an image of " + std::to_string(size) + " bytes");
     });
 }

@@ -52,7 +52,7 @@ const char* fopru_result_text(const fopru_result* result) {
     return result ? result->result.text.c_str() : "";
 }
 
-const int64_t* fopru_result_tokens(const fopru_result* result, size_t* count) {
+const int64_t* fopru_result_token_ids(const fopru_result* result, size_t* count) {
     if (count != nullptr) *count = result ? result->result.token_ids.size() : 0;
     return result ? result->result.token_ids.data() : nullptr;
 }

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <optional>
 
 #include "capi/handles.h"
 #include "generate/answer.h"
@@ -85,6 +86,8 @@ fopru_status fopru_encode(fopru_generator* generator, const fopru_request* reque
 
 void fopru_encoded_free(fopru_encoded* encoded) { const std::unique_ptr<fopru_encoded> taken(encoded); }
 
+size_t fopru_encoded_images(const fopru_encoded* encoded) { return encoded ? encoded->kept.size() : 0; }
+
 fopru_status fopru_encoded_features(const fopru_encoded* encoded, float* out, int64_t* rows, int64_t* width) {
     return fopru::guarded([&] {
         const fopru_encoded& own = fopru::need(encoded, "encoded");
@@ -93,11 +96,14 @@ fopru_status fopru_encoded_features(const fopru_encoded* encoded, float* out, in
         if (rows != nullptr) *rows = count;
         if (width != nullptr) *width = own.worker->bundle->manifest().decoder.hidden_size;
         if (out == nullptr) return;
+        fopru::Backend& backend = own.worker->generator.backend();
+        // On the host they never change, whatever the generator is doing.
         const fopru_generator generator{own.worker};
-        const fopru::Claim claim(&generator);
+        std::optional<fopru::Claim> claim;
+        if (backend.on_device()) claim.emplace(&generator);
         for (const auto& tokens : own.tokens) {
             const fopru::Rows& part = tokens->image.features;
-            claim.generator().backend().download(
+            backend.download(
                 out, {part.buffer.get(), fopru::Dtype::float32, {part.count, part.width}, part.offset});
             out += part.count * part.width;
         }
