@@ -10,9 +10,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from runtime.backend import available_backends
+from runtime.backend import NATIVE_BACKENDS, available_backends
 from runtime.bundle import Bundle, load_bundle
 from runtime.costs import judged
+from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.golden import load_golden, load_record
 from runtime.output import exit_code_of
@@ -30,6 +31,8 @@ def check_bundle(bundle: Bundle, backend: str = "onnxruntime", threads: int | No
         BundleError: no golden tensors, or damaged ones.
         FopruError: a stage cannot run at all.
     """
+    if backend in NATIVE_BACKENDS:
+        raise BackendError(f"the C++ runtime checks itself: run `fopru check {bundle.path}`")
     golden, reference = load_golden(bundle)
     generator = Generator(bundle, backend, threads, NO_REUSE)
     images = [bundle.file(name) for name in golden.images]

@@ -129,6 +129,10 @@ class NativeGenerator(PythonGenerator):
     def loaded_graphs(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def decoder_graphs(self) -> tuple[str, ...]:
+        raise BackendError(f"decoder_graphs {_STAGES}")
+
     def encode_images(self, *_: Any, **__: Any) -> NoReturn:
         raise BackendError(f"encode_images {_STAGES}")
 
@@ -163,11 +167,11 @@ class _NativeRun:
         told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         answer: list[str | BaseException] = []
         fields_ = self._generator.fields_of(self._request)
-        native = self._generator.native
+        native, abandoned = self._generator.native, threading.Event()
 
         def on_text(piece: str) -> bool:
             told.put(piece)
-            return cancelled()
+            return abandoned.is_set() or cancelled()
 
         def work() -> None:
             try:
@@ -181,7 +185,8 @@ class _NativeRun:
         thread.start()
         try:
             yield from _until_none(told, lambda: native.cancel() if cancelled() else None)
-        except GeneratorExit:
+        except BaseException:  # the reader is gone, or Ctrl-C came: do not wait for the whole answer
+            abandoned.set()
             native.cancel()
             raise
         finally:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from runtime import NO_REUSE, Generator, Request, Turn, load_bundle
 from runtime.__main__ import main
+from runtime.check import main as check
 from runtime.errors import BackendError, ImageError, RequestError
 from runtime.native import NativeGenerator, load_native, result_of
 from runtime.result import Result
@@ -207,6 +208,8 @@ def test_the_command_line_takes_it(
     assert outputs[0] == outputs[1]
     assert main([*arguments, "--backend", "native", "--overlay", "kept.png"]) == 2
     assert "--overlay needs the pictures in Python" in capsys.readouterr().err
+    assert check([str(toy_bundle_dir), "--backend", "native"]) == 2
+    assert f"run `fopru check {toy_bundle_dir}`" in capsys.readouterr().err
 
 
 def test_without_the_module_the_message_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
