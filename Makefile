@@ -17,7 +17,7 @@ GPU_BUNDLE ?=
 CPP_OPTIONS ?=
 CLANG ?= clang
 FUZZ_SECONDS ?= 60
-QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -91,7 +91,7 @@ cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its 
 	cmake --build build/aarch64 -j 2
 	$(QEMU) build/aarch64/tests/fopru_tests
 
-ort-aarch64: ## fetch ONNX Runtime for aarch64 (npm, 110 MB), with which tests/test_cpp_aarch64.py runs under qemu
+ort-aarch64: ## fetch ONNX Runtime for aarch64 (npm, 90 MB), with which tests/test_cpp_aarch64.py runs under qemu
 	$(PYTHON) -m tests.fetch_ort_aarch64 build/ort-aarch64
 
 fuzz: $(READY) ## fuzz the C++ runtime with files of a bundle, FUZZ_SECONDS for each kind (needs clang)

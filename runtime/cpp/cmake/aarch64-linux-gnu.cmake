@@ -13,6 +13,9 @@ foreach(language C CXX)
 endforeach()
 
 find_program(FOPRU_QEMU NAMES qemu-aarch64 qemu-aarch64-static)
-if(FOPRU_QEMU)  # with the C and C++ library of the cross compiler
-  set(CMAKE_CROSSCOMPILING_EMULATOR ${FOPRU_QEMU} -L /usr/aarch64-linux-gnu)
+# All libraries of the cross compiler: where the arm64 C library is installed too, the loader of one would take the
+# other's, and the first thread that is started hangs.
+if(FOPRU_QEMU)
+  set(sysroot /usr/aarch64-linux-gnu)
+  set(CMAKE_CROSSCOMPILING_EMULATOR ${FOPRU_QEMU} -L ${sysroot} -E LD_LIBRARY_PATH=${sysroot}/lib)
 endif()
