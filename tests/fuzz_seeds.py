@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 __all__ = ["main"]
@@ -57,15 +58,54 @@ def main(folder: Path) -> None:
             changed = json.dumps({**json.loads(tokenizer), **change})
             _write(folder / "tokenizer" / f"{number}_{part}", changed.encode() + _TEXT)
         _write(folder / "npz" / f"{number}.npz", (bundle / "golden" / "golden.npz").read_bytes())
-    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK"):
-        image = Image.effect_noise((13, 9), 90).convert(mode)
-        for kind in ("PNG", "JPEG", "GIF", "BMP"):
+        _write_words(folder / "manifest.dict", json.loads((bundle / "bundle.json").read_bytes()))
+        _write_words(folder / "tokenizer.dict", [json.loads(tokenizer), _PARTS])
+    for kind in "<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1":
+        arrays = {"a": np.zeros((2, 3), kind), "b": np.ones(4, kind)}
+        for name, save in (("stored", np.savez), ("deflated", np.savez_compressed)):
             out = io.BytesIO()
-            try:
-                image.save(out, kind)
-            except (OSError, ValueError):  # a mode that the format does not have
-                continue
-            _write(folder / "image" / f"{mode}.{kind.lower()}", out.getvalue())
+            save(out, **arrays)  # type: ignore[arg-type]
+            _write(folder / "npz" / f"{name}_{kind[1:]}.npz", out.getvalue())
+    _write_pictures(folder / "image")
+
+
+def _write_pictures(folder: Path) -> None:
+    for mode in ("1", "L", "P", "LA", "I;16", "RGB", "RGBA", "CMYK"):
+        noise = Image.effect_noise((13, 9), 90)
+        image = Image.new(mode, noise.size) if mode == "I;16" else noise.convert(mode)
+        _save(folder, mode, image, PNG={"optimize": True}, JPEG={}, GIF={"interlace": 1}, BMP={})
+        _save(folder, f"{mode}_2", image, PNG={"transparency": 3}, JPEG={"progressive": True})
+        rotated = Image.Exif()
+        rotated[0x0112] = 6
+        _save(folder, f"{mode}_3", image, PNG={"exif": rotated}, JPEG={"exif": rotated})
+        _save(folder, f"{mode}_4", image, GIF={"save_all": True, "append_images": [noise], "transparency": 0})
+
+
+def _save(folder: Path, name: str, image: Image.Image, **kinds: dict[str, Any]) -> None:
+    for kind, options in kinds.items():
+        out = io.BytesIO()
+        try:
+            image.save(out, kind, **options)
+        except (OSError, ValueError, TypeError):  # a mode or an option that the format does not have
+            continue
+        _write(folder / f"{name.replace(';', '_')}.{kind.lower()}", out.getvalue())
+
+
+def _write_words(path: Path, value: object) -> None:
+    """libFuzzer's dictionary: what is between quotes in JSON, and signs of JSON and of patterns."""
+    words = {"null", "true", "[]", "{}", "-1", "1e308", "4294967296", "../", "\\u0000", "\\ud800", "<0x41>"}
+    found: list[object] = [value]
+    while found:
+        inner = found.pop()
+        if isinstance(inner, dict):
+            found += [*inner, *inner.values()]
+        elif isinstance(inner, list):
+            found += inner
+        elif isinstance(inner, str) and 3 < len(inner) < 30 and inner.isascii() and inner.isprintable():
+            words.add(inner)
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    lines = {'"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words}
+    path.write_text("\n".join(sorted(known | lines)) + "\n")
 
 
 def _write(path: Path, content: bytes) -> None:
