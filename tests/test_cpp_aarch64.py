@@ -156,7 +156,7 @@ def test_frozen_bundles_replay_their_golden_tensors(machine: Machine, name: str)
 
 
 def test_half_precision(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the CPU computes in float16 (Cortex-A76 and later), ONNX Runtime does so with float16 graphs, else
+    """Where the CPU computes in float16 (Cortex-A76 and later), ONNX Runtime does so with such graphs, else
     in float32 as on x86. Then the encoder costs what the build measured; the former costs more, and `check`
     says so."""
     bundle = ROOT / "tests" / "data" / "bundle_v3_q4"
