@@ -290,6 +290,24 @@ def _same_arrays_if_numpy_reads(sample: bytes, record: dict[str, Any]) -> None:
     _same_arrays(record, arrays)
 
 
+def test_arrays_of_an_npz_may_not_share_their_bytes(probe: Path) -> None:
+    """A small file would become as many arrays as its directory has lines."""
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros(100_000, np.uint8))
+    whole = file.getvalue()
+    begin, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    entry = whole[begin:end]
+    entries = b"".join(entry.replace(b"a.npy", b"%c.npy" % letter) for letter in b"abcd")
+    count = (4).to_bytes(2, "little")
+    last = whole[end : end + 8] + count * 2 + len(entries).to_bytes(4, "little") + whole[end + 16 :]
+    one, four = ask(
+        probe,
+        [{"op": "npz_bytes", "hex": sample.hex()} for sample in (whole, whole[:begin] + entries + last)],
+    )
+    assert one["value"]["a"]["shape"] == [100_000]
+    assert four["error"] == "its arrays overlap"
+
+
 def _zip_with(name: str, content: bytes, size: int) -> bytes:
     """A compressed entry that claims `size` bytes, in both headers."""
     file = io.BytesIO()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +344,17 @@ def test_a_manifest_that_cannot_be_read(probe: Path, copied: Path) -> None:
     manifest.unlink()
     manifest.mkdir()
     assert "[Errno 21] Is a directory" in _same_refusal(probe, copied)
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(probe: Path, copied: Path) -> None:
+    manifest = copied / "bundle.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    line = json.dumps({"op": "open", "path": str(copied), "verify": False}) + "\n"
+    done = subprocess.run([probe], input=line.encode(), capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["error"] == (
+        f"{manifest} cannot be read ([Errno 29] Illegal seek: {str(manifest)!r}): copy the bundle again"
+    )
 
 
 @pytest.mark.parametrize("shape", [[9], [2, 4], [-8], [2**40, 2**40], [0], []])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
+import subprocess
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from PIL import Image
 
 from runtime.errors import ImageError
 from runtime.preprocess import load_image
+from tests.cpp_build import cpp_tool
 from tests.image_probe import Pixels, Probe, picture
 
 ORIENTATION = 0x0112
@@ -197,6 +200,22 @@ def test_png_that_ends_too_early(probe: Probe) -> None:
     for length in range(0, len(whole), 7):
         assert agree(probe, whole[:length]), length
     refused(probe, whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_png_whose_first_row_cannot_be_there(interlaced: int, tmp_path: Path) -> None:
+    """A row of 715 MB, and the one above it, are not allocated for a hundred bytes of file."""
+    header = struct.pack(">IIBBBBB", 89_478_485, 1, 16, 6, 0, 0, interlaced)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    file = tmp_path / "wide.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 150000; exec "$0"', cpp_tool("probe_image")],
+        input=f"decode\t{file}\t{tmp_path / 'out'}\n".encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert "image file is truncated" in json.loads(done.stdout)["error"]
 
 
 def test_png_with_rows_missing_is_black_there_as_in_pillow(probe: Probe) -> None:

@@ -85,6 +85,16 @@ def test_resize_refuses(probe: Probe, target: tuple[int, int], resample: int, ma
         probe.resize(picture(0, 4, 5), *target, resample)
 
 
+@pytest.mark.parametrize("shape", [(1, 2**22 + 1, 3), (2**22 + 1, 1, 3)])
+def test_resize_refuses_slivers(probe: Probe, shape: tuple[int, int, int]) -> None:
+    """A file of some kilobytes may have 89 million pixels in a row: the weights alone would be gigabytes."""
+    sliver = np.zeros(shape, np.uint8)
+    with pytest.raises(ImageError, match="cannot be resized: a side has at most 4194304, crop it first"):
+        probe.resize(sliver, 2, 2, 1)
+    longest = sliver[: 2**22, : 2**22]
+    assert np.array_equal(probe.resize(longest, 2, 2, 1), np.zeros((2, 2, 3)))
+
+
 # --- frames -----------------------------------------------------------------------------------------------
 
 FORMATS = ("rgb", "bgr", "rgba", "bgra", "gray", "nv12")

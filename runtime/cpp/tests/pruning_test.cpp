@@ -136,6 +136,12 @@ TEST_CASE("a chat becomes ids with one image token per run") {
     CHECK(prompter.ids({{"a", 0, ""}}, {}) == Indices{1, 'a', ':'});
     CHECK_THROWS_AS(prompter.render({{"a#b", 0, ""}}, {}), RequestError);
     CHECK_THROWS_AS(prompter.render({{"a", 1, ""}}, {}), RequestError);
+    // Two megabytes of text for each of the runs.
+    auto tiles = plan;
+    tiles.runs.assign(40, 1);
+    tiles.text = std::string(std::size_t{50} << 20, 'x') + "{image}";
+    CHECK(prompter.render({{"a", 1, ""}}, {&tiles}).size() > tiles.text.size() - 7);
+    CHECK_THROWS_AS(prompter.render({{"a", 2, ""}}, {&tiles, &tiles}), RequestError);
     Manifest unknown = chat();
     unknown.tokens.image = 5;
     CHECK_THROWS_AS(Prompter(unknown, tokenizer), BundleError);

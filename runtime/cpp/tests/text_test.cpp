@@ -1,9 +1,13 @@
 #include <doctest/doctest.h>
 
+#include <functional>
+
 #include "base/error.h"
+#include "text/merges.h"
 #include "text/pattern.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
+#include "text/vocabulary.h"
 
 namespace {
 
@@ -23,6 +27,33 @@ const char* const fallback = R"("decoder": {"type": "Sequence", "decoders": [{"t
     {"type": "Fuse"}]}, )";
 
 }  // namespace
+
+TEST_CASE("pairs and texts that were made to share a place are refused") {
+    // Of 4096 slots, those that the hash of merges.cpp leads to: most of the pairs begin at one of four.
+    constexpr std::size_t count = 2048, slots = 4096;
+    fopru::Merges merges(count);
+    bool taken = true;
+    std::size_t put = 0;
+    for (std::uint32_t right = 0; taken && put < count; ++right) {
+        std::uint64_t mixed = right * 0x9E3779B97F4A7C15u;
+        mixed ^= mixed >> 32;
+        if (mixed % slots < 4) taken = merges.put(0, right, {0, static_cast<std::uint32_t>(++put)});
+    }
+    CHECK_FALSE(taken);
+    CHECK(put > 1000);
+    CHECK(merges.find(0, 0)->id == 1);
+    CHECK(merges.find(1, 0) == nullptr);
+
+    fopru::Json::Object vocabulary;
+    for (int number = 0; vocabulary.size() < count; ++number) {
+        const std::string text = std::to_string(number);
+        if (std::hash<std::string_view>{}(text) % slots >= 4) continue;
+        vocabulary.emplace_back(text, Json(static_cast<int>(vocabulary.size())));
+    }
+    CHECK_THROWS_AS(fopru::Vocabulary(Json(vocabulary), "vocab"), fopru::BundleError);
+    vocabulary.resize(900);
+    CHECK(fopru::Vocabulary(Json(vocabulary), "vocab").find(vocabulary.back().first) == 899U);
+}
 
 TEST_CASE("UTF-8: what is valid, and what stands for the rest") {
     CHECK(fopru::is_utf8("a\xC3\xA9\xF0\x9F\x98\x80"));

@@ -25,8 +25,9 @@ class Descriptor {
 public:
     explicit Descriptor(const std::string& path) {
         if (path.find('\0') != std::string::npos) throw FileError(EINVAL, "embedded null byte");
+        // Without waiting: a pipe in the place of a file would never be opened.
         do {
-            number_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+            number_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
         } while (number_ < 0 && errno == EINTR);
         if (number_ < 0) fail(errno, path);
     }

@@ -118,12 +118,16 @@ std::string unpacked(const Bytes& file, const Entry& entry) {
 NpzArrays parse_npz(std::string_view bytes, std::size_t most_bytes) {
     Bytes file(bytes);
     NpzArrays out;
+    std::size_t packed =
+        0;  // of all entries so far: they may not share bytes, which would make a small file large
     for (const Entry& entry : read_directory(file)) {
         std::size_t dot = entry.name.size() < 4 ? std::string::npos : entry.name.size() - 4;
         bool utf8 = first_bad_utf8(entry.name) == std::string::npos;
         if (dot == std::string::npos || entry.name.substr(dot) != ".npy" || !utf8) {
             throw NpzError("it holds " + python_repr(entry.name) + ", which is no array");
         }
+        packed += entry.packed;
+        if (packed > bytes.size()) throw NpzError("its arrays overlap");
         if (entry.size > most_bytes) throw NpzError("its arrays are larger than is read");
         most_bytes -= entry.size;
         NpyArray array = parse_npy(unpacked(file, entry), entry.size);

@@ -19,7 +19,8 @@ public:
 
     const std::string& path() const { return path_; }
     const Manifest& manifest() const { return manifest_; }
-    // Absolute path of a listed file. Throws BundleError where the bundle does not list it.
+    // Path of a listed file, absolute where `path()` is. Throws BundleError where the bundle does not list
+    // it.
     std::string file(const std::string& name) const;
     std::string graph_file(const std::string& graph) const;
     // float32 values of a constant, none where the bundle has none of that name. BundleError: damaged.

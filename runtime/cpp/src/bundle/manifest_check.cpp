@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/python_text.h"
 #include "bundle/contract.h"
+#include "layout/words.h"
 
 namespace fopru {
 
@@ -23,19 +24,12 @@ void one_of(const std::string& name, const std::string& value, const Names& allo
     throw BundleError(name + " is \"" + value + "\", expected one of " + joined(allowed) + ": " + rebuild);
 }
 
-int count(const std::string& text, const std::string& slot) {
-    int found = 0;
-    for (std::size_t at = text.find(slot); at != std::string::npos; at = text.find(slot, at + slot.size()))
-        ++found;
-    return found;
-}
-
 bool ends_with(const std::string& text, const std::string& end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 void check_slot(const std::string& name, const std::string& text, const std::string& slot) {
-    if (count(text, slot) == 1) return;
+    if (count_of(text, slot) == 1) return;
     throw BundleError("prompt." + name + " is " + python_repr(text) + ", which must hold " + slot +
                       " exactly once: " + change_template);
 }
@@ -114,7 +108,7 @@ void check_layout(const Manifest& manifest) {
 }  // namespace
 
 void check(const PromptTemplate& prompt) {
-    if (count(prompt.past_answer, "{answer}") != 1) {
+    if (count_of(prompt.past_answer, "{answer}") != 1) {
         throw BundleError("prompt.past_answer is " + python_repr(prompt.past_answer) +
                           ", which must hold {answer} exactly once: " + rebuild);
     }

@@ -160,13 +160,31 @@ private:
     bool ended_ = false;
 };
 
+std::size_t row_bytes(int columns, const PngHeader& header) {
+    return (static_cast<std::size_t>(columns) * static_cast<std::size_t>(header.pixel_bits()) + 7) / 8;
+}
+
+// Every picture has at least its first row. Rows may take more memory than the picture, so whether that one
+// can be there is asked before: deflate makes at most 1032 bytes of one.
+void check_first_row(const PngFile& png) {
+    std::uint64_t packed = 0;
+    for (const Bytes& data : png.data) {
+        packed += data.size;
+    }
+    const auto width = static_cast<int>(png.header.width);
+    const Pass& pass = png.header.interlaced ? adam7[0] : whole;
+    if (row_bytes(count(width, pass.first_column, pass.column_step), png.header) / 1032 > packed) {
+        throw Damaged("image file is truncated");
+    }
+}
+
 // False where the stream ended early.
 bool read_pass(const Pass& pass, const PngHeader& header, Rows& rows, const Unpacker& unpacker,
                Image& image) {
     const int columns = count(image.width, pass.first_column, pass.column_step);
     const int lines = count(image.height, pass.first_row, pass.row_step);
     const auto bits = static_cast<std::size_t>(header.pixel_bits());
-    const std::size_t length = (static_cast<std::size_t>(columns) * bits + 7) / 8;
+    const std::size_t length = row_bytes(columns, header);
     if (columns == 0 || lines == 0) {
         return true;
     }
@@ -245,6 +263,7 @@ void whiten_declared(Image& image, const PngFile& png, const Unpacker& unpacker)
 Decoded decode_png(Bytes file) {
     PngFile png = read_png_chunks(file);
     const Unpacker unpacker(png);
+    check_first_row(png);
     Image image(static_cast<int>(png.header.height), static_cast<int>(png.header.width));
     Rows rows(png.data);
     if (png.header.interlaced) {

@@ -23,6 +23,10 @@ struct Pairs {
 
 enum class Axis { rows, columns };
 
+// Of an image that is resized: an axis takes about 50 bytes for each of its samples. Pillow has no such limit
+// but memory.
+constexpr int max_side = 1 << 22;
+
 // Columns are turned in pairs that begin at even places, so theirs may begin with a weight of 0.
 Pairs pairs_of(int from, int to, int resample, Axis axis) {
     const ResampleWeights weights = resample_weights({from, to, 0, to}, resample);
@@ -120,6 +124,11 @@ void check_request(const Image& image, int height, int width, int resample) {
     if (image.height < 1 || image.width < 1) {
         throw ImageError("an image is " + size_text(image.height, image.width) +
                          " pixels: it needs at least one");
+    }
+    if (std::max(image.height, image.width) > max_side) {
+        throw ImageError("an image of " + size_text(image.height, image.width) +
+                         " pixels cannot be resized: a side has at most " + std::to_string(max_side) +
+                         ", crop it first");
     }
     const bool fits = height >= 1 && width >= 1 &&
                       static_cast<std::size_t>(height) <= max_pixels / static_cast<std::size_t>(width);

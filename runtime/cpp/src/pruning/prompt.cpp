@@ -9,6 +9,15 @@ namespace {
 
 constexpr const char* prompt_slot = "{prompt}";
 constexpr const char* images_slot = "{images}";
+constexpr std::size_t max_text = std::size_t{1} << 26;  // bytes; Python has no such limit but its memory
+
+// Tiles are many and an image token may be long, so the product is known before the text is made.
+void check_length(std::size_t before, const std::string& image_text, const ImagePlan& plan) {
+    const std::size_t bytes = before + plan.text.size();
+    if (bytes <= max_text && image_text.size() * plan.runs.size() <= max_text - bytes) return;
+    throw RequestError("the images would have more than " + std::to_string(max_text) +
+                       " bytes of text in the prompt: give fewer, or smaller ones");
+}
 
 // What the prompt contains is never taken for a slot.
 std::string filled_turn(const std::string& turn, const std::string& images, const std::string& prompt) {
@@ -70,6 +79,7 @@ std::string Prompter::render(const std::vector<PromptTurn>& turns,
         const PromptTurn& turn = turns[number];
         std::string shown;
         for (std::size_t i = 0; i < turn.images; ++i, ++plan) {
+            check_length(text.size() + shown.size(), image_text_, **plan);
             shown += replaced(template_.image, image_text_, replaced((*plan)->text, image_slot, image_text_));
         }
         text += filled_turn(turn_template(template_, number == 0, turn.images > 0), shown, turn.prompt);

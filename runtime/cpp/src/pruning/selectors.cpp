@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/pcg64.h"
+#include "layout/geometry.h"
 #include "pruning/pruning.h"
 #include "pruning/ranking.h"
 
@@ -12,12 +12,6 @@ namespace fopru {
 namespace {
 
 using Indices = std::vector<std::int64_t>;
-
-Indices counted(std::int64_t count) {
-    Indices indices(static_cast<std::size_t>(count));
-    std::iota(indices.begin(), indices.end(), std::int64_t{0});
-    return indices;
-}
 
 Indices every_token(const Choice& choice) {
     if (choice.keep != choice.tokens) {

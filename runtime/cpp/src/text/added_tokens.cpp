@@ -6,10 +6,15 @@
 #include "base/error.h"
 #include "text/characters.h"
 #include "text/fields.h"
+#include "text/growth.h"
 #include "text/utf8.h"
 
 namespace fopru {
 namespace {
+
+// Of a token, as it is looked for. A text is compared with it from each of its places on, so that the time
+// grows with the product of both; tokens in use have some dozens of bytes.
+constexpr std::size_t most_token_bytes = 1024;
 
 // Bytes of white space at the end, or the beginning.
 std::size_t spaces_at_end(std::string_view text) {
@@ -73,8 +78,15 @@ void AddedTokens::add(const Json& json, const std::string& path, const Vocabular
     if (normalized && normalizer != nullptr) {
         Piece piece;
         piece.text = token.content;
-        normalizer->apply(piece);
+        try {
+            normalizer->apply(piece);
+        } catch (const RequestError& error) {
+            throw_damaged(path + ".content", std::string("cannot be normalized, as ") + error.what());
+        }
         token.normalized = std::move(piece.text);
+    }
+    if (std::max(token.content.size(), token.normalized.size()) > most_token_bytes) {
+        throw_damaged(path + ".content", "has over " + std::to_string(most_token_bytes) + " bytes");
     }
     (normalized ? normalized_ : plain_).texts.emplace_back(token.normalized, id);
     if (special) special_.insert(token.content);
@@ -120,13 +132,19 @@ void AddedTokens::split(const Piece& piece, const Finder& finder, Pieces& out) c
             const bool word_after = end < text.size() && is_word(code_point_at(text, end).value);
             if (word_before || word_after) continue;
         }
-        // White space that an earlier token has taken stays with it.
-        if (token.lstrip) begin = std::max(begin - spaces_at_end(text.substr(0, begin)), covered);
-        if (token.rstrip) end += spaces_at_start(text.substr(end));
+        // White space that an earlier token has taken stays with it, and is not looked at again.
+        if (token.lstrip) {
+            if (begin > covered) begin -= spaces_at_end(text.substr(covered, begin - covered));
+            begin = std::max(begin, covered);
+        }
+        if (token.rstrip) {
+            end = std::max(end, covered);
+            end += spaces_at_start(text.substr(end));
+        }
         if (covered < begin) out.push_back(piece.slice(covered, begin));
         if (begin < end) {
-            out.push_back(piece.slice(begin, end));
-            out.back().token = match->id;
+            // Nobody reads its text, which may be all white space up to the end, for each of many tokens.
+            out.emplace_back().token = match->id;
         }
         covered = end;
     }
@@ -141,12 +159,15 @@ Pieces AddedTokens::split(std::string_view text, const Normalizer* normalizer) c
     whole.start_bytes = code_point_at(text, 0).bytes;
     Pieces parts, pieces;
     split(whole, plain_, parts);
+    std::size_t bytes = 0;
     for (Piece& part : parts) {
         if (part.token) {
             pieces.push_back(std::move(part));
             continue;
         }
         if (normalizer != nullptr) normalizer->apply(part);
+        bytes += part.text.size();
+        check_growth(bytes);
         if (!part.text.empty()) split(part, normalized_, pieces);
     }
     return pieces;

@@ -51,7 +51,9 @@ Merges merges_from_json(const Fields& fields, const Vocabulary& vocabulary, std:
             return *found;
         };
         const std::uint32_t first = id(left), second = id(right);
-        merges.put(first, second, {rank, id(joined)});
+        if (!merges.put(first, second, {rank, id(joined)})) {
+            throw_damaged(fields.path_of("merges"), "has pairs that were made to be looked up slowly");
+        }
         ++rank;
     }
     return merges;

@@ -3,8 +3,10 @@
 #include <optional>
 #include <utility>
 
+#include "base/python_text.h"
 #include "text/byte_level.h"
 #include "text/fields.h"
+#include "text/growth.h"
 #include "text/pattern.h"
 #include "text/utf8.h"
 
@@ -12,12 +14,6 @@ namespace fopru {
 namespace {
 
 using Texts = std::vector<std::string>;
-
-std::string joined(const Texts& texts) {
-    std::string all;
-    for (const std::string& text : texts) all += text;
-    return all;
-}
 
 std::string with_replaced(const std::string& text, const std::string& what, const std::string& by) {
     if (what.empty()) return text;
@@ -100,7 +96,7 @@ private:
 
 class Fuse : public Decoder {
 public:
-    Texts apply(Texts tokens) const override { return {joined(tokens)}; }
+    Texts apply(Texts tokens) const override { return {joined(tokens, "")}; }
 };
 
 class Strip : public Decoder {
@@ -133,7 +129,12 @@ public:
     Replace(Pattern pattern, std::string content)
         : pattern_(std::move(pattern)), content_(std::move(content)) {}
     Texts apply(Texts tokens) const override {
-        for (std::string& token : tokens) token = pattern_.replaced(token, content_);
+        std::size_t bytes = 0;
+        for (std::string& token : tokens) {
+            token = pattern_.replaced(token, content_);
+            bytes += token.size();
+            check_growth(bytes);
+        }
         return tokens;
     }
 

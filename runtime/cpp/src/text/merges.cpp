@@ -6,6 +6,8 @@ namespace fopru {
 namespace {
 
 constexpr std::uint32_t none = 0xFFFFFFFF;
+// As in vocabulary.cpp.
+constexpr std::size_t most_steps = 1024;
 
 struct Symbol {
     std::uint32_t id, previous, next;
@@ -30,25 +32,30 @@ Merges::Merges(std::size_t count) {
     used_.assign(slots, false);
 }
 
-std::size_t Merges::slot_of(std::uint64_t pair) const {
+// Where the pair is, or the free slot where it would be. None where it would be too far from its place.
+std::optional<std::size_t> Merges::slot_of(std::uint64_t pair) const {
     const std::size_t mask = slots_.size() - 1;
     std::uint64_t mixed = pair * 0x9E3779B97F4A7C15u;
     mixed ^= mixed >> 32;
-    std::size_t slot = static_cast<std::size_t>(mixed) & mask;
-    while (used_[slot] && slots_[slot].pair != pair) slot = (slot + 1) & mask;
-    return slot;
+    for (std::size_t step = 0; step < most_steps; ++step) {
+        const std::size_t slot = (static_cast<std::size_t>(mixed) + step) & mask;
+        if (!used_[slot] || slots_[slot].pair == pair) return slot;
+    }
+    return std::nullopt;
 }
 
-void Merges::put(std::uint32_t left, std::uint32_t right, Merge merge) {
+bool Merges::put(std::uint32_t left, std::uint32_t right, Merge merge) {
     const std::uint64_t pair = std::uint64_t{left} << 32 | right;
-    const std::size_t slot = slot_of(pair);
-    slots_[slot] = {pair, merge};
-    used_[slot] = true;
+    const std::optional<std::size_t> slot = slot_of(pair);
+    if (!slot) return false;
+    slots_[*slot] = {pair, merge};
+    used_[*slot] = true;
+    return true;
 }
 
 const Merge* Merges::find(std::uint32_t left, std::uint32_t right) const {
-    const std::size_t slot = slot_of(std::uint64_t{left} << 32 | right);
-    return used_[slot] ? &slots_[slot].merge : nullptr;
+    const std::optional<std::size_t> slot = slot_of(std::uint64_t{left} << 32 | right);
+    return slot && used_[*slot] ? &slots_[*slot].merge : nullptr;
 }
 
 void merge_all(const Merges& merges, std::vector<std::uint32_t>& ids) {

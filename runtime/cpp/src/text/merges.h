@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace fopru {
@@ -15,8 +16,9 @@ struct Merge {
 class Merges {
 public:
     explicit Merges(std::size_t count);
-    // A later merge of the same pair takes the place of an earlier one. At most `count` in all.
-    void put(std::uint32_t left, std::uint32_t right, Merge merge);
+    // A later merge of the same pair takes the place of an earlier one. At most `count` in all. False where
+    // the pairs were made to collide: looking them up would take too long.
+    [[nodiscard]] bool put(std::uint32_t left, std::uint32_t right, Merge merge);
     // Null where the pair is not merged.
     const Merge* find(std::uint32_t left, std::uint32_t right) const;
 
@@ -25,7 +27,7 @@ private:
         std::uint64_t pair;
         Merge merge;
     };
-    std::size_t slot_of(std::uint64_t pair) const;
+    std::optional<std::size_t> slot_of(std::uint64_t pair) const;
 
     std::vector<Slot> slots_;
     std::vector<bool> used_;

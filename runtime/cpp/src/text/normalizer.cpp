@@ -8,6 +8,7 @@
 #include "text/byte_level.h"
 #include "text/characters.h"
 #include "text/fields.h"
+#include "text/growth.h"
 #include "text/pattern.h"
 #include "text/utf8.h"
 
@@ -125,6 +126,7 @@ public:
         for (const Span& span : pattern_.spans(piece.text)) {
             if (span.match) {
                 out += content_;
+                check_growth(out.size());
                 // New characters belong to the character before them.
                 if (span.end <= piece.start_bytes || span.end == 0) start_bytes = out.size();
             } else {
@@ -148,7 +150,10 @@ class Sequence : public Normalizer {
 public:
     explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
     void apply(Piece& piece) const override {
-        for (const auto& part : parts_) part->apply(piece);
+        for (const auto& part : parts_) {
+            part->apply(piece);
+            check_growth(piece.text.size());
+        }
     }
 
 private:

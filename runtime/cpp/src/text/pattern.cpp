@@ -8,13 +8,15 @@
 
 #include "base/error.h"
 #include "text/fields.h"
+#include "text/growth.h"
 #include "text/unicode_data.h"
 #include "text/utf8.h"
 
 namespace fopru {
 namespace {
 
-// A run of n spaces takes about n steps; what takes far more is a pattern that tries everything.
+// From one place. A run of n spaces takes about n steps; what takes far more is a pattern that tries
+// everything.
 constexpr std::uint32_t steps_least = 1'000'000, steps_per_byte = 16, steps_most = 50'000'000;
 constexpr std::uint32_t heap_kibibytes = 65'536;
 constexpr std::size_t longest_pattern = std::size_t{64} << 10;
@@ -174,6 +176,7 @@ std::string Pattern::replaced(std::string_view text, std::string_view content) c
     std::string result;
     for (const Span& span : spans(text)) {
         result.append(span.match ? content : text.substr(span.begin, span.end - span.begin));
+        check_growth(result.size());
     }
     return result;
 }

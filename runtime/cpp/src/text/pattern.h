@@ -16,8 +16,9 @@ struct Span {
 };
 using Spans = std::vector<Span>;
 
-// Immutable, so any number of threads may share one. Patterns come from outside: the steps and the memory of
-// one search are limited.
+// Immutable, so any number of threads may share one. Patterns come from outside: the memory of a search is
+// limited, and so are the steps from each place where a match may begin. PCRE2 counts anew at each, so the
+// time is bounded by the text's length times that limit.
 class Pattern {
 public:
     // A pattern in the syntax of Oniguruma (Ruby's), in the subset that means the same to PCRE2 once it is
@@ -37,7 +38,7 @@ public:
     // Matches from left to right and what is between them, in order, covering the text, which must be UTF-8.
     // Empty text gives one empty span without a match. RequestError where a search takes too many steps.
     Spans spans(std::string_view text) const;
-    // The text with every match replaced.
+    // The text with every match replaced. RequestError as above, and see growth.h.
     std::string replaced(std::string_view text, std::string_view content) const;
 
 private:

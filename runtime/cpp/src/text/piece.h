@@ -14,7 +14,7 @@ namespace fopru {
 // which the tokenizers library answers with its offsets.
 struct Piece {
     std::string text;
-    // Set for an added token: the piece is not normalized, split or tokenized any more.
+    // Set for an added token: the piece has no text, and is not normalized, split or tokenized any more.
     std::optional<std::uint32_t> token;
     bool at_start = false;
     std::size_t start_bytes = 0;

@@ -8,6 +8,9 @@
 namespace fopru {
 namespace {
 
+// Of a template, whose longest in use have five. Each part may repeat the text or all ids of a token.
+constexpr std::size_t most_parts = 64, most_text_parts = 4, most_ids = 4096;
+
 // ["</s>", 2]
 std::int64_t id_of_pair(const Fields& fields, const char* key) {
     const Json::Array& pair = fields.array(key);
@@ -50,17 +53,29 @@ void PostProcessor::read_template(const Fields& fields) {
     std::vector<Part> parts;
     const Fields tokens = fields.object("special_tokens");
     const Json::Array& pieces = fields.array("single");
+    if (pieces.size() > most_parts) {
+        throw_damaged(fields.path_of("single"), "has over " + std::to_string(most_parts) + " parts");
+    }
+    std::size_t texts = 0, ids = 0;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
         const Fields piece(pieces[i], fields.path_of("single") + "[" + std::to_string(i) + "]");
         if (piece.find("Sequence") != nullptr) {
             const Fields sequence = piece.object("Sequence");
             if (sequence.text("id") != "A") throw_damaged(sequence.path_of("id"), "is not A");
+            if (++texts > most_text_parts) {
+                throw_damaged(fields.path_of("single"),
+                              "repeats the text over " + std::to_string(most_text_parts) + " times");
+            }
             parts.push_back({true, {}});
             continue;
         }
         const Fields special = piece.object("SpecialToken");
         const Fields token = tokens.object(special.text("id"));
         Part part{false, {}};
+        ids += token.array("ids").size();
+        if (ids > most_ids) {
+            throw_damaged(fields.path_of("single"), "adds over " + std::to_string(most_ids) + " ids");
+        }
         for (const Json& id : token.array("ids")) part.ids.push_back(id_from_json(id, token.path_of("ids")));
         parts.push_back(std::move(part));
     }

@@ -7,6 +7,7 @@
 #include "text/byte_level.h"
 #include "text/characters.h"
 #include "text/fields.h"
+#include "text/growth.h"
 #include "text/pattern.h"
 #include "text/split.h"
 #include "text/utf8.h"
@@ -131,7 +132,10 @@ class Sequence : public PreTokenizer {
 public:
     explicit Sequence(std::vector<std::unique_ptr<const PreTokenizer>> parts) : parts_(std::move(parts)) {}
     void apply(Pieces& pieces) const override {
-        for (const auto& part : parts_) part->apply(pieces);
+        for (const auto& part : parts_) {
+            part->apply(pieces);
+            check_growth(pieces);
+        }
     }
 
 private:

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/python_text.h"
 #include "text/added_tokens.h"
 #include "text/decoder.h"
 #include "text/fields.h"
@@ -51,8 +52,8 @@ public:
             std::optional<std::string> text = token_text(ids[i]);
             if (text && !added_.special(*text)) tokens.push_back(std::move(*text));
         }
-        if (decoder_) return put_together(decoder_->apply(std::move(tokens)), "");
-        return put_together(tokens, " ");
+        if (decoder_) return joined(decoder_->apply(std::move(tokens)), "");
+        return joined(tokens, " ");
     }
 
     std::optional<std::string> token_text(std::int64_t id) const override {
@@ -65,15 +66,6 @@ public:
     }
 
 private:
-    static std::string put_together(const std::vector<std::string>& texts, const char* between) {
-        std::string all;
-        for (std::size_t i = 0; i < texts.size(); ++i) {
-            if (i > 0) all += between;
-            all += texts[i];
-        }
-        return all;
-    }
-
     std::unique_ptr<const Normalizer> normalizer_;
     std::unique_ptr<const PreTokenizer> pre_tokenizer_;
     std::unique_ptr<const Model> model_;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/utf8_check.h"
+
 namespace fopru {
 namespace {
 
@@ -32,15 +34,7 @@ Step step(std::string_view text, std::size_t place) {
 
 }  // namespace
 
-std::size_t valid_utf8_prefix(std::string_view text) {
-    std::size_t place = 0;
-    while (place < text.size()) {
-        const Step next = step(text, place);
-        if (!next.valid) break;
-        place += next.bytes;
-    }
-    return place;
-}
+std::size_t valid_utf8_prefix(std::string_view text) { return std::min(first_bad_utf8(text), text.size()); }
 
 void append_utf8(std::string& text, std::uint32_t code_point) {
     const auto put = [&](std::uint32_t byte) { text.push_back(static_cast<char>(byte)); };

@@ -9,6 +9,14 @@
 
 namespace fopru {
 
+namespace {
+
+// Slots that are looked at for one text. In a table that is half empty, chance never needs a hundred; who
+// makes texts that collide would otherwise make loading quadratic.
+constexpr std::size_t most_steps = 1024;
+
+}  // namespace
+
 Vocabulary::Vocabulary(const Json& json, const std::string& path) {
     const Json::Object* members = json.object();
     if (members == nullptr) throw_damaged(path, "is no object");
@@ -36,22 +44,27 @@ Vocabulary::Vocabulary(const Json& json, const std::string& path) {
     while (slots < entries_.size() * 2) slots *= 2;
     slots_.assign(slots, 0);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-        slots_[slot_of(text_of(entries_[i]))] = static_cast<std::uint32_t>(i + 1);
+        const std::optional<std::size_t> slot = slot_of(text_of(entries_[i]));
+        if (!slot) throw_damaged(path, "has texts that were made to be looked up slowly");
+        slots_[*slot] = static_cast<std::uint32_t>(i + 1);
     }
 }
 
-// Where the text is, or the free slot where it would be.
-std::size_t Vocabulary::slot_of(std::string_view text) const {
+// Where the text is, or the free slot where it would be. None where it would be too far from its place.
+std::optional<std::size_t> Vocabulary::slot_of(std::string_view text) const {
     const std::size_t mask = slots_.size() - 1;
-    std::size_t slot = std::hash<std::string_view>{}(text)&mask;
-    while (slots_[slot] != 0 && text_of(entries_[slots_[slot] - 1]) != text) slot = (slot + 1) & mask;
-    return slot;
+    const std::size_t first = std::hash<std::string_view>{}(text)&mask;
+    for (std::size_t step = 0; step < most_steps; ++step) {
+        const std::size_t slot = (first + step) & mask;
+        if (slots_[slot] == 0 || text_of(entries_[slots_[slot] - 1]) == text) return slot;
+    }
+    return std::nullopt;
 }
 
 std::optional<std::uint32_t> Vocabulary::find(std::string_view text) const {
-    const std::uint32_t found = slots_[slot_of(text)];
-    if (found == 0) return std::nullopt;
-    return entries_[found - 1].id;
+    const std::optional<std::size_t> slot = slot_of(text);
+    if (!slot || slots_[*slot] == 0) return std::nullopt;
+    return entries_[slots_[*slot] - 1].id;
 }
 
 std::optional<std::string_view> Vocabulary::text(std::uint32_t id) const {

@@ -15,7 +15,7 @@ namespace fopru {
 // milliseconds and take little more memory than their letters.
 class Vocabulary {
 public:
-    // An object of text: id. BundleError: damaged, or an id twice.
+    // An object of text: id. BundleError: damaged, an id twice, or texts that were made to collide.
     Vocabulary(const Json& json, const std::string& path);
 
     std::size_t size() const { return entries_.size(); }
@@ -27,7 +27,7 @@ private:
         std::uint32_t id, begin, bytes;
     };
     std::string_view text_of(const Entry& entry) const { return {texts_.data() + entry.begin, entry.bytes}; }
-    std::size_t slot_of(std::string_view text) const;
+    std::optional<std::size_t> slot_of(std::string_view text) const;
 
     std::string texts_;
     std::vector<Entry> entries_;        // ascending ids
