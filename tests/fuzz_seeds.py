@@ -58,8 +58,6 @@ def main(folder: Path) -> None:
             changed = json.dumps({**json.loads(tokenizer), **change})
             _write(folder / "tokenizer" / f"{number}_{part}", changed.encode() + _TEXT)
         _write(folder / "npz" / f"{number}.npz", (bundle / "golden" / "golden.npz").read_bytes())
-        _write_words(folder / "manifest.dict", json.loads((bundle / "bundle.json").read_bytes()))
-        _write_words(folder / "tokenizer.dict", [json.loads(tokenizer), _PARTS])
     for kind in "<f4", "<f8", "<f2", "<i8", "<i4", "|u1", "|b1":
         arrays = {"a": np.zeros((2, 3), kind), "b": np.ones(4, kind)}
         for name, save in (("stored", np.savez), ("deflated", np.savez_compressed)):
@@ -89,23 +87,6 @@ def _save(folder: Path, name: str, image: Image.Image, **kinds: dict[str, Any]) 
         except (OSError, ValueError, TypeError):  # a mode or an option that the format does not have
             continue
         _write(folder / f"{name.replace(';', '_')}.{kind.lower()}", out.getvalue())
-
-
-def _write_words(path: Path, value: object) -> None:
-    """libFuzzer's dictionary: what is between quotes in JSON, and signs of JSON and of patterns."""
-    words = {"null", "true", "[]", "{}", "-1", "1e308", "4294967296", "../", "\\u0000", "\\ud800", "<0x41>"}
-    found: list[object] = [value]
-    while found:
-        inner = found.pop()
-        if isinstance(inner, dict):
-            found += [*inner, *inner.values()]
-        elif isinstance(inner, list):
-            found += inner
-        elif isinstance(inner, str) and 3 < len(inner) < 30 and inner.isascii() and inner.isprintable():
-            words.add(inner)
-    known = set(path.read_text().splitlines()) if path.exists() else set()
-    lines = {'"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words}
-    path.write_text("\n".join(sorted(known | lines)) + "\n")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -6,9 +6,7 @@ failed=0
 for name in manifest tokenizer image npz; do
   mkdir -p "$build/corpus/$name"
   log=$build/$name.log
-  words=()
-  if [ -f "$seeds/$name.dict" ]; then words=(-dict="$seeds/$name.dict"); fi
-  "$build/fuzz/fuzz_$name" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 "${words[@]}" \
+  "$build/fuzz/fuzz_$name" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
     -artifact_prefix="$build/$name-" "$build/corpus/$name" "$seeds/$name" >"$log" 2>&1
   status=$?
   executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
