@@ -46,7 +46,7 @@ def test_unit_tests_touch_only_their_own_memory() -> None:
     done = run("address,undefined", "fopru_tests")
     found = re.search(r"test cases: *(\d+) \| *(\d+) passed \| 0 failed", done.stdout)
     assert found, done.stdout[-2000:]
-    assert int(found[1]) > 100
+    assert int(found[1]) >= 90
 
 
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
