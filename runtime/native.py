@@ -7,13 +7,14 @@ nor onnxruntime's Python side: the library loads libonnxruntime by itself. The e
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from runtime.backend import NATIVE_BACKENDS
 from runtime.bundle import Bundle
-from runtime.errors import BackendError, ImageError, RequestError
+from runtime.errors import BackendError, FopruError, ImageError, RequestError
 from runtime.generator import Generator as PythonGenerator
 from runtime.preprocess import ImageSource, PreparedImage, load_image
 from runtime.request import Request
@@ -34,6 +35,7 @@ from runtime.vision import EncodedImage
 
 __all__ = ["NativeGenerator", "load_native", "result_of"]
 
+_MOST_INTEGER, _MOST_SEED = 2**63 - 1, 2**64 - 1
 _STAGES = "is a stage of its own in C++: use `encode`, `generate` or `stream`, or another backend"
 
 
@@ -85,10 +87,12 @@ class NativeGenerator(PythonGenerator):
         module = load_native()
         _name_onnxruntime()
         # The files were checked when the bundle was loaded.
+        self.turn = threading.Lock()  # of whoever is in `native` with more than a look
         self.native = module.Generator(module.open_bundle(str(bundle.path), verify=False), options)
 
     def stream(self, request: Request, encoded: Sequence[EncodedImage] = ()) -> Stream:
-        """As the base; `encoded` of Python cannot be used, which `Reuse` makes up for."""
+        """As the base; `encoded` of Python cannot be used, which `Reuse` makes up for. An answer begun before
+        another one has ended waits for it."""
         if encoded:
             raise RequestError('visual tokens of another backend cannot go into "native": leave encoded out')
         return Stream(_NativeRun(self, request))
@@ -96,11 +100,17 @@ class NativeGenerator(PythonGenerator):
     def encode(self, request: Request) -> Any:
         """Visual tokens of a request's images, pruned as it says: an object with `features` float32 [rows, D]
         and `kept(image)` int64 [K]."""
-        return self.native.encode(self.fields_of(request))
+        fields_ = self.fields_of(request)
+        with self.turn:
+            return self.native.encode(fields_)
 
     def fields_of(self, request: Request) -> dict[str, Any]:
         """A request as the extension module takes it, its images opened."""
         record = {field.name: getattr(request, field.name) for field in fields(request)}
+        _check_for_c(request)
+        for name in ("tokens", "max_new_tokens", "top_k"):  # far beyond what any model has
+            if record[name] is not None:
+                record[name] = max(-_MOST_INTEGER, min(record[name], _MOST_INTEGER))
         record["images"] = [self._image(image) for image in request.images]
         record["history"] = [
             (turn.prompt, [self._image(image) for image in turn.images], turn.answer)
@@ -109,17 +119,21 @@ class NativeGenerator(PythonGenerator):
         return record
 
     def warmup(self, request: Request) -> None:
-        self.native.warmup(self.fields_of(request))
+        fields_ = self.fields_of(request)
+        with self.turn:
+            self.native.warmup(fields_)
 
     @property
     def batches(self) -> bool:
         return False
 
     def forget(self) -> None:
-        self.native.forget()
+        with self.turn:
+            self.native.forget()
 
     def release(self, graph: str) -> None:
-        self.native.release(graph)
+        with self.turn:
+            self.native.release(graph)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         text: str = self.native.detokenize(np.asarray(ids, np.int64))
@@ -147,6 +161,7 @@ class NativeGenerator(PythonGenerator):
 
     def _image(self, source: ImageSource) -> Any:
         if isinstance(source, (str, Path)):
+            _check_text("the image file", str(source), ImageError, "check the path")
             return self.native.image_from_file(str(source))
         if isinstance(source, np.ndarray):
             return self.native.image_from_array(_checked(source))
@@ -164,50 +179,96 @@ class _NativeRun:
 
     def pieces(self, cancelled: Callable[[], bool]) -> Generator[str, None, Result]:
         """Yield pieces of text, return the result."""
-        told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        answer: list[str | BaseException] = []
-        fields_ = self._generator.fields_of(self._request)
-        native, abandoned = self._generator.native, threading.Event()
+        answer = _Answer(self._generator, self._generator.fields_of(self._request), cancelled)
+        try:
+            yield from answer.pieces()
+        finally:  # Ctrl-C, too: it must not wait for the rest of the answer
+            answer.leave()
+        return result_of(json.loads(answer.result()))
 
-        def on_text(piece: str) -> bool:
-            told.put(piece)
-            return abandoned.is_set() or cancelled()
 
-        def work() -> None:
+class _Answer:
+    """An answer from a thread that is in C++; it begins when those before it have ended.
+
+    Text is not waited for: the thread goes on while nobody reads, so a stream that is read in part is in
+    nobody's way for longer than its answer takes.
+    """
+
+    def __init__(
+        self, generator: NativeGenerator, fields_: dict[str, Any], cancelled: Callable[[], bool]
+    ) -> None:
+        self._native, self._turn = generator.native, generator.turn
+        self._fields, self._cancelled = fields_, cancelled
+        self._told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._left = False  # nobody reads on
+        self._running, self._border = False, threading.Lock()
+        self._found: list[str | BaseException] = []
+        # A thread that still is in C++ when the interpreter has ended would end the process with a crash.
+        atexit.register(self.leave)
+        self._thread = threading.Thread(target=self._work, name="fopru-native", daemon=True)
+        self._thread.start()
+
+    def pieces(self) -> Iterator[str]:
+        """As they come; a cancellation is looked for now and then, as a prompt may take long."""
+        while True:
             try:
-                answer.append(native.generate(fields_, on_text))
-            except BaseException as error:  # raised again where the stream is read
-                answer.append(error)
-            finally:
-                told.put(None)
+                piece = self._told.get(timeout=0.05)
+            except queue.Empty:
+                self._pass_on()
+                continue
+            if piece is None:
+                return
+            yield piece
+            self._pass_on()
 
-        thread = threading.Thread(target=work, name="fopru-native", daemon=True)
-        thread.start()
+    def leave(self) -> None:
+        """Read no more: an answer under way ends before its next token."""
+        self._left = True
+        while self._thread.is_alive():
+            self._pass_on()
+            self._thread.join(timeout=0.05)
+        atexit.unregister(self.leave)
+
+    def result(self) -> str:
+        """JSON, after `leave`.
+
+        Raises:
+            FopruError: what C++ refused.
+        """
+        (found,) = self._found
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _ends(self) -> bool:
+        return self._left or self._cancelled()
+
+    def _pass_on(self) -> None:
+        # Not an answer that has begun behind this one.
+        with self._border:
+            if self._running and self._ends():
+                self._native.cancel()
+
+    def _tell(self, piece: str) -> bool:
+        self._told.put(piece)
+        return self._ends()
+
+    def _work(self) -> None:
         try:
-            yield from _until_none(told, lambda: native.cancel() if cancelled() else None)
-        except BaseException:  # the reader is gone, or Ctrl-C came: do not wait for the whole answer
-            abandoned.set()
-            native.cancel()
-            raise
+            with self._turn:
+                if self._left:
+                    return
+                with self._border:
+                    self._running = True
+                try:
+                    self._found.append(self._native.generate(self._fields, self._tell))
+                finally:
+                    with self._border:
+                        self._running = False
+        except BaseException as error:  # raised again where the stream is read
+            self._found.append(error)
         finally:
-            thread.join()
-        if isinstance(answer[0], BaseException):
-            raise answer[0]
-        return result_of(json.loads(answer[0]))
-
-
-def _until_none(told: queue.SimpleQueue[str | None], ask: Callable[[], None]) -> Iterable[str]:
-    """Pieces as they come; `ask` now and then, because a prompt may take long before there is one."""
-    while True:
-        try:
-            piece = told.get(timeout=0.05)
-        except queue.Empty:
-            ask()
-            continue
-        if piece is None:
-            return
-        yield piece
-        ask()
+            self._told.put(None)
 
 
 def result_of(record: dict[str, Any]) -> Result:
@@ -226,6 +287,25 @@ def _name_onnxruntime() -> None:
         return
     for library in sorted(Path(spec.origin).parent.glob("capi/libonnxruntime.so*")):
         os.environ["FOPRU_ORT_LIB"] = str(library)
+
+
+def _check_for_c(request: Request) -> None:
+    """Refuse what Python's `Request` allows, but C would read as something else."""
+    if request.tokens == 0 and request.all_images:
+        raise RequestError("tokens is 0, expected at least 1, or None for the bundle's default")
+    if request.seed > _MOST_SEED:
+        raise RequestError(f"seed is {request.seed}, expected one below 2^64 with the C++ runtime")
+    for text in (request.prompt, *(part for turn in request.history for part in (turn.prompt, turn.answer))):
+        _check_text("the prompt", text, RequestError, "leave it out")
+    for text in request.stop:
+        _check_text("the stop string", text, RequestError, "leave it out")
+
+
+def _check_text(name: str, text: str, error: type[FopruError], way_out: str) -> None:
+    """Refuse the character 0, with which strings of C end."""
+    place = text.find("\0")
+    if place >= 0:
+        raise error(f"{name} has the character 0 at {place}, where texts of the C++ runtime end: {way_out}")
 
 
 def _tuple(value: Any) -> Any:

@@ -49,6 +49,23 @@ def test_programs_get_the_answer_of_python(tmp_path: Path, name: str, bundle: st
     assert answer["kept_indices"] == [list(kept) for kept in expected.kept_indices]
 
 
+@pytest.mark.parametrize("bundle", ["bundle_v1", "bundle_v3"])
+def test_answers_after_memory_has_ended_in_the_middle(tmp_path: Path, bundle: str) -> None:
+    library, program = cpp_tool("fopru_rt"), tmp_path / "program"
+    command = ["c++", "-std=c++17", *STRICT, str(SOURCE / "tests" / "memory_program.cpp"), "-o", str(program)]
+    link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread", "-ldl"]
+    subprocess.run([*command, *link], check=True)
+    done = subprocess.run(
+        [str(program), str(DATA / bundle)],
+        capture_output=True,
+        encoding="utf-8",
+        env=cpp_environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 50  # answers that were refused
+
+
 def test_nothing_but_the_declared_functions_can_be_seen() -> None:
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", str(cpp_tool("fopru_rt"))], capture_output=True, text=True, check=True

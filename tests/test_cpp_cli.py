@@ -336,6 +336,27 @@ def test_ctrl_c_cancels_the_answer(answering: subprocess.Popen[bytes]) -> None:
     assert len(out) < 200000
 
 
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_ctrl_c_before_the_images_are_read(
+    endless: Path, pictures: dict[str, str], tmp_path: Path, command: str
+) -> None:
+    pipe = tmp_path / "picture.png"
+    os.mkfifo(pipe)
+    options = ["--image", str(pipe), "--prompt", "what?", "--max-new-tokens", "100000", "--threads", "1"]
+    with subprocess.Popen(
+        [str(cpp_tool("fopru")), command, str(endless), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=cpp_environment(),
+    ) as process:
+        with pipe.open("wb") as picture:  # once the program waits for it
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            picture.write(Path(pictures["png"]).read_bytes())
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"\n")
+
+
 def test_reader_that_leaves_early(answering: subprocess.Popen[bytes]) -> None:
     assert answering.stdout is not None
     assert answering.stderr is not None

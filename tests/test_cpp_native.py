@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from runtime import NO_REUSE, Generator, Request, Turn, load_bundle
+from runtime import native as native_runtime
 from runtime.__main__ import main
 from runtime.check import main as check
 from runtime.errors import BackendError, ImageError, RequestError
@@ -177,6 +180,87 @@ def test_errors_are_those_of_the_runtime(native: NativeGenerator, tmp_path: Path
     assert native.generate(Request("x", (PHOTO,), max_new_tokens=1)).finish_reason in ("length", "eos")
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "a\0b"}, "the prompt has the character 0 at 1"),
+        ({"history": (("a", (), "b\0"),)}, "the prompt has the character 0 at 1"),
+        ({"stop": ("x", "\0")}, "the stop string has the character 0 at 0"),
+        ({"tokens": 0}, "tokens is 0, expected at least 1"),
+        ({"tokens": -3}, "tokens is -3, but an image has"),
+        ({"tokens": 2**70}, "tokens is 9223372036854775807, but an image has"),
+        ({"max_new_tokens": 2**70}, "the answer up to 9223372036854775807"),
+        ({"seed": 2**64}, "seed is 18446744073709551616, expected one below 2\\^64"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_what_c_would_read_as_something_else_is_refused(
+    native: NativeGenerator, fields: dict[str, object], words: str
+) -> None:
+    request = Request(**{"prompt": "x", "images": (PHOTO,), **fields})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=words):
+        native.generate(request)
+
+
+def test_a_path_with_the_character_0_is_refused(native: NativeGenerator) -> None:
+    with pytest.raises(ImageError, match="the image file has the character 0 at"):
+        native.generate(Request("x", (PHOTO + "\0.png",)))
+
+
+def test_top_k_may_be_any_number(native: NativeGenerator, python: Generator) -> None:
+    request = Request("x", (PHOTO,), max_new_tokens=4, temperature=1.0, top_k=2**70, seed=2**64 - 1)
+    assert comparable(native.generate(request)) == comparable(python.generate(request))
+
+
+def test_an_answer_may_begin_before_another_one_has_ended(native: NativeGenerator, python: Generator) -> None:
+    first = Request("Read.", (PHOTO,), max_new_tokens=60, ignore_eos=True)
+    second = Request("Count.", (PHOTO,), max_new_tokens=5, ignore_eos=True)
+    for generator in (native, python):
+        whole = generator.generate(first).text
+        stream = generator.stream(first)
+        pieces = [next(stream)]
+        assert generator.generate(second).token_ids == python.generate(second).token_ids
+        generator.forget()
+        assert "".join([*pieces, *stream]) == whole
+
+
+def test_ctrl_c_does_not_wait_for_the_answer() -> None:
+    class Endless:
+        """Answers until it is cancelled."""
+
+        ended = threading.Event()
+
+        def generate(self, *_: object) -> str:
+            assert self.ended.wait(timeout=20)
+            return "{}"
+
+        def cancel(self) -> None:
+            self.ended.set()
+
+    def cancelled() -> bool:
+        raise KeyboardInterrupt
+
+    generator = SimpleNamespace(native=Endless(), turn=threading.Lock(), fields_of=lambda _: {})
+    run = native_runtime._NativeRun(generator, Request("x"))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        next(run.pieces(cancelled))
+    assert generator.native.ended.is_set()
+
+
+def test_a_program_may_end_in_the_middle_of_an_answer(built: None, toy_bundle_dir: Path) -> None:
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from runtime import Generator, Request, load_bundle
+generator = Generator(load_bundle({str(toy_bundle_dir)!r}), "native", threads=1)
+stream = generator.stream(Request("Read.", ({PHOTO!r},), max_new_tokens=400, ignore_eos=True))
+next(stream)
+sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_an_exception_of_the_reader_ends_the_answer(native: NativeGenerator) -> None:
     def broken(piece: str) -> bool:
         raise KeyError(piece)
@@ -215,7 +299,7 @@ def test_the_command_line_takes_it(
 def test_without_the_module_the_message_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("runtime._fopru_native", "_fopru_native"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if "cpp" not in path])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path).name != "python_module"])
     if importlib.util.find_spec("runtime._fopru_native") is not None:
         pytest.skip("the module lies beside the package here")
     with pytest.raises(BackendError, match="has not been built for this Python: run `make cpp-python`"):

@@ -145,12 +145,12 @@ public:
     bool run() {
         const AnswerGuard guard(generator_);
         for (const Samples& each : all_) {  // warm-up
-            ask(each.ratio);
+            ask(each.ratio, guard);
             if (guard.interrupted()) return false;
         }
         for (std::int64_t round = 0; round < options_.rounds; ++round) {
             for (Samples& each : all_) {
-                Result result = ask(each.ratio);
+                Result result = ask(each.ratio, guard);
                 if (guard.interrupted()) return false;
                 add_sample(each, std::move(result));
             }
@@ -161,7 +161,7 @@ public:
     std::vector<Samples>& all() { return all_; }
 
 private:
-    Result ask(double ratio) {
+    Result ask(double ratio, const AnswerGuard& guard) {
         Request request = options_.request.request;
         request.prompt = *options_.prompt;
         request.images = options_.images.size();
@@ -170,6 +170,7 @@ private:
         const Stopwatch watch;
         std::vector<SharedImage> images;
         for (const std::string& path : options_.images) images.push_back(read_prepared(generator_, path));
+        if (guard.interrupted()) return {};  // what began before the answer does not cancel it
         return generator_.generate(request, pictures_of(images, watch.seconds()));
     }
 

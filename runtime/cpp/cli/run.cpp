@@ -65,6 +65,10 @@ int ask(const RunOptions& options) {
     const Stopwatch watch;
     std::vector<SharedImage> images;
     for (const std::string& path : options.images) images.push_back(read_prepared(generator, path));
+    if (guard.interrupted()) {  // what began before the answer does not cancel it
+        write_error("\n");
+        return code_interrupted;
+    }
     std::optional<OutputError> lost;  // the answer ends in order before it is thrown
     const auto on_text = [&](const std::string& piece) {
         try {

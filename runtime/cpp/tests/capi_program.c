@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "fopru/fopru.h"
 
@@ -20,6 +21,7 @@ struct heard {
     char text[4096];
     size_t length;
     fopru_generator *generator;
+    const fopru_encoded *encoded; /* on the host */
     int calls;
 };
 
@@ -31,6 +33,13 @@ static int hear(const char *piece, size_t length, void *user) {
     ++heard->calls;
     /* The generator is at work. */
     REFUSED(fopru_generator_forget(heard->generator), "the generator is at work");
+    /* But what it made before may be read, by any thread. */
+    int64_t rows = 0, width = 0;
+    OK(fopru_encoded_features(heard->encoded, NULL, &rows, &width));
+    float *features = malloc((size_t)(rows * width) * sizeof *features);
+    MUST(features != NULL && rows > 0);
+    OK(fopru_encoded_features(heard->encoded, features, NULL, NULL));
+    free(features);
     return 0;
 }
 
@@ -142,13 +151,16 @@ static void check_texts(fopru_generator *generator) {
 }
 
 static void check_answer(fopru_generator *generator, const fopru_request *request) {
-    struct heard heard = {{0}, 0, generator, 0};
+    fopru_encoded *encoded = NULL;
     fopru_result *result = NULL, *again = NULL;
     size_t count = 0, other = 0;
     int told = 0;
+    OK(fopru_encode(generator, request, &encoded));
+    struct heard heard = {{0}, 0, generator, encoded, 0};
     OK(fopru_generate(generator, request, hear, &heard, &result));
     MUST(strcmp(heard.text, fopru_result_text(result)) == 0 && heard.calls > 0);
     MUST(fopru_result_images(result) == 1 && fopru_result_pruned(result) && !fopru_result_reason(result));
+    fopru_encoded_free(encoded);
     MUST(fopru_result_kept(result, 0, &count) != NULL);
     MUST((int64_t)count <= fopru_result_tokens_after(result, 0));
     MUST(fopru_result_tokens_after(result, 0) < fopru_result_tokens_before(result, 0));
@@ -169,6 +181,38 @@ static void check_answer(fopru_generator *generator, const fopru_request *reques
     MUST(memcmp(fopru_result_token_ids(again, NULL), fopru_result_token_ids(result, NULL), count * 8) == 0);
     fopru_result_free(again);
     fopru_result_free(result);
+}
+
+/* The seconds of an image are in its first answer: neither a refused request nor another stage takes them away. */
+static void check_preprocess(fopru_generator *generator, fopru_request request) {
+    enum { HEIGHT = 3000, WIDTH = 2000 };
+    uint8_t *pixels = calloc(HEIGHT, WIDTH * 3);
+    MUST(pixels != NULL);
+    fopru_frame frame = {FOPRU_RGB, HEIGHT, WIDTH, pixels, WIDTH * 3, NULL, 0, FOPRU_BT601_LIMITED};
+    fopru_image *image = NULL;
+    fopru_encoded *encoded = NULL;
+    fopru_result *first = NULL, *second = NULL;
+    size_t count = 0;
+    struct timespec begin, end;
+    timespec_get(&begin, TIME_UTC);
+    OK(fopru_image_from_frame(generator, &frame, &image));
+    timespec_get(&end, TIME_UTC);
+    free(pixels);
+    const double seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    request.images = (const fopru_image *const *)&image;
+    OK(fopru_warmup(generator, &request));
+    OK(fopru_encode(generator, &request, &encoded));
+    OK(fopru_prompt_ids(generator, &request, NULL, NULL, &count));
+    request.top_k = -1;
+    REFUSED(fopru_generate(generator, &request, NULL, NULL, &first), "top_k is -1");
+    request.top_k = 0;
+    OK(fopru_generate(generator, &request, NULL, NULL, &first));
+    OK(fopru_generate(generator, &request, NULL, NULL, &second));
+    MUST(fopru_result_timings(first).preprocess > 0.5 * seconds);
+    MUST(fopru_result_timings(second).preprocess < 0.5 * seconds);
+    fopru_result_free(first), fopru_result_free(second);
+    fopru_encoded_free(encoded);
+    fopru_image_free(image);
 }
 
 /* Greedy by stages: the tokens of `fopru_generate`. */
@@ -242,6 +286,7 @@ int main(int count, char **arguments) {
     OK(fopru_warmup(generator, &request));
     check_answer(generator, &request);
     check_stages(generator, request);
+    check_preprocess(generator, request);
 
     OK(fopru_image_from_frame(generator, &camera, &frame));
     camera.format = 99;

@@ -212,7 +212,7 @@ FOPRU_API void fopru_cancel(fopru_generator *generator);
 FOPRU_API fopru_status fopru_warmup(fopru_generator *generator, const fopru_request *request);
 FOPRU_API void fopru_result_free(fopru_result *result);
 
-typedef struct fopru_timings { /* seconds; `preprocess` has that of images that no earlier answer counted */
+typedef struct fopru_timings { /* seconds; an image's own are in `preprocess` of its first answer */
     double load, preprocess, vision, embed, prefill, decode;
 } fopru_timings;
 

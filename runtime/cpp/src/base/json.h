@@ -29,6 +29,13 @@ public:
     Json(std::string text) : value_(std::move(text)) {}
     Json(Array items) : value_(std::move(items)) {}
     Json(Object members) : value_(std::move(members)) {}
+    // By assignment: where memory ends in the middle, the copy constructor of libstdc++'s variant (12)
+    // destroys what it has not made.
+    Json(const Json& other) { value_ = other.value_; }
+    Json(Json&&) noexcept = default;
+    Json& operator=(const Json&) = default;
+    Json& operator=(Json&&) noexcept = default;
+    ~Json() = default;
 
     bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
     // Pointers are null where the value is of another type. An integer is not a double here: `number` takes

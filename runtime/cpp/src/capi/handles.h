@@ -20,12 +20,18 @@ namespace fopru {
 
 // A generator and the state of its stages. `Claim` holds it for one call.
 struct Worker {
-    Worker(std::shared_ptr<const Bundle> own, const GeneratorOptions& options)
-        : bundle(own), generator(std::move(own), options), device(generator.backend().description()) {}
+    // `backend` null: that of the options.
+    Worker(std::shared_ptr<const Bundle> own, const GeneratorOptions& options,
+           std::unique_ptr<Backend> backend = nullptr)
+        : bundle(own),
+          generator(std::move(own), options, std::move(backend)),
+          device(generator.backend().description()),
+          on_device(generator.backend().on_device()) {}
 
     std::shared_ptr<const Bundle> bundle;
     Generator generator;
-    std::string device;
+    const std::string device;
+    const bool on_device;  // whether visual tokens are where no other generator takes them
     std::atomic<bool> busy{false};
     std::int64_t steps_left = -1;  // behind `fopru_prefill`; -1: there is none to go on from
 };
@@ -101,6 +107,7 @@ private:
 struct GivenRequest {
     Request request;
     Pictures pictures;
+    std::vector<const fopru_image*> images;  // of the pictures that are prepared
 };
 // `encoded` stands for that of the request where it is not NULL. With `whole` false, what only a prompt needs
 // is not read.

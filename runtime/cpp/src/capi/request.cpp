@@ -22,24 +22,25 @@ fopru_request default_request() {
 // The images of a request in order, of which `encoded` has the first.
 class Gathered {
 public:
-    Gathered(const Worker& worker, const fopru_encoded* encoded, Pictures& pictures)
-        : worker_(worker), pictures_(pictures) {
+    Gathered(const Worker& worker, const fopru_encoded* encoded, GivenRequest& given)
+        : worker_(worker), given_(given) {
         if (encoded == nullptr) return;
         const bool same = encoded->worker.get() == &worker;
         if (encoded->worker->bundle != worker.bundle) {
             throw RequestError(
                 "the visual tokens are of another bundle: encode the images with this generator");
         }
-        if (!same && encoded->worker->generator.backend().on_device()) {
+        if (!same && (encoded->worker->on_device || worker.on_device)) {
             throw RequestError(
-                "the visual tokens are on the device of another generator: encode the images with this one");
+                "the visual tokens are where another generator has them, and one of the two computes on a "
+                "device: encode the images with this one");
         }
-        pictures.encoded = encoded->tokens;
+        given.pictures.encoded = encoded->tokens;
     }
 
     void add(const fopru_image* const* images, std::size_t count) {
         for (std::size_t i = 0; i < count; ++i, ++seen_) {
-            if (seen_ < pictures_.encoded.size()) continue;
+            if (seen_ < given_.pictures.encoded.size()) continue;
             need(images, "images");
             add(need(images[i], "an image of the request"));
         }
@@ -50,12 +51,12 @@ private:
         if (image.bundle != worker_.bundle) {
             throw RequestError("an image was prepared for another bundle: prepare it with this generator");
         }
-        pictures_.prepared.push_back(&image.image);
-        if (!image.told.exchange(true)) pictures_.seconds += image.seconds;
+        given_.pictures.prepared.push_back(&image.image);
+        given_.images.push_back(&image);
     }
 
     const Worker& worker_;
-    Pictures& pictures_;
+    GivenRequest& given_;
     std::size_t seen_ = 0;
 };
 
@@ -84,7 +85,7 @@ GivenRequest given_request(const Worker& worker, const fopru_request* request, c
         need(full.stop, "stop");
         own.stop.push_back(need_text(full.stop[i], "a string of stop"));
     }
-    Gathered images(worker, encoded != nullptr ? encoded : full.encoded, made.pictures);
+    Gathered images(worker, encoded != nullptr ? encoded : full.encoded, made);
     for (std::size_t i = 0; i < full.history_count; ++i) {
         const fopru_turn& turn = (&need(full.history, "history"))[i];
         own.history.emplace_back();

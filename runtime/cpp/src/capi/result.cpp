@@ -32,6 +32,9 @@ fopru_status fopru_generate(fopru_generator* generator, const fopru_request* req
         auto made = std::make_unique<fopru_result>();
         made->result =
             claim.generator().generate(given.request, given.pictures, fopru::teller(on_text, user));
+        for (const fopru_image* image : given.images) {
+            if (!image->told.exchange(true)) made->result.timings.preprocess += image->seconds;
+        }
         made->json = to_json(made->result).dump();
         *out = made.release();
     });

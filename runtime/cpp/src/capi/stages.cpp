@@ -100,7 +100,7 @@ fopru_status fopru_encoded_features(const fopru_encoded* encoded, float* out, in
         // On the host they never change, whatever the generator is doing.
         const fopru_generator generator{own.worker};
         std::optional<fopru::Claim> claim;
-        if (backend.on_device()) claim.emplace(&generator);
+        if (own.worker->on_device) claim.emplace(&generator);
         for (const auto& tokens : own.tokens) {
             const fopru::Rows& part = tokens->image.features;
             backend.download(

@@ -1,5 +1,7 @@
 #include <sys/resource.h>
 
+#include <utility>
+
 #include "generate/request.h"
 
 namespace fopru {
@@ -10,11 +12,30 @@ Json listed(const std::vector<std::int64_t>& values) { return Json::Array(values
 
 Json counted(std::uint64_t bytes) { return static_cast<std::int64_t>(bytes); }
 
+// Members are moved in: a list in braces would copy every value.
+class Members {
+public:
+    Members& add(const char* key, Json value) {
+        members_.emplace_back(key, std::move(value));
+        return *this;
+    }
+    Json taken() { return std::move(members_); }
+
+private:
+    Json::Object members_;
+};
+
 Json to_json(const Timings& timings) {
-    return Json::Object{{"load", timings.load},       {"preprocess", timings.preprocess},
-                        {"vision", timings.vision},   {"embed", timings.embed},
-                        {"prefill", timings.prefill}, {"decode", timings.decode},
-                        {"ttft", timings.ttft()},     {"total", timings.total()}};
+    return Members()
+        .add("load", timings.load)
+        .add("preprocess", timings.preprocess)
+        .add("vision", timings.vision)
+        .add("embed", timings.embed)
+        .add("prefill", timings.prefill)
+        .add("decode", timings.decode)
+        .add("ttft", timings.ttft())
+        .add("total", timings.total())
+        .taken();
 }
 
 }  // namespace
@@ -28,23 +49,25 @@ Json to_json(const Result& result) {
     Json::Array kept;
     for (const auto& indices : result.kept_indices) kept.push_back(listed(indices));
     const std::optional<double> speed = result.tokens_per_second();
-    return Json::Object{{"text", result.text},
-                        {"token_ids", listed(result.token_ids)},
-                        {"finish_reason", result.finish_reason},
-                        {"prompt_tokens", result.prompt_tokens},
-                        {"visual_tokens_before", listed(result.visual_tokens_before)},
-                        {"visual_tokens_after", listed(result.visual_tokens_after)},
-                        {"kept_indices", std::move(kept)},
-                        {"pruned", result.pruned},
-                        {"reason", result.reason ? Json(*result.reason) : Json()},
-                        {"timings", to_json(result.timings)},
-                        {"kv_bytes", counted(result.kv_bytes)},
-                        {"kv_bytes_unpruned", counted(result.kv_bytes_unpruned)},
-                        {"kv_bytes_allocated", counted(result.kv_bytes_allocated)},
-                        {"peak_rss_bytes", counted(result.peak_rss_bytes)},
-                        {"reused_tokens", result.reused_tokens},
-                        {"reused_images", result.reused_images},
-                        {"tokens_per_second", speed ? Json(*speed) : Json()}};
+    return Members()
+        .add("text", result.text)
+        .add("token_ids", listed(result.token_ids))
+        .add("finish_reason", result.finish_reason)
+        .add("prompt_tokens", result.prompt_tokens)
+        .add("visual_tokens_before", listed(result.visual_tokens_before))
+        .add("visual_tokens_after", listed(result.visual_tokens_after))
+        .add("kept_indices", std::move(kept))
+        .add("pruned", result.pruned)
+        .add("reason", result.reason ? Json(*result.reason) : Json())
+        .add("timings", to_json(result.timings))
+        .add("kv_bytes", counted(result.kv_bytes))
+        .add("kv_bytes_unpruned", counted(result.kv_bytes_unpruned))
+        .add("kv_bytes_allocated", counted(result.kv_bytes_allocated))
+        .add("peak_rss_bytes", counted(result.peak_rss_bytes))
+        .add("reused_tokens", result.reused_tokens)
+        .add("reused_images", result.reused_images)
+        .add("tokens_per_second", speed ? Json(*speed) : Json())
+        .taken();
 }
 
 std::uint64_t peak_rss_bytes() {
