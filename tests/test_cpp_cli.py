@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -316,15 +317,24 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@contextlib.contextmanager
+def started(*args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`fopru` under way, and gone in the end. What a shell starts in the background is deaf to Ctrl-C, and tests
+    may be: `env` gives it its hearing back."""
+    command = ["env", "--default-signal=INT", str(cpp_tool("fopru")), *args]
+    pipes = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipes, stdout=pipes, stderr=pipes, env=cpp_environment()) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def answering(endless: Path) -> Iterator[subprocess.Popen[bytes]]:
     options = ["--prompt", "what?", "--max-new-tokens", "200000", "--threads", "1"]
-    command = [str(cpp_tool("fopru")), "run", str(endless), *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cpp_environment()
-    ) as process:
+    with started("run", str(endless), *options) as process:
         yield process
-        process.kill()
 
 
 def test_ctrl_c_cancels_the_answer(answering: subprocess.Popen[bytes]) -> None:
@@ -343,12 +353,7 @@ def test_ctrl_c_before_the_images_are_read(
     pipe = tmp_path / "picture.png"
     os.mkfifo(pipe)
     options = ["--image", str(pipe), "--prompt", "what?", "--max-new-tokens", "100000", "--threads", "1"]
-    with subprocess.Popen(
-        [str(cpp_tool("fopru")), command, str(endless), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=cpp_environment(),
-    ) as process:
+    with started(command, str(endless), *options) as process:
         with pipe.open("wb") as picture:  # once the program waits for it
             process.send_signal(signal.SIGINT)
             time.sleep(0.1)
@@ -368,10 +373,7 @@ def test_reader_that_leaves_early(answering: subprocess.Popen[bytes]) -> None:
 
 def test_ctrl_c_before_the_answer(root: Path) -> None:
     """At the prompt of a chat, where nothing is under way."""
-    command = [str(cpp_tool("fopru")), "run", str(root), "--interactive"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=cpp_environment()
-    ) as process:
+    with started("run", str(root), "--interactive") as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"/help\n")
