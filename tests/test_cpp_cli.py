@@ -319,8 +319,10 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def started(*args: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`fopru` under way, and gone in the end. What a shell starts in the background is deaf to Ctrl-C, as tests
-    may be; `env` mends that."""
+    """`fopru` under way, and gone in the end.
+
+    What a shell starts in the background is deaf to Ctrl-C, as tests may be; `env` mends that.
+    """
     command = ["env", "--default-signal=INT", str(cpp_tool("fopru")), *args]
     pipes = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipes, stdout=pipes, stderr=pipes, env=cpp_environment()) as process:
