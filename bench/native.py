@@ -49,14 +49,17 @@ def measure(bundle_dir: Path | None, images: int, settings: Settings) -> Result:
     """Everything; `bundle_dir` None is the demo.
 
     Raises:
-        BenchError: the C++ runtime has not been built.
+        BenchError: the C++ runtime has not been built, or `images` is below 0.
     """
+    if images < 0:
+        raise BenchError(f"images is {images}: compare 0 or more pictures")
+    files = _files()  # before a bundle is built for nothing
     path = settings.workspace.bundle(DEMO) if bundle_dir is None else bundle_dir
     os.environ.setdefault("FOPRU_ORT_LIB", str(_onnxruntime_library()))
     bundle = load_bundle(path)
-    figures: dict[str, Any] = {"files": _files()}
+    figures: dict[str, Any] = {"files": files}
     samples: dict[str, Any] = {}
-    tables = [_file_table(figures["files"])]
+    tables = [_file_table(files)]
     if images:
         figures["tokens"] = agreement(bundle, images, settings.threads)
         tables.append(_token_table(figures["tokens"]))
