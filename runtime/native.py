@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.backend import NATIVE_BACKENDS
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, FopruError, ImageError, RequestError
 from runtime.generator import Generator as PythonGenerator
-from runtime.preprocess import ImageSource, PreparedImage, load_image
+from runtime.preprocess import ImageSource, PreparedImage, check_image_array, load_image
 from runtime.request import Request
 from runtime.result import Result, Timings
 from runtime.reuse import Reuse
@@ -164,7 +163,8 @@ class NativeGenerator(PythonGenerator):
             _check_text("the image file", str(source), ImageError, "check the path")
             return self.native.image_from_file(str(source))
         if isinstance(source, np.ndarray):
-            return self.native.image_from_array(_checked(source))
+            check_image_array(source)
+            return self.native.image_from_array(np.ascontiguousarray(source))
         return self.native.image_from_array(np.asarray(load_image(source)))
 
 
@@ -310,12 +310,3 @@ def _check_text(name: str, text: str, error: type[FopruError], way_out: str) -> 
 
 def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _checked(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if array.dtype != np.uint8 or not fits or 0 in array.shape:
-        raise ImageError(
-            f"an image array is {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1, 3 or 4]"
-        )
-    return np.ascontiguousarray(array)

@@ -25,7 +25,7 @@ from runtime.manifest import Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSource", "PreparedImage", "load_image", "load_pillow", "prepare"]
+__all__ = ["ImageSource", "PreparedImage", "check_image_array", "load_image", "load_pillow", "prepare"]
 
 ImageSource: TypeAlias = "str | Path | Image.Image | npt.NDArray[np.uint8]"
 
@@ -124,12 +124,21 @@ def _rgb(upright: Any, pil: Any) -> Image.Image:
     return plain
 
 
-def _image_from_array(array: npt.NDArray[Any], pil: Any) -> Any:
+def check_image_array(array: npt.NDArray[Any]) -> None:
+    """Whether an array is an image of `ImageSource`.
+
+    Raises:
+        ImageError: another dtype or shape, or no pixel.
+    """
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
         raise ImageError(
             f"an image array is {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1, 3 or 4]"
         )
+
+
+def _image_from_array(array: npt.NDArray[Any], pil: Any) -> Any:
+    check_image_array(array)
     return pil.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 

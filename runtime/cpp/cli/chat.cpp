@@ -5,16 +5,6 @@
 #include "text/utf8.h"
 
 namespace fopru::cli {
-namespace {
-
-// What Python's str.isspace() takes.
-bool is_space(std::uint32_t code) {
-    if (code < 0x80) return (code >= 0x09 && code <= 0x0D) || (code >= 0x1C && code <= 0x20);
-    return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) ||
-           code == 0x2028 || code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
-}
-
-}  // namespace
 
 std::string stripped_text(const std::string& text) {
     // Behind bytes that are no text nothing is looked at: the request refuses them.

@@ -123,7 +123,7 @@ Json placed(const Json& request) {
                              {"positions", list_of(positions.ids)},
                              {"next", Json(positions.next)},
                              {"length", Json(positions.length())},
-                             {"end", Json(unpruned_end(plain, id, pointers(plans)))}});
+                             {"end", Json(unpruned_end(plain, pointers(plans)))}});
 }
 
 // Knows the text of some ids, and nothing else.

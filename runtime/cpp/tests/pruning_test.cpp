@@ -118,7 +118,7 @@ TEST_CASE("positions go on behind the unpruned image, or are counted anew") {
     const auto original = prompt_positions(plain, 9, {{&plan, &assembly}}, "original", 1);
     CHECK(original.ids == Indices{0, 1, 5, 7});
     CHECK(original.next == 8);
-    CHECK(unpruned_end(plain, 9, {&plan}) == 8);
+    CHECK(unpruned_end(plain, {&plan}) == 8);
     const auto renumbered = prompt_positions(plain, 9, {{&plan, &assembly}}, "renumber", 3);
     CHECK(renumbered.length() == 4);
     CHECK(renumbered.ids == Indices{0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3});

@@ -49,8 +49,7 @@ Dtype dtype_named(const std::string& name) {
         if (name == row.name) return row.dtype;
         known += (known.empty() ? "" : ", ") + std::string(row.name);
     }
-    throw BundleError("dtype is \"" + name + "\", expected one of " + known +
-                      ": rebuild the bundle with `python -m export.build`");
+    throw BundleError("dtype is \"" + name + "\", expected one of " + known + ": " + rebuild_bundle);
 }
 
 Shape::Shape(std::initializer_list<std::int64_t> values) {
@@ -62,8 +61,7 @@ Shape::Shape(std::initializer_list<std::int64_t> values) {
 Shape::Shape(const std::vector<std::int64_t>& values) {
     if (values.size() > most) {
         throw BundleError("a tensor has " + std::to_string(values.size()) + " dims, expected " +
-                          std::to_string(most) +
-                          " at most: rebuild the bundle with `python -m export.build`");
+                          std::to_string(most) + " at most: " + rebuild_bundle);
     }
     for (const std::int64_t value : values) dims[rank++] = value;
 }
@@ -85,6 +83,11 @@ bool Shape::operator==(const Shape& other) const {
         if (dims[axis] != other.dims[axis]) return false;
     }
     return true;
+}
+
+int required_place(int place, const std::string& whose, const std::string& tensor) {
+    if (place >= 0) return place;
+    throw BundleError(whose + " has no " + tensor + ": " + rebuild_bundle);
 }
 
 int Session::input(const std::string& name) const { return place_of(inputs(), name); }

@@ -78,6 +78,9 @@ public:
     int output(const std::string& name) const;
 };
 
+// `place` of a tensor, unless it is -1: BundleError, with `whose` as the subject of its sentence.
+int required_place(int place, const std::string& whose, const std::string& tensor);
+
 struct BackendOptions {
     int threads = 0;      // inside an operator; 0: the backend's choice
     std::string engines;  // TensorRT: folder of engines; empty: the bundle's own

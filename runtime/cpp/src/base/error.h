@@ -6,6 +6,9 @@
 
 namespace fopru {
 
+// What to do about a bundle that contradicts itself.
+constexpr const char* rebuild_bundle = "rebuild the bundle with `python -m export.build`";
+
 // The same kinds as the exception tree of `runtime/errors.py`; `fopru_status` has a number for each.
 enum class ErrorKind { bundle, image, request, backend, engine };
 

@@ -60,8 +60,7 @@ public:
     Json take() { return std::move(result_); }
 
     [[noreturn]] void refuse(const std::string& why) const {
-        throw BundleError(name_ + " is not JSON (" + why +
-                          "): rebuild the bundle with `python -m export.build`");
+        throw BundleError(name_ + " is not JSON (" + why + "): " + rebuild_bundle);
     }
 
 private:

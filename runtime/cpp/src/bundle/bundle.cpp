@@ -94,8 +94,7 @@ std::shared_ptr<const Bundle> Bundle::open(const std::string& path, bool verify)
 
 std::string Bundle::file(const std::string& name) const {
     if (manifest_.files.count(name) == 0) {
-        throw BundleError("bundle " + path_ + " has no " + name +
-                          ": rebuild the bundle with `python -m export.build`");
+        throw BundleError("bundle " + path_ + " has no " + name + ": " + rebuild_bundle);
     }
     return join_path(path_, name);
 }
@@ -103,8 +102,7 @@ std::string Bundle::file(const std::string& name) const {
 std::string Bundle::graph_file(const std::string& graph) const {
     auto info = manifest_.graphs.find(graph);
     if (info == manifest_.graphs.end()) {
-        throw BundleError("bundle " + path_ + " has no graph " + graph +
-                          ": rebuild the bundle with `python -m export.build`");
+        throw BundleError("bundle " + path_ + " has no graph " + graph + ": " + rebuild_bundle);
     }
     return join_path(path_, info->second.file);
 }

@@ -18,8 +18,7 @@ constexpr std::size_t most_shown = 60;  // characters of a value in a message
 void wrong_type(const Json& value, const std::string& where, const std::string& expected) {
     std::string shown = python_repr(value, most_shown);
     if (characters(shown) > most_shown) shown = first_characters(shown, most_shown - 3) + "...";
-    throw BundleError(where + " is " + shown + ", expected " + expected +
-                      ": rebuild the bundle with `python -m export.build`");
+    throw BundleError(where + " is " + shown + ", expected " + expected + ": " + rebuild_bundle);
 }
 
 const Json::Object& object_of(const Json& value, const std::string& where) {
@@ -48,12 +47,11 @@ void read_record(const Json& value, const std::string& where, const std::vector<
         std::vector<std::string> known;
         for (const Field& field : fields) known.emplace_back(field.name);
         throw BundleError(where + " has the unknown key \"" + member.first + "\" (known: " + joined(known) +
-                          "): upgrade the runtime, or rebuild the bundle with `python -m export.build`");
+                          "): upgrade the runtime, or " + rebuild_bundle);
     }
     for (const Field& field : fields) {
         if (!field.required || value.find(field.name) != nullptr) continue;
-        throw BundleError(where + " lacks the key \"" + field.name +
-                          "\": rebuild the bundle with `python -m export.build`");
+        throw BundleError(where + " lacks the key \"" + field.name + "\": " + rebuild_bundle);
     }
     for (const auto& [key, entry] : members) field_named(key)->read(entry, where + "." + key);
 }

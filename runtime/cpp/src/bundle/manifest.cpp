@@ -13,8 +13,6 @@ namespace fopru {
 
 namespace {
 
-constexpr const char* rebuild = "rebuild the bundle with `python -m export.build`";
-
 const char* python_type(const Json& json) {
     double number = 0.0;
     if (json.is_null()) return "NoneType";
@@ -59,7 +57,7 @@ static void read(const Json& value, const std::string& where, Preprocess& out) {
     // Beyond 32 bits the code is still named as it was written.
     if (resample < INT_MIN || resample > INT_MAX) {
         throw BundleError("preprocess.resample is " + std::to_string(resample) +
-                          ", expected PIL's code 0..5 (3 is bicubic): " + rebuild);
+                          ", expected PIL's code 0..5 (3 is bicubic): " + rebuild_bundle);
     }
     out.resample = static_cast<int>(resample);
     check(out);
@@ -106,11 +104,11 @@ static void read(const Json& value, const std::string& where, DecoderInfo& out) 
     for (const Count& count : counts) {
         if (count.value < 1) {
             throw BundleError(std::string("decoder.") + count.name + " is " + std::to_string(count.value) +
-                              ", expected at least 1: " + rebuild);
+                              ", expected at least 1: " + rebuild_bundle);
         }
         if (count.out != nullptr && count.value > INT_MAX) {
             throw BundleError(std::string("decoder.") + count.name + " is " + std::to_string(count.value) +
-                              ", expected at most " + std::to_string(INT_MAX) + ": " + rebuild);
+                              ", expected at most " + std::to_string(INT_MAX) + ": " + rebuild_bundle);
         }
         if (count.out != nullptr) *count.out = static_cast<int>(count.value);
     }
@@ -204,7 +202,7 @@ bool Manifest::grid_input() const { return pruning.strategy == "row" && !layout-
 Manifest read_manifest(const Json& json) {
     if (json.object() == nullptr) {
         throw BundleError(std::string("bundle.json holds a ") + python_type(json) +
-                          ", expected an object: " + rebuild);
+                          ", expected an object: " + rebuild_bundle);
     }
     // The version is looked at first: a newer format may have keys that mean nothing here.
     std::int64_t version = 0;
@@ -217,7 +215,7 @@ Manifest read_manifest(const Json& json) {
     }
     if (version < 1) {
         throw BundleError("bundle.json: format_version is " + std::to_string(version) + ", expected 1.." +
-                          std::to_string(format_version) + ": " + rebuild);
+                          std::to_string(format_version) + ": " + rebuild_bundle);
     }
     return read_current(upgraded(json, version));
 }

@@ -9,8 +9,6 @@ namespace fopru {
 
 namespace {
 
-constexpr const char* rebuild = "rebuild the bundle with `python -m export.build`";
-
 bool is_fixed(const TensorSpec& tensor, std::size_t axis) { return tensor.names[axis].empty(); }
 
 // What the manifest wrote: a dim named "" is a name too, but then -1 stands beside it.
@@ -25,7 +23,7 @@ std::string dims(const TensorSpec& tensor) {
 void check_tensor(const std::string& where, const TensorSpec& wanted, const TensorSpec* found) {
     if (found == nullptr || found->dtype != wanted.dtype) {
         throw BundleError(where + " is " + (found == nullptr ? "absent" : found->dtype) + ", expected " +
-                          wanted.dtype + ": " + rebuild);
+                          wanted.dtype + ": " + rebuild_bundle);
     }
     bool same = found->shape.size() == wanted.shape.size();
     for (std::size_t axis = 0; same && axis < wanted.shape.size(); ++axis) {
@@ -34,7 +32,7 @@ void check_tensor(const std::string& where, const TensorSpec& wanted, const Tens
     }
     if (same) return;
     throw BundleError(where + " has the shape " + dims(*found) + ", but the rest of bundle.json makes it " +
-                      dims(wanted) + ": " + rebuild);
+                      dims(wanted) + ": " + rebuild_bundle);
 }
 
 void check_tensors(const std::string& where, const std::vector<TensorSpec>& wanted,

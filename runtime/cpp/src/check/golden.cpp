@@ -87,8 +87,7 @@ Golden load_record(const Bundle& bundle) {
                  required_field("reference", golden.reference)});
     if (golden.images.empty()) {
         throw BundleError(std::string(golden_record) +
-                          ": images is empty, expected at least one: "
-                          "rebuild the bundle with `python -m export.build`");
+                          ": images is empty, expected at least one: " + rebuild_bundle);
     }
     return golden;
 }

@@ -17,19 +17,13 @@ struct Places {
     int embeds, mask, positions, count, logits;
 };
 
-int found(int place, const char* graph, const char* name) {
-    if (place >= 0) return place;
-    throw BundleError(std::string(graph) + " has no " + name +
-                      ": rebuild the bundle with `python -m export.build`");
-}
-
 Places places_of(const Session& decoder) {
     const char* graph = "the decoder";
-    return {found(decoder.input(contract::inputs_embeds), graph, contract::inputs_embeds),
-            found(decoder.input(contract::attention_mask), graph, contract::attention_mask),
-            found(decoder.input(contract::position_ids), graph, contract::position_ids),
-            found(decoder.input(contract::num_logits_to_keep), graph, contract::num_logits_to_keep),
-            found(decoder.output(contract::logits), graph, contract::logits)};
+    return {required_place(decoder.input(contract::inputs_embeds), graph, contract::inputs_embeds),
+            required_place(decoder.input(contract::attention_mask), graph, contract::attention_mask),
+            required_place(decoder.input(contract::position_ids), graph, contract::position_ids),
+            required_place(decoder.input(contract::num_logits_to_keep), graph, contract::num_logits_to_keep),
+            required_place(decoder.output(contract::logits), graph, contract::logits)};
 }
 
 Shape position_shape(int axes, std::int64_t rows) {
@@ -51,11 +45,11 @@ struct DecoderRun::State {
         backend.upload(count, &one);
         if (backend.on_device()) on_host.resize(static_cast<std::size_t>(info.vocab_size));
         embed = graphs.embed->bind();
-        embed->set_input(
-            found(graphs.embed->input(contract::input_ids), contract::embed_tokens, contract::input_ids),
-            token);
-        embed->set_output(found(graphs.embed->output(contract::inputs_embeds), contract::embed_tokens,
-                                contract::inputs_embeds),
+        embed->set_input(required_place(graphs.embed->input(contract::input_ids), contract::embed_tokens,
+                                        contract::input_ids),
+                         token);
+        embed->set_output(required_place(graphs.embed->output(contract::inputs_embeds),
+                                         contract::embed_tokens, contract::inputs_embeds),
                           embedding);
     }
 

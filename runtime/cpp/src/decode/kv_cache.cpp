@@ -12,11 +12,6 @@ namespace {
 
 constexpr const char* parts[] = {"key", "value"};
 
-int place_of(int place, const std::string& name) {
-    if (place >= 0) return place;
-    throw BundleError("the decoder has no " + name + ": rebuild the bundle with `python -m export.build`");
-}
-
 // [1, kv_heads, capacity, head_dim], past and present at once: the graph writes behind the valid rows.
 class SharedCache : public KvCache {
 public:
@@ -119,8 +114,8 @@ KvCache::KvCache(Backend& backend, const Session& decoder, const DecoderInfo& in
         for (const char* part : parts) {
             const std::string past = contract::past_name(layer, part),
                               present = contract::present_name(layer, part);
-            past_places_.push_back(place_of(decoder.input(past), past));
-            present_places_.push_back(place_of(decoder.output(present), present));
+            past_places_.push_back(required_place(decoder.input(past), "the decoder", past));
+            present_places_.push_back(required_place(decoder.output(present), "the decoder", present));
         }
     }
 }
@@ -134,9 +129,8 @@ std::unique_ptr<KvCache> KvCache::make(Backend& backend, const Session& decoder,
     if (kind == contract::shared) return std::make_unique<SharedCache>(backend, decoder, info, capacity);
     if (kind == contract::append) return std::make_unique<AppendCache>(backend, decoder, info, capacity);
     if (kind == contract::concat) return std::make_unique<ConcatCache>(backend, decoder, info, capacity);
-    throw BundleError(
-        "a decoder's cache is \"" + kind +
-        "\", expected one of shared, append, concat: rebuild the bundle with `python -m export.build`");
+    throw BundleError("a decoder's cache is \"" + kind +
+                      "\", expected one of shared, append, concat: " + rebuild_bundle);
 }
 
 std::uint64_t KvCache::allocated_bytes() const {

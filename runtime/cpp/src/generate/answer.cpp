@@ -111,7 +111,7 @@ void AnswerRun::check_length() {
     }
     prompt_tokens_ = prompt;
     const bool original = rules.position_ids == "original";
-    const std::int64_t end = original ? unpruned_end(plain_, manifest_.tokens.image, plans_) : prompt;
+    const std::int64_t end = original ? unpruned_end(plain_, plans_) : prompt;
     const std::int64_t limit = manifest_.decoder.max_positions, wanted = request_.max_new_tokens;
     if (end <= limit && wanted <= limit - end) return;
     std::string what = "has " + std::to_string(end) + " tokens";

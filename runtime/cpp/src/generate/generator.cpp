@@ -39,12 +39,6 @@ std::vector<PromptTurn> turns_of(const Request& request) {
     return turns;
 }
 
-int place_of(int place, const char* graph, const char* tensor) {
-    if (place >= 0) return place;
-    throw BundleError(std::string("graph ") + graph + " has no " + tensor +
-                      ": rebuild the bundle with `python -m export.build`");
-}
-
 }  // namespace
 
 // Members are destroyed from the last to the first: what holds memory of the backend before the backend.
@@ -82,8 +76,7 @@ Session& Generator::State::session(const std::string& graph) {
     const auto& graphs = bundle->manifest().graphs;
     const auto info = graphs.find(graph);
     if (info == graphs.end()) {
-        throw BundleError("bundle " + bundle->path() + " has no graph " + graph +
-                          ": rebuild the bundle with `python -m export.build`");
+        throw BundleError("bundle " + bundle->path() + " has no graph " + graph + ": " + rebuild_bundle);
     }
     auto session = backend->open(graph, bundle->graph_file(graph));
     check_session(graph, info->second, *session);
@@ -212,10 +205,10 @@ Rows Generator::embed(const std::vector<std::int64_t>& ids, const std::vector<co
     const View input{taken.get(), Dtype::int64, {1, length}, 0};
     const auto binding = session.bind();
     backend.upload(input, plain.data());
-    binding->set_input(
-        place_of(session.input(contract::input_ids), contract::embed_tokens, contract::input_ids), input);
+    const std::string graph = std::string("graph ") + contract::embed_tokens;
+    binding->set_input(required_place(session.input(contract::input_ids), graph, contract::input_ids), input);
     binding->set_output(
-        place_of(session.output(contract::inputs_embeds), contract::embed_tokens, contract::inputs_embeds),
+        required_place(session.output(contract::inputs_embeds), graph, contract::inputs_embeds),
         {made.buffer.get(), Dtype::float32, {1, length, width}, 0});
     binding->run();
     // One copy for each run of neighbouring placeholders.

@@ -23,18 +23,9 @@ std::string shortened(const std::string& text) {
 void check_text(const char* name, const std::string& text) {
     const std::size_t valid = valid_utf8_prefix(text);
     if (valid == text.size()) return;
-    const std::size_t character = count_characters(std::string_view(text).substr(0, valid));
+    const std::size_t character = characters(std::string_view(text).substr(0, valid));
     throw RequestError(std::string(name) + " " + shortened(text) + " is not valid Unicode at character " +
                        std::to_string(character) + ": write it in UTF-8");
-}
-
-void check_selector(const std::string& selector) {
-    std::vector<std::string> allowed = {"graph", "none"};
-    for (const std::string& name : host_selectors()) allowed.push_back(name);
-    for (const std::string& name : allowed) {
-        if (selector == name) return;
-    }
-    throw RequestError("selector is \"" + utf8_lossy(selector) + "\", expected one of " + joined(allowed));
 }
 
 void check_sampling(const Sampling& sampling) {

@@ -27,7 +27,6 @@ bool differ(const std::vector<std::int64_t>& table, const std::vector<std::int64
 
 void check_tensors(const std::string& where, const std::vector<TensorSpec>& table,
                    const std::vector<TensorName>& real) {
-    constexpr const char* rebuild = "rebuild the bundle with `python -m export.build`";
     for (const TensorSpec& tensor : table) {
         const auto found = std::find_if(real.begin(), real.end(),
                                         [&](const TensorName& own) { return own.name == tensor.name; });
@@ -37,12 +36,12 @@ void check_tensors(const std::string& where, const std::vector<TensorSpec>& tabl
             const auto space = where.rfind(' ');
             throw BundleError(where.substr(0, where.find(':')) + " has no " + where.substr(space + 1) + " " +
                               tensor.name + ", which bundle.json lists (it has " + joined(names) +
-                              "): " + rebuild);
+                              "): " + rebuild_bundle);
         }
         if (differ(tensor.shape, found->shape)) {
             throw BundleError(where + " " + tensor.name + " is " + dims(found->shape, {}) +
                               " in the file, but bundle.json says " + dims(tensor.shape, tensor.names) +
-                              ": " + rebuild);
+                              ": " + rebuild_bundle);
         }
     }
 }

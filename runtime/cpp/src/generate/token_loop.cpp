@@ -9,14 +9,6 @@ namespace fopru {
 
 namespace {
 
-// What Python's `str.lstrip` takes away.
-bool is_space(std::uint32_t point) {
-    constexpr std::uint32_t others[] = {0x20, 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
-    if ((point >= 0x09 && point <= 0x0D) || (point >= 0x1C && point <= 0x1F)) return true;
-    if (point >= 0x2000 && point <= 0x200A) return true;
-    return std::find(std::begin(others), std::end(others), point) != std::end(others);
-}
-
 std::size_t leading_space(const std::string& text) {
     std::size_t place = 0;
     while (place < text.size()) {

@@ -5,10 +5,10 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "layout/fields.h"
 #include "layout/geometry.h"
 #include "layout/layouts.h"
-#include "layout/words.h"
 
 namespace fopru {
 

@@ -92,8 +92,7 @@ void check_tokens(const Pair& size, std::int64_t units, std::int64_t unit_tokens
     if (product(units, unit_tokens) > max_image_tokens || units > max_image_tokens) {
         throw ImageError("an image of " + sized(size) + " pixels would be seen in " + std::to_string(units) +
                          " parts of " + std::to_string(unit_tokens) + " tokens, expected " +
-                         std::to_string(max_image_tokens) +
-                         " tokens at most: rebuild the bundle with `python -m export.build`");
+                         std::to_string(max_image_tokens) + " tokens at most: " + rebuild_bundle);
     }
 }
 

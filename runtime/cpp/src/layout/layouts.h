@@ -9,8 +9,6 @@
 
 namespace fopru {
 
-constexpr const char* rebuild_bundle = "rebuild the bundle with `python -m export.build`";
-
 // `where` is the place of the object, for messages. All throw BundleError.
 std::unique_ptr<const Layout> make_single(const Json& json, const std::string& where);
 std::unique_ptr<const Layout> make_anyres(const Json& json, const std::string& where);

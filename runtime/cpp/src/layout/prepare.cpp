@@ -43,9 +43,8 @@ PreparedImage prepare(const Image& image, const Layout& layout, const Preprocess
         return view.height == first.height && view.width == first.width;
     });
     if (!equal || views.size() != plan.units.size()) {
-        throw ImageError(
-            "an image of " + std::to_string(image.width) + " x " + std::to_string(image.height) +
-            " pixels gives views of several sizes: rebuild the bundle with `python -m export.build`");
+        throw ImageError("an image of " + std::to_string(image.width) + " x " + std::to_string(image.height) +
+                         " pixels gives views of several sizes: " + rebuild_bundle);
     }
     Pixels planes;
     planes.shape = {static_cast<std::int64_t>(views.size()), 3, first.height, first.width};

@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "layout/fields.h"
 #include "layout/geometry.h"
 #include "layout/layouts.h"
-#include "layout/words.h"
 
 namespace fopru {
 

@@ -90,7 +90,7 @@ Positions prompt_positions(const std::vector<std::int64_t>& plain, std::int64_t 
     return positions;
 }
 
-std::int64_t unpruned_end(const std::vector<std::int64_t>& plain, std::int64_t,
+std::int64_t unpruned_end(const std::vector<std::int64_t>& plain,
                           const std::vector<const ImagePlan*>& plans) {
     auto end = static_cast<std::int64_t>(plain.size());
     for (const auto* plan : plans) {

@@ -1,6 +1,6 @@
 #include "base/error.h"
 #include "base/python_text.h"
-#include "layout/words.h"
+#include "base/words.h"
 #include "pruning/pruning.h"
 
 namespace fopru {
@@ -42,7 +42,7 @@ const std::string& turn_template(const PromptTemplate& form, bool first, bool im
 
 Prompter::Prompter(const Manifest& manifest, const Tokenizer& tokenizer)
     : template_(manifest.prompt), tokenizer_(tokenizer) {
-    const std::string rebuild = ": rebuild the bundle with `python -m export.build`";
+    const std::string rebuild = std::string(": ") + rebuild_bundle;
     const auto text = tokenizer.token_text(manifest.tokens.image);
     if (!text || text->empty()) {
         throw BundleError("tokens.image is " + std::to_string(manifest.tokens.image) +

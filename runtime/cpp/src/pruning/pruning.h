@@ -40,6 +40,7 @@ PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const
                          const std::vector<const ImagePlan*>& plans);
 // As runtime/selectors.py allows, without "graph" and "none".
 const std::vector<std::string>& host_selectors();
+void check_selector(const std::string& selector);  // RequestError: none of these, nor "graph" or "none"
 bool needs_scores(const std::string& selector);
 bool stitched_rows(const std::string& selector, const PruningInfo& pruning);
 // Of the valid tokens of all tiles together. RequestError: a plan without mosaic or overview.
@@ -95,8 +96,7 @@ struct Positions {
 Positions prompt_positions(const std::vector<std::int64_t>& plain, std::int64_t image,
                            const std::vector<PlacedImage>& images, const std::string& policy, int axes);
 // Where the answer of the unpruned prompt would begin.
-std::int64_t unpruned_end(const std::vector<std::int64_t>& plain, std::int64_t image,
-                          const std::vector<const ImagePlan*>& plans);
+std::int64_t unpruned_end(const std::vector<std::int64_t>& plain, const std::vector<const ImagePlan*>& plans);
 
 // Text of a chat. Safe for several threads once made.
 struct PromptTurn {

@@ -3,9 +3,11 @@
 
 #include "base/error.h"
 #include "base/pcg64.h"
+#include "base/python_text.h"
 #include "layout/geometry.h"
 #include "pruning/pruning.h"
 #include "pruning/ranking.h"
+#include "text/utf8.h"
 
 namespace fopru {
 
@@ -83,6 +85,15 @@ constexpr Selector selectors[] = {
 const std::vector<std::string>& host_selectors() {
     static const std::vector<std::string> names = {"rank", "row", "random", "uniform"};
     return names;
+}
+
+void check_selector(const std::string& selector) {
+    std::vector<std::string> allowed = {"graph", "none"};
+    for (const std::string& name : host_selectors()) allowed.push_back(name);
+    for (const std::string& name : allowed) {
+        if (selector == name) return;
+    }
+    throw RequestError("selector is \"" + utf8_lossy(selector) + "\", expected one of " + joined(allowed));
 }
 
 bool needs_scores(const std::string& selector) { return selector == "rank" || selector == "row"; }

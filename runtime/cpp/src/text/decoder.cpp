@@ -1,4 +1,5 @@
 #include "text/decoder.h"
+#include "base/words.h"
 
 #include <optional>
 #include <utility>
@@ -14,17 +15,6 @@ namespace fopru {
 namespace {
 
 using Texts = std::vector<std::string>;
-
-std::string with_replaced(const std::string& text, const std::string& what, const std::string& by) {
-    if (what.empty()) return text;
-    std::string result;
-    std::size_t begin = 0;
-    for (std::size_t found; (found = text.find(what, begin)) != std::string::npos;
-         begin = found + what.size()) {
-        result.append(text, begin, found - begin).append(by);
-    }
-    return result.append(text, begin, std::string::npos);
-}
 
 class ByteLevel : public Decoder {
 public:
@@ -151,7 +141,7 @@ public:
         // All of them go from the first token, where there should be one at most: so does the tokenizers
         // library.
         for (std::size_t i = 0; i < tokens.size(); ++i) {
-            tokens[i] = with_replaced(tokens[i], replacement_, i == 0 && prepended_ ? "" : " ");
+            tokens[i] = replaced(tokens[i], replacement_, i == 0 && prepended_ ? "" : " ");
         }
         return tokens;
     }
@@ -166,7 +156,7 @@ public:
     explicit EndOfWord(std::string suffix) : suffix_(std::move(suffix)) {}
     Texts apply(Texts tokens) const override {
         for (std::size_t i = 0; i < tokens.size(); ++i) {
-            tokens[i] = with_replaced(tokens[i], suffix_, i + 1 == tokens.size() ? "" : " ");
+            tokens[i] = replaced(tokens[i], suffix_, i + 1 == tokens.size() ? "" : " ");
         }
         return tokens;
     }

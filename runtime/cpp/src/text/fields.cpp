@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/python_text.h"
 #include "text/utf8.h"
 
 namespace fopru {
@@ -63,7 +64,7 @@ std::string Fields::text_or(std::string_view key, std::string_view fallback) con
 
 const std::string& Fields::character(std::string_view key) const {
     const std::string& value = text(key);
-    if (count_characters(value) != 1)
+    if (characters(value) != 1)
         throw_damaged(path_of(key), "is " + quoted(value) + ", expected one character");
     return value;
 }

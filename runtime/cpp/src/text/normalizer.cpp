@@ -1,4 +1,5 @@
 #include "text/normalizer.h"
+#include "base/python_text.h"
 
 #include <algorithm>
 #include <string>
@@ -37,7 +38,7 @@ public:
     void apply(Piece& piece) const override {
         // A character of the start may have become several, or have taken in what follows it.
         std::size_t left =
-            count_characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
+            characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
         piece.text = normalized(piece.text, form_);
         piece.start_bytes = 0;
         for (; left > 0 && piece.start_bytes < piece.text.size(); --left) {

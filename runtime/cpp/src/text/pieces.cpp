@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/python_text.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
 
@@ -36,8 +37,8 @@ std::string TextPieces::advance(bool final) {
     const std::string after = tokenizer_.decode(ids_.data() + start_, ids_.size() - start_);
     // Lengths are characters, as in Python: what was U+FFFD at the end of `before` may be another character
     // now.
-    const std::size_t shown = count_characters(before);
-    if (count_characters(after) <= shown || (ends_broken(after) && !final)) return "";
+    const std::size_t shown = characters(before);
+    if (characters(after) <= shown || (ends_broken(after) && !final)) return "";
     start_ = shown_;
     shown_ = ids_.size();
     return after.substr(bytes_of(after, shown));

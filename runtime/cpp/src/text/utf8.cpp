@@ -1,6 +1,7 @@
 #include "text/utf8.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/utf8_check.h"
 
@@ -55,9 +56,11 @@ void append_utf8(std::string& text, std::uint32_t code_point) {
     }
 }
 
-std::size_t count_characters(std::string_view text) {
-    return static_cast<std::size_t>(std::count_if(
-        text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+bool is_space(std::uint32_t code_point) {
+    constexpr std::uint32_t others[] = {0x20, 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
+    if ((code_point >= 0x09 && code_point <= 0x0D) || (code_point >= 0x1C && code_point <= 0x1F)) return true;
+    if (code_point >= 0x2000 && code_point <= 0x200A) return true;
+    return std::find(std::begin(others), std::end(others), code_point) != std::end(others);
 }
 
 std::string utf8_lossy(std::string bytes) {

@@ -39,7 +39,8 @@ inline std::size_t last_character(std::string_view text) {
 
 void append_utf8(std::string& text, std::uint32_t code_point);
 
-std::size_t count_characters(std::string_view text);
+// What Python's `str.isspace` takes.
+bool is_space(std::uint32_t code_point);
 
 // U+FFFD for each longest beginning of a character that is never completed, and for each byte that begins
 // none: as Rust's `String::from_utf8_lossy` and Python's `errors="replace"`.

@@ -57,12 +57,6 @@ std::vector<Batch> batches_of(const std::vector<Job>& jobs) {
     return batches;
 }
 
-int place_of(int place, const std::string& graph, const char* name) {
-    if (place >= 0) return place;
-    throw BundleError("graph " + graph + " has no " + name +
-                      ": rebuild the bundle with `python -m export.build`");
-}
-
 // Makes calls of one graph.
 class Caller {
 public:
@@ -82,7 +76,7 @@ public:
         call.features = output(call, contract::image_features, Dtype::float32, {units, call.rows, width});
         call.kept = output(call, contract::kept_indices, Dtype::int64, {units, call.keep});
         call.scores = output(call, contract::token_scores, Dtype::float32, {units, call.tokens});
-        if (call.features == nullptr) place_of(-1, graph_, contract::image_features);
+        if (call.features == nullptr) required_place(-1, "graph " + graph_, contract::image_features);
         call.binding->run();
         return call;
     }
@@ -170,7 +164,7 @@ private:
         View view{nullptr, dtype, Shape(dims), 0};
         call.inputs.push_back(backend_.allocate(bytes_of(view)));
         view.buffer = call.inputs.back().get();
-        call.binding->set_input(place_of(session_.input(name), graph_, name), view);
+        call.binding->set_input(required_place(session_.input(name), "graph " + graph_, name), view);
         return view;
     }
 

@@ -40,16 +40,6 @@ Indices after_prefix(std::int64_t prefix, const Indices& tokens) {
     return rows;
 }
 
-void check_selector(const std::string& selector) {
-    std::string known = std::string(by_graph) + ", none";
-    bool found = selector == by_graph || selector == "none";
-    for (const std::string& name : host_selectors()) {
-        known += ", " + name;
-        found = found || name == selector;
-    }
-    if (!found) throw RequestError("selector is \"" + selector + "\", expected one of " + known);
-}
-
 void check_counts(const ImagePlan& plan, const Indices& counts) {
     if (counts.size() != plan.units.size()) {
         throw RequestError("got " + std::to_string(counts.size()) + " counts for an image that is seen in " +

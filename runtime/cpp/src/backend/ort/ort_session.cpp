@@ -132,7 +132,7 @@ private:
         if (element_of(view.dtype) != side.elements[place]) {
             throw BackendError(session_.backend() + " cannot bind " + side.tensors[place].name + " of " +
                                session_.name() + ": got " + name_of(view.dtype) +
-                               ", which is not its dtype: rebuild the bundle with `python -m export.build`");
+                               ", which is not its dtype: " + rebuild_bundle);
         }
     }
 

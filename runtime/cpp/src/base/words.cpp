@@ -1,4 +1,4 @@
-#include "layout/words.h"
+#include "base/words.h"
 
 namespace fopru {
 
@@ -9,6 +9,7 @@ std::size_t count_of(const std::string& text, const std::string& part) {
 }
 
 std::string replaced(const std::string& text, const std::string& from, const std::string& to) {
+    if (from.empty()) return text;
     std::string out;
     std::size_t start = 0;
     for (auto at = text.find(from); at != std::string::npos; at = text.find(from, start)) {
