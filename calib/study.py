@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,10 +30,12 @@ class Study:
         metric: what is agreed upon: `first`, `answer` or `accuracy`.
         command: the command line, quoted for a shell.
         versions: of the packages that measured, by name.
-        facts: the bundle: `name`, `model`, `family`, `strategy`, `aggregation`, `layer`, `tokens` of an image,
-            `default` as it was before; JSON values.
+        facts: the bundle: `name`, `model`, `family`, `strategy`, `aggregation`, `layer`, `tokens` of an
+            image, `default` as it was before; JSON values.
         seed: of the samples, the selector `random` and the resamples.
         notes: sentences that a reader should know: baselines that win, skipped rows, failed samples.
+        limits: what was asked, as `Check.limit` has it, by `Check.name`; the report draws them as lines, also
+            where nothing meets them.
     """
 
     data: Data
@@ -47,3 +49,4 @@ class Study:
     facts: Mapping[str, Any]
     seed: int
     notes: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
