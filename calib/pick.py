@@ -37,7 +37,8 @@ class Pick:
         reasons: sentences: why this ratio.
         checks: every limit at this setting; all are met.
         notes: sentences: baselines that do as well or better, other strategies that reach further.
-        rebuild: command that makes a bundle with a better strategy, layer or aggregation; None: there is none.
+        rebuild: command that builds a bundle with a better strategy, layer or aggregation; None: there is
+            none.
     """
 
     setting: Setting
