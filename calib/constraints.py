@@ -1,4 +1,4 @@
-"""What a ratio must meet: agreement with the unpruned model, time to the first token, size of the KV cache."""
+"""What a ratio must meet: agreement with the unpruned model, time to first token, size of the KV cache."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Constraint:
     """Limits; at least one is set.
 
     Attributes:
-        min_agreement: least fraction in (0, 1] at the lower confidence bound. With metric `accuracy`: accuracy
-            may drop by 1 - `min_agreement` at most against the unpruned model on the same samples (0.98: by
-            two points), at the lower bound of that paired difference.
+        min_agreement: least fraction in (0, 1] at the lower confidence bound. With metric `accuracy`:
+            accuracy may drop by 1 - `min_agreement` at most against the unpruned model on the same samples
+            (0.98: by two points), at the lower bound of that paired difference.
         metric: `first`, `answer` or `accuracy`.
         max_ttft: seconds to the first token, the median at its upper confidence bound.
         max_kv: bytes of the KV cache, of the largest sample.
@@ -123,7 +123,7 @@ def bytes_of(text: str) -> int:
     Raises:
         OptionError: no number above 0 with one of these units.
     """
-    return int(_quantity("max-kv", text, _BYTES, "64MiB"))
+    return math.ceil(_quantity("max-kv", text, _BYTES, "64MiB"))
 
 
 def seconds_text(seconds: float) -> str:

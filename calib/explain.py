@@ -1,0 +1,211 @@
+"""Why a setting was chosen, and what a reader should know before believing it, in sentences."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+from calib.pick import Check, Pick
+from calib.search import Found, Question, reach, setting_at
+from calib.settings import BASELINES, METHODS, REFERENCE, Setting
+from calib.statistics import CONFIDENCE
+
+__all__ = ["explain", "explain_miss", "name_of", "rebuild_command"]
+
+_OWN_OPTIONS = ("--strategy", "--aggregation", "--layer", "--ratio", "--tokens", "--output")
+
+
+def explain(question: Question, found: Found, build: str, bundle: str) -> Pick:
+    """The pick of a search that found one.
+
+    `build` is the command that built the bundle at `bundle`: other strategies need one like it.
+    """
+    chosen = found.chosen
+    if chosen is None:
+        raise ValueError("nothing was chosen: see explain_miss")
+    others = _other_methods(question, found, chosen)
+    rebuild = None
+    if others:
+        rebuild = rebuild_command(build, bundle, others[0])
+    notes = [
+        *_baselines(question, found, chosen),
+        *(_reaches(question, found, chosen, other) for other in others),
+        *_lucky(question, found, chosen),
+        *_doubts(question, found, chosen),
+    ]
+    checks = question.constraint.checks(found.results, chosen)
+    return Pick(chosen, tuple(_reasons(question, found, chosen)), checks, tuple(notes), rebuild)
+
+
+def explain_miss(question: Question, found: Found) -> tuple[str, ...]:
+    """Of a search that found nothing: by how much the closest setting misses, and what the others do."""
+    own = [setting_at(question.own, ratio) for ratio in found.ratios]
+    closest = min(own, key=lambda setting: _misses(question, found, setting))
+    missed = [check for check in question.constraint.checks(found.results, closest) if not check.met]
+    sentences = [
+        f"nothing that was tried meets the constraint ({question.constraint}); closest is "
+        f"{name_of(closest)}, where {' and '.join(check.text for check in missed) or 'a higher ratio fails'}"
+        f"{_by_how_much(missed)}"
+    ]
+    for selector in question.others:
+        other = reach(question, found.results, Setting(selector, question.own.ratio), found.ratios)
+        if other is not None and other != REFERENCE:
+            sentences.append(f"{name_of(other)} meets it")
+    return tuple(sentences)
+
+
+def name_of(setting: Setting) -> str:
+    """As a sentence names it: `rank (layer 5, cls) at 0.25`."""
+    if setting == REFERENCE:
+        return "the unpruned model"
+    parts = [] if setting.layer is None else [f"layer {setting.layer}"]
+    parts += [part for part in (setting.aggregation, setting.precision) if part]
+    inside = f" ({', '.join(parts)})" if parts else ""
+    return f"{setting.selector}{inside} at {setting.ratio:g}"
+
+
+def rebuild_command(build: str, bundle: str, setting: Setting) -> str:
+    """The command `build` with the options that make `setting` the bundle's own, into a folder beside it."""
+    words, kept = shlex.split(build), []
+    while words:
+        word = words.pop(0)
+        if word in _OWN_OPTIONS:
+            del words[:1]
+        elif not word.startswith(tuple(f"{option}=" for option in _OWN_OPTIONS)):
+            kept.append(word)
+    aggregation = "cls" if setting.selector == "cls" else setting.aggregation
+    kept += ["--strategy", "rank" if setting.selector == "cls" else setting.selector]
+    kept += [] if aggregation is None else ["--aggregation", aggregation]
+    kept += [] if setting.layer is None else ["--layer", str(setting.layer)]
+    output = f"{bundle.rstrip('/')}-{setting.selector}"
+    return shlex.join([*kept, "--ratio", f"{setting.ratio:g}", "--output", output])
+
+
+def _reasons(question: Question, found: Found, chosen: Setting) -> list[str]:
+    summary = found.results.summary(chosen)
+    reasons = [f"{name_of(chosen)} keeps {summary.before:.4g} -> {summary.after:.4g} visual tokens"]
+    reasons += [check.text for check in question.constraint.checks(found.results, chosen)]
+    lower = question.constraint.keeps_agreement
+    beyond = [r for r in found.ratios if (r < chosen.ratio if lower else r > chosen.ratio)]
+    word = "lower" if lower else "higher"
+    if not beyond:
+        return [*reasons, f"no {word} ratio was tried"]
+    step = setting_at(question.own, max(beyond) if lower else min(beyond))
+    missed = [check.text for check in question.constraint.checks(found.results, step) if not check.met]
+    return [*reasons, f"at the next {word} ratio that was tried, {step.ratio:g}, {' and '.join(missed)}"]
+
+
+def _baselines(question: Question, found: Found, chosen: Setting) -> list[str]:
+    """Whether choosing tokens pays at all, at the chosen ratio."""
+    results, metric = found.results, question.constraint.metric
+    sentences, beaten = [], []
+    for baseline in (other for other in question.others if other in BASELINES):
+        setting = setting_at(Setting(baseline, 1.0), chosen.ratio)
+        if chosen == REFERENCE or setting not in results.settings:
+            continue
+        difference = results.difference(setting, chosen, metric)
+        figures = f"{results.fraction(setting, metric)} against {results.fraction(chosen, metric)}"
+        where = f"{question.own.selector} at {chosen.ratio:g}: {figures}"
+        if math.isnan(difference.mean):
+            sentences.append(f"{baseline} could not be compared with {question.own.selector}")
+        elif difference.low > 0:
+            sentences.append(f"{baseline} is better than {where}")
+        elif difference.high >= 0:
+            sentences.append(f"{baseline} is not significantly worse than {where}")
+        else:
+            beaten.append(f"{baseline} ({results.fraction(setting, metric)})")
+        if (other := _further(question, found, chosen, baseline)) is not None:
+            sentences.append(_reaches(question, found, chosen, other))
+    if beaten:
+        sentences.append(
+            f"{name_of(chosen)} ({results.fraction(chosen, metric)}) is better than {', '.join(beaten)}"
+        )
+    return sentences
+
+
+def _other_methods(question: Question, found: Found, chosen: Setting) -> list[Setting]:
+    """What the other FoPru selectors reach, if that is further; the furthest first."""
+    candidates = (_further(question, found, chosen, other) for other in question.others if other in METHODS)
+    further = [setting for setting in candidates if setting is not None]
+    return sorted(further, key=lambda s: s.ratio, reverse=not question.constraint.keeps_agreement)
+
+
+def _further(question: Question, found: Found, chosen: Setting, other: str) -> Setting | None:
+    setting = reach(question, found.results, Setting(other, question.own.ratio), found.ratios)
+    if setting is None:
+        return None
+    lower = question.constraint.keeps_agreement
+    return setting if (setting.ratio < chosen.ratio if lower else setting.ratio > chosen.ratio) else None
+
+
+def _reaches(question: Question, found: Found, chosen: Setting, other: Setting) -> str:
+    metric = question.constraint.metric
+    return (
+        f"{name_of(other)} ({found.results.fraction(other, metric)}) meets the constraint as well, where "
+        f"{chosen.selector} only reaches {chosen.ratio:g}; the best of several on the same samples is a "
+        "little optimistic"
+    )
+
+
+def _lucky(question: Question, found: Found, chosen: Setting) -> list[str]:
+    """Ratios beyond the chosen one that meet the constraint although one between does not."""
+    lower = question.constraint.keeps_agreement
+    ratios = [
+        ratio
+        for ratio in found.ratios
+        if (ratio < chosen.ratio if lower else ratio > chosen.ratio)
+        and all(
+            check.met for check in question.constraint.checks(found.results, setting_at(question.own, ratio))
+        )
+    ]
+    word = "higher" if lower else "lower"
+    return [
+        f"{question.own.selector} at {ratio:g} meets the constraint too, but a {word} ratio does not: that is "
+        "taken for chance"
+        for ratio in ratios
+    ]
+
+
+def _doubts(question: Question, found: Found, chosen: Setting) -> list[str]:
+    summary, least = found.results.summary(chosen), question.constraint.min_agreement
+    doubts = []
+    if found.results.pictures == 1:
+        doubts.append("all samples are of one picture, so that the intervals say nothing about others")
+    if summary.failed:
+        doubts.append(
+            f"{summary.failed} of {summary.samples + summary.failed} samples could not be measured at "
+            f"{chosen.ratio:g} and are left out"
+        )
+    bound = summary.first_bound if question.constraint.metric == "first" else summary.answer_bound
+    if least is None or question.constraint.metric == "accuracy" or bound >= least:
+        return doubts
+    doubt = (
+        f"{summary.samples} samples prove no more than {bound:.3f} (exact one-sided bound at 95 %, independent "
+        f"samples), which is below {least:g}"
+    )
+    if least < 1:
+        needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
+        doubt += f": it takes {needed} that all agree"
+    return [*doubts, doubt]
+
+
+def _misses(question: Question, found: Found, setting: Setting) -> float:
+    """The largest relative miss of a limit; infinite where nothing was measured."""
+    return max((_miss(check) for check in question.constraint.checks(found.results, setting)), default=0.0)
+
+
+def _miss(check: Check) -> float:
+    if check.met:
+        return 0.0
+    if math.isnan(check.value):
+        return math.inf
+    return abs(check.value - check.limit) / check.limit
+
+
+def _by_how_much(missed: Sequence[Check]) -> str:
+    agreement = [check for check in missed if check.name == "agreement" and not math.isnan(check.value)]
+    over = [check for check in missed if check.name != "agreement" and not math.isnan(check.value)]
+    parts = [f"{check.limit - check.value:.3f} short" for check in agreement]
+    parts += [f"{100 * _miss(check):.3g} % over" for check in over]
+    return f": {', '.join(parts)}" if parts else ""
