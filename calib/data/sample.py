@@ -47,11 +47,13 @@ class Data:
         source: where they come from, as the user wrote it.
         samples: at least one.
         skipped: rows that cannot be used.
+        notes: sentences on how the samples were chosen, as which split of several.
     """
 
     source: str
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
