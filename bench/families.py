@@ -33,6 +33,7 @@ from bench.processors import PROMPT
 from bench.results import Result, Table, write_markdown
 from bench.target_checks import RtxFound, graver_findings, lint_found, rtx_found
 from bench.torch_reference import load_reference
+from calib.errors import CalibError
 from export.errors import ExportError
 from fopru_graph import GraphError
 from fopru_graph.lint import SEVERITIES, TARGETS, LintReport
@@ -115,7 +116,7 @@ def measure_families(
     for model in models:
         try:
             found[model.name] = _measure(model, cut, settings, build_rtx)
-        except (BenchError, ExportError, GraphError, FopruError) as error:
+        except (BenchError, CalibError, ExportError, GraphError, FopruError) as error:
             status(f"{model.name}: {error}")
             failed[model.name] = str(error)
         gc.collect()  # models and traced programs are full of cycles

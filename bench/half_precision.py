@@ -11,7 +11,7 @@ K-th one.
 
 ONNX Runtime's processor runs float16 graphs by casting to float32 and back around each operator, and bfloat16
 graphs not at all: those run as their twin in float32 whose every value is rounded
-(`export.precision.emulate`). Rounding is that of a GPU; the order of sums, and how many values stay unrounded
+(`calib.precision.emulate`). Rounding is that of a GPU; the order of sums, and how many values stay unrounded
 inside fused kernels, is not.
 """
 
@@ -39,9 +39,9 @@ from bench.options import Settings, add_common_options, report, run_script, sett
 from bench.results import Result, Table, write_markdown
 from bench.torch_reference import load_reference
 from bench.workspace import DEMO, single_layout
-from export.precision import Precision, Precisions, graph_file_of
-from export.precision.bundle import convert_bundle
-from export.precision.emulate import emulate_bfloat16
+from calib.precision import Precision, Precisions, graph_file_of
+from calib.precision.bundle import convert_bundle
+from calib.precision.emulate import emulate_bfloat16
 from export.writer import file_infos
 from runtime import Generator, contract, load_bundle
 from runtime.bundle import MANIFEST_FILE

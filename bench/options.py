@@ -13,6 +13,7 @@ from bench.environment import usable_cores
 from bench.errors import BenchError
 from bench.results import RESULTS, Result, print_result, write_result
 from bench.workspace import DEFAULT_WORK, Workspace
+from calib.errors import CalibError
 from export.errors import ExportError
 from runtime.errors import FopruError
 
@@ -89,7 +90,7 @@ def run_script(
     """Parse, run `body`, and turn what went wrong into one line on stderr and status 2."""
     try:
         body(parser.parse_args(arguments))
-    except (BenchError, ExportError, FopruError, OSError) as error:
+    except (BenchError, CalibError, ExportError, FopruError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

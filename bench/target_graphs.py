@@ -29,8 +29,8 @@ from bench.errors import BenchError
 from bench.options import Settings, add_common_options, report, run_script, settings_from, status
 from bench.results import Result, Table, write_markdown
 from bench.workspace import DEMO
+from calib.precision import parse_precision
 from export.build import BuildOptions, build
-from export.precision import parse_precision
 from fopru_graph.lint import SEVERITIES, TARGETS, Severity, lint_file
 from fopru_graph.lint.profiles import POINTS, Profile, read_on_host
 from fopru_graph.lint.rtx import CAPABILITIES, BuildReport, Point, build_check

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from calib.errors import CalibError
 from export.errors import ExportError
 from export.options import (
     AGGREGATIONS,
@@ -129,7 +130,7 @@ def _signals() -> Iterator[list[int]]:
 
 def _message(error: BaseException) -> str | None:
     """The sentence of a deliberate error, None for a bug."""
-    if isinstance(error, ExportError):
+    if isinstance(error, ExportError | CalibError):
         return str(error)
     from fopru_graph import GraphError
     from runtime.errors import FopruError

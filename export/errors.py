@@ -7,7 +7,9 @@
     ├── PromptError       the chat template cannot be written as a prompt template
     └── OutputError       the bundle cannot be written where it was asked for
 
-Every message is one sentence with the value got, the values allowed, and the way out.
+What is about precisions is of `calib.errors`, what is about graphs of `fopru_graph.errors`, what is about the
+finished bundle of `runtime.errors`. Every message is one sentence with the value got, the values allowed, and
+the way out.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calib.precision import Precisions
 from export.checkpoint import matrix_dtypes, stored_tensors
 from export.errors import CheckpointError
-from export.precision import Precisions
 
 __all__ = ["MemoryNeed", "available_bytes", "check_memory", "memory_need"]
 

@@ -23,11 +23,11 @@ import onnx_ir as ir
 import torch
 from torch.utils import _pytree as pytree
 
+from calib.precision.widened import Widened, fold_casts, write_as_casts
 from export.decoder.tied import read_from_other_graph
 from export.errors import TraceError
 from export.families.base import Subgraph
 from export.onnx_names import name_graph
-from export.precision.widened import Widened, fold_casts, write_as_casts
 from export.stored_weights import weight_names
 from runtime.contract import GraphContract
 
@@ -61,7 +61,7 @@ def write_onnx_from_torch(graph: Subgraph, target: Path, opset: int, *, narrow: 
         target: file to write; the folder exists, with the files of the graphs that `graph.stored` names.
         opset: ONNX opset to target.
         narrow: write matrices that the model keeps in 16 bits as they are, with a Cast, for a graph that
-            `export.precision` will convert; else all weights are float32.
+            `calib.precision` will convert; else all weights are float32.
 
     Raises:
         TraceError: torch cannot trace the module, or what comes out is not the contract.

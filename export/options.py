@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calib.precision import FLOAT32, Precision, Precisions, parse_precision
 from export.errors import OptionError
-from export.precision import FLOAT32, Precision, Precisions, parse_precision
 
 if TYPE_CHECKING:
     from export.families import EncoderInfo

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calib.precision.emulate import runnable_copy
 from export.checkpoint import load_model, open_checkpoint, weight_files
+from export.converted import convert_exported, stored_logits
 from export.families import Subgraph
 from export.golden import NEW_TOKENS, SAMPLE_IMAGE, reference_name, write_golden
 from export.manifest import Exported, copy_files, manifest_of, special_tokens, write_constants
@@ -16,8 +18,6 @@ from export.onnx_from_torch import GraphStats, write_lowered, write_onnx_from_to
 from export.options import BuildOptions
 from export.oracle import Oracle, PruningChoice
 from export.plan import Plan, plan_build
-from export.precision.emulate import runnable_copy
-from export.precision.exported import convert_exported, stored_logits
 from export.report import BuildReport, GraphRow
 from export.steps import Steps
 from export.stored_weights import weight_count

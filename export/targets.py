@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calib.precision import PARTS, Precision, Precisions
 from export.errors import OptionError
-from export.precision import PARTS, Precision, Precisions
 from fopru_graph.api import load_graph
 from fopru_graph.lint.graph import GraphView, view_of
 from fopru_graph.lint.registry import RULES
@@ -20,7 +20,7 @@ from runtime import contract, manifest
 __all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "target_notes", "verdicts_of"]
 
 # For ONNX Runtime, weights in 8 and 4 bits are products of its own (MatMulNBits). What TensorRT reads instead
-# (`export.precision.qdq`) has no tables in 4 bits, and its 8 bits need scales of activations.
+# (`calib.precision.qdq`) has no tables in 4 bits, and its 8 bits need scales of activations.
 _WRITTEN_FOR = {"tensorrt": ("fp32", "fp16", "bf16"), "ort": ("fp32", "fp16", "int8", "int4")}
 _FUSED_NORMS = 23  # the opset from which every language model has RMSNormalization
 _FUSED_ATTENTION = 23  # and every vision encoder Attention; decoders are written without it

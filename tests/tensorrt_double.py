@@ -4,7 +4,7 @@ Device memory is numpy arrays under made-up addresses, so nothing outside an all
 freed one is gone. New memory, and scratch memory after every run, holds NaN. Work is done when it is waited
 for, not when it is enqueued; pinned memory is read and written then, too. Engines are ONNX files run by ONNX
 Runtime, with the profiles of an `EnginePlan`: a shape outside of them is refused. Graphs in
-bfloat16 run as their twin in float32 whose every value is rounded (`export.precision.emulate`); device memory
+bfloat16 run as their twin in float32 whose every value is rounded (`calib.precision.emulate`); device memory
 holds 16 bits.
 
 Tests logic, sizes and lifetimes; not TensorRT's kernels, nor its own behaviour where it is not documented.
@@ -28,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from export.precision.emulate import emulate_bfloat16, emulate_int4
+from calib.precision.emulate import emulate_bfloat16, emulate_int4
 from runtime import contract
 from runtime.bundle import load_bundle
 from runtime.contract import TensorSpec

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from calib.precision import Precisions, parse_precision
 from export.build import BuildOptions, build
 from export.errors import CheckpointError
 from export.memory import available_bytes, check_memory, memory_need
-from export.precision import Precisions, parse_precision
 from tests.conftest import Maker
 
 

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from export.errors import OptionError
-from export.precision import (
+from calib.errors import OptionError
+from calib.precision import (
     SUFFIXES,
     Precision,
     Precisions,
@@ -21,8 +21,8 @@ from export.precision import (
     graph_file_of,
     parse_precision,
 )
-from export.precision.convert import convert_graph
-from export.precision.weight_file import WeightFile
+from calib.precision.convert import convert_graph
+from calib.precision.weight_file import WeightFile
 from runtime import contract
 
 RNG = np.random.default_rng(5)
@@ -277,7 +277,7 @@ def test_large_weights_are_converted_in_pieces(tmp_path: Path, monkeypatch: pyte
     write(tmp_path / "a.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, 64)
     made = []
     for chunk in (1 << 25, 64 * 4 * 7):  # 50 columns in one piece, and in pieces of 7
-        monkeypatch.setattr("export.precision.weight_file._CHUNK_BYTES", chunk)
+        monkeypatch.setattr("calib.precision.weight_file._CHUNK_BYTES", chunk)
         for precision in (Precision("int4", symmetric=False), Precision("fp16")):
             target = tmp_path / f"{chunk}_{precision.name}.onnx"
             with WeightFile(target.with_suffix(".onnx_data")) as file:

@@ -11,16 +11,16 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from tests.test_calib_precision_half import decoder, dtypes, outputs, request
 
-from export.errors import OptionError
-from export.precision import Precision
-from export.precision.convert import convert_graph
-from export.precision.emulate import emulate_bfloat16, runnable_copy
-from export.precision.weight_file import WeightFile
+from calib.errors import OptionError
+from calib.precision import Precision
+from calib.precision.convert import convert_graph
+from calib.precision.emulate import emulate_bfloat16, runnable_copy
+from calib.precision.weight_file import WeightFile
 from fopru_graph.lint import TARGETS, lint_file
 from fopru_graph.lint.profiles import Profile
 from fopru_graph.lint.rtx import build_check
-from tests.test_export_precision_half import decoder, dtypes, outputs, request
 
 BRAIN, FULL = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 needs_rtx = pytest.mark.skipif(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from calib.precision import parse_precision
+from calib.precision.bundle import convert_bundle
 from export.build import BuildOptions, build, main
-from export.precision import parse_precision
-from export.precision.bundle import convert_bundle
 from export.report import print_report
 from runtime import Generator, contract
 from runtime.bundle import Bundle, load_bundle

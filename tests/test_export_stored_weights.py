@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from calib.precision import parse_precision
+from calib.precision.widened import Widened, fold_casts, numbers_of, write_as_casts
 from export.build import BuildOptions, build
 from export.checkpoint import load_model, open_checkpoint
-from export.precision import parse_precision
-from export.precision.widened import Widened, fold_casts, numbers_of, write_as_casts
 from export.steps import quiet_libraries
 from export.stored_weights import StoredEmbedding, StoredLinear, stored_dtype, weight_count, weight_names
 from tests.conftest import Maker

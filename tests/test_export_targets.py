@@ -13,13 +13,14 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+import calib.errors
+from calib.precision import FLOAT32, parse_precision
 from export import build as build_module
 from export import options as options_module
 from export import pipeline
 from export.build import build, main
 from export.errors import OptionError
 from export.options import BuildOptions, precision_for
-from export.precision import FLOAT32, parse_precision
 from export.targets import TargetVerdict, check_target, decoders_of, target_notes, verdicts_of
 from fopru_graph.lint import TARGETS, lint
 from runtime import contract, load_bundle
@@ -264,7 +265,9 @@ def test_opset_23_is_for_half_precision_with_tensorrt_for_rtx() -> None:
 
 @pytest.mark.parametrize("target", [None, "ort", "jetpack6", "tensorrt-rtx"])
 def test_an_empty_precision_is_none(target: str | None) -> None:
-    with pytest.raises(OptionError, match=r"precision is '', expected .*fp32, fp16, bf16, int8, int4"):
+    with pytest.raises(
+        calib.errors.OptionError, match=r"precision is '', expected .*fp32, fp16, bf16, int8, int4"
+    ):
         precision_for(target, "")
 
 

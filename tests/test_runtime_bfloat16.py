@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
+from calib.precision import parse_precision
+from calib.precision.emulate import runnable_copy
 from export.build import BuildOptions, build
-from export.precision import parse_precision
-from export.precision.emulate import runnable_copy
 from runtime import contract
 from runtime.backend import BackendOptions, View
 from runtime.backends.onnxruntime import OrtBackend

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.precision.names import Precision
-from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
-from export.precision.widened import numbers_of
+from calib.precision.names import Precision
+from calib.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
+from calib.precision.widened import numbers_of
 from runtime.lazy import require
 
 __all__ = ["Packed", "WeightOnly", "quantize_weights"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from export.errors import OptionError
+from calib.errors import OptionError
 from runtime import contract
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.precision.convert import Converted, convert_graph
-from export.precision.loss import LossCase
-from export.precision.names import PARTS, Precisions, data_file_of, graph_file_of
-from export.precision.weight_file import WeightFile
+from calib.precision.convert import Converted, convert_graph
+from calib.precision.loss import LossCase
+from calib.precision.names import PARTS, Precisions, data_file_of, graph_file_of
+from calib.precision.weight_file import WeightFile
 from runtime import contract
 from runtime.lazy import require
 
 if TYPE_CHECKING:
     from runtime.manifest import DecoderInfo
 
-__all__ = ["GraphLogits", "StoredLogits", "convert_bundle", "torch_logits"]
+__all__ = ["GraphLogits", "convert_bundle"]
 
 
 def convert_bundle(
@@ -70,44 +69,6 @@ def _remove_unread(folder: Path) -> None:
 def _external(graph: Path) -> Iterable[ir.ExternalTensor]:
     tensors = (value.const_value for value in ir.load(graph).graph.initializers.values())
     return (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
-
-
-def torch_logits(model: Any, case: LossCase) -> npt.NDArray[np.float32]:
-    """float32 [S, V] of a loaded transformers model."""
-    import torch
-
-    with torch.no_grad():
-        embeds = model.get_input_embeddings()(torch.from_numpy(case.ids)[None])
-        if case.visual is not None:
-            embeds[0, torch.from_numpy(case.visual)] = torch.from_numpy(case.features)
-        axes = 1 if case.positions is None else len(case.positions)
-        places = np.arange(len(case.ids))[None] if case.positions is None else case.positions
-        positions = torch.from_numpy(places if axes == 1 else places[:, None])
-        logits = model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
-    result: npt.NDArray[np.float32] = logits.float().numpy()
-    return result
-
-
-class StoredLogits:
-    """Logits of a model that is about to be freed, in a file without a name.
-
-    They are 300 MB at a vocabulary of 152,000.
-    """
-
-    def __init__(self, model: Any, cases: Sequence[LossCase], folder: Path) -> None:
-        """Runs the model on every one of `cases`, which alone it can be asked for."""
-        self._rows: list[npt.NDArray[np.float32]] = []
-        with tempfile.TemporaryFile(dir=folder) as file:
-            for case in cases:
-                logits, start = torch_logits(model, case), file.tell()
-                logits.tofile(file)
-                file.flush()
-                self._rows.append(np.memmap(file, np.float32, "r", start, logits.shape))
-        self.cases = tuple(cases)
-        self._number = {id(case): number for number, case in enumerate(self.cases)}
-
-    def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
-        return self._rows[self._number[id(case)]]
 
 
 class GraphLogits:

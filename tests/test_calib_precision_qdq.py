@@ -13,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from export.errors import OptionError
-from export.precision import Precision
-from export.precision.convert import convert_model
-from export.precision.qdq import QdqFormat, QdqReport, add_qdq, scale_for
-from export.precision.weight_file import WeightFile
+from calib.errors import OptionError
+from calib.precision import Precision
+from calib.precision.convert import convert_model
+from calib.precision.qdq import QdqFormat, QdqReport, add_qdq, scale_for
+from calib.precision.weight_file import WeightFile
 from fopru_graph.lint import lint_file
 from fopru_graph.lint.profiles import Profile
 from fopru_graph.lint.rtx import build_check

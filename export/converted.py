@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from calib.precision.bundle import GraphLogits, convert_bundle
+from calib.precision.cases import TEXT, loss_cases
+from calib.precision.convert import Converted
+from calib.precision.emulate import TWIN_NOTE, emulated_decoder, runnable_copy
+from calib.precision.loss import measure_loss
+from calib.precision.names import HALVES, Precisions, data_file_of
 from export.manifest import Exported
 from export.onnx_from_torch import GraphStats
-from export.precision.bundle import GraphLogits, StoredLogits, convert_bundle
-from export.precision.cases import TEXT, loss_cases
-from export.precision.convert import Converted
-from export.precision.emulate import TWIN_NOTE, emulated_decoder, runnable_copy
-from export.precision.loss import measure_loss
-from export.precision.names import HALVES, Precisions, data_file_of
 from export.steps import Steps
+from export.torch_logits import StoredLogits
 from runtime import contract
 from runtime.golden import GOLDEN_TENSORS
 

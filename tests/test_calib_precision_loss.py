@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.precision.cases import TEXT, loss_cases, random_cases
-from export.precision.loss import MIN_POSITIONS, LossCase, PrecisionLoss, measure_loss
+from calib.precision.cases import TEXT, loss_cases, random_cases
+from calib.precision.loss import MIN_POSITIONS, LossCase, PrecisionLoss, measure_loss
 
 RNG = np.random.default_rng(9)
 CASES = (LossCase(np.arange(7)), LossCase(np.arange(4)))

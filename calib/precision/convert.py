@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.precision.half import halve
-from export.precision.names import HALVES, Precision
-from export.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
-from export.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
-from export.precision.weight_only import quantize_weights
-from export.precision.widened import Widened, fold_casts, numbers_of
+from calib.precision.half import halve
+from calib.precision.names import HALVES, Precision
+from calib.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
+from calib.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
+from calib.precision.weight_only import quantize_weights
+from calib.precision.widened import Widened, fold_casts, numbers_of
 from fopru_graph.files import write_model
 
 __all__ = ["Converted", "convert_graph", "convert_model"]

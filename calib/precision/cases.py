@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.precision.loss import MIN_POSITIONS, LossCase
+from calib.precision.loss import MIN_POSITIONS, LossCase
 
 __all__ = ["TEXT", "loss_cases", "random_cases"]
 

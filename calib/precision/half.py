@@ -30,9 +30,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from export.errors import OptionError
-from export.precision.weight_file import INLINE_BYTES, WeightFile, initializer_of, row_chunks, source_of
-from export.precision.widened import numbers_of
+from calib.errors import OptionError
+from calib.precision.weight_file import INLINE_BYTES, WeightFile, initializer_of, row_chunks, source_of
+from calib.precision.widened import numbers_of
 from fopru_graph.builder import STAMP
 from runtime import contract
 

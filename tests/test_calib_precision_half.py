@@ -10,10 +10,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from export.errors import OptionError
-from export.precision import Precision
-from export.precision.convert import convert_graph
-from export.precision.weight_file import WeightFile
+from calib.errors import OptionError
+from calib.precision import Precision
+from calib.precision.convert import convert_graph
+from calib.precision.weight_file import WeightFile
 from fopru_graph import PruneOptions, prune_file
 from tests.random_encoders import Sketch, build, images
 

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.errors import OptionError
-from export.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
-from export.precision.widened import numbers_of
+from calib.errors import OptionError
+from calib.precision.weight_file import WeightFile, initializer_of, row_chunks, source_of
+from calib.precision.widened import numbers_of
 from fopru_graph.builder import STAMP
 
 __all__ = [
@@ -113,7 +113,7 @@ def add_qdq(
     *,
     skip: Collection[str] = (),
 ) -> QdqReport:
-    """Quantise the products of a float32 graph in place; `export.precision.half` may follow.
+    """Quantise the products of a float32 graph in place; `calib.precision.half` may follow.
 
     Args:
         model: sorted; weights may be external, each is read once.
@@ -275,13 +275,14 @@ def _stored(
 
 def _greatest(array: npt.NDArray[Any], product: _Product, form: QdqFormat) -> npt.NDArray[np.float32]:
     """Greatest magnitudes: of a channel (int8), of everything (fp8), of a block (int4)."""
+    sizes: npt.NDArray[Any] = np.abs(array)
     if form.name == "fp8":
-        return np.abs(array).max().astype(np.float32)
+        return np.asarray(sizes.max(), np.float32)
     if form.name == "int8":
         axes = tuple(axis for axis in range(array.ndim) if axis != product.channels)
-        return np.abs(array).max(axis=axes).astype(np.float32)
+        return np.asarray(sizes.max(axis=axes), np.float32)
     starts = np.arange(0, array.shape[product.summed], form.block)
-    return np.maximum.reduceat(np.abs(array), starts, axis=product.summed).astype(np.float32)
+    return np.asarray(np.maximum.reduceat(sizes, starts, axis=product.summed), np.float32)
 
 
 def _chunks(
@@ -307,8 +308,10 @@ def _scales_of(
     rows: slice, scales: npt.NDArray[np.float32], product: _Product, form: QdqFormat
 ) -> npt.NDArray[np.float32]:
     """The scales of some rows, ready to divide by."""
+    found: npt.NDArray[np.float32]
     if form.name == "int4" and product.summed == 0:
-        return scales[np.arange(rows.start, rows.stop) // form.block]
+        found = scales[np.arange(rows.start, rows.stop) // form.block]
+        return found
     if form.name == "int4":
         return np.repeat(scales[rows], form.block, axis=1)
     return scales[rows] if scales.ndim and scales.shape[0] > 1 and product.channels == 0 else scales

@@ -6,7 +6,7 @@ This module is about names alone, and light. `bundle` converts the graphs of a b
 
 from __future__ import annotations
 
-from export.precision.names import (
+from calib.precision.names import (
     BLOCKS,
     FLOAT32,
     HALVES,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.precision.qdq import INT4_OPSET, TENSORRT_DOMAIN
+from calib.precision.qdq import INT4_OPSET, TENSORRT_DOMAIN
 from runtime.bundle import MANIFEST_FILE
 from runtime.contract import TensorSpec
 from runtime.dtypes import BFLOAT16

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.precision.widened import Widened
+from calib.precision.widened import Widened
 
 __all__ = ["INLINE_BYTES", "WeightFile", "initializer_of", "row_chunks", "source_of"]
 
