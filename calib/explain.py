@@ -161,8 +161,8 @@ def _lucky(question: Question, found: Found, chosen: Setting) -> list[str]:
     ]
     word = "higher" if lower else "lower"
     return [
-        f"{question.own.selector} at {ratio:g} meets the constraint too, but a {word} ratio does not: that is "
-        "taken for chance"
+        f"{question.own.selector} at {ratio:g} meets the constraint too, but a {word} ratio does not: "
+        "that is taken for chance"
         for ratio in ratios
     ]
 
@@ -181,8 +181,8 @@ def _doubts(question: Question, found: Found, chosen: Setting) -> list[str]:
     if least is None or question.constraint.metric == "accuracy" or bound >= least:
         return doubts
     doubt = (
-        f"{summary.samples} samples prove no more than {bound:.3f} (exact one-sided bound at 95 %, independent "
-        f"samples), which is below {least:g}"
+        f"{summary.samples} samples prove no more than {bound:.3f} (exact one-sided bound at 95 %, "
+        f"independent samples), which is below {least:g}"
     )
     if least < 1:
         needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
