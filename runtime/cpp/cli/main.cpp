@@ -1,4 +1,5 @@
 // `fopru`: bundles from the command line.
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,12 @@ int dispatch(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
     using namespace fopru::cli;
+    // ONNX Runtime 1.29 and later reports what it runs to its maker, and keeps an identifier of the device
+    // under ~/.cache. Not from here, unless the caller says ORT_DISABLE_TELEMETRY=0.
+    ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     watch_signals();
     const Arguments arguments(argv + (argc > 0 ? 1 : 0), argv + argc);
-    return exit_code_of([&] { return dispatch(arguments); });
+    const int code = exit_code_of([&] { return dispatch(arguments); });
+    // All output is flushed. The tables of ONNX Runtime would take milliseconds to free.
+    std::_Exit(code);
 }

@@ -18,6 +18,7 @@ struct Slot {
 constexpr Slot slots[] = {
     {"GetErrorMessage", 2},
     {"CreateEnv", 3},
+    {"DisableTelemetryEvents", 6},
     {"CreateSession", 7},
     {"Run", 9},
     {"CreateSessionOptions", 10},
@@ -95,6 +96,7 @@ std::string stripped(const std::string& line) {
 void take_core(const Taker& take, Api& api) {
     take(api.error_message, "GetErrorMessage");
     take(api.create_env, "CreateEnv");
+    take(api.disable_telemetry, "DisableTelemetryEvents");
     take(api.create_session, "CreateSession");
     take(api.run, "Run");
     take(api.create_options, "CreateSessionOptions");

@@ -47,6 +47,7 @@ constexpr std::uint32_t placement_version = 24;
 struct Api {
     const char* (*error_message)(const Status*) = nullptr;
     Status* (*create_env)(int level, const char* id, Env**) = nullptr;
+    Status* (*disable_telemetry)(const Env*) = nullptr;
     Status* (*create_session)(const Env*, const char* path, const SessionOptions*, SessionHandle**) = nullptr;
     Status* (*run)(SessionHandle*, const RunOptions*, const char* const* inputs, const Value* const*,
                    std::size_t, const char* const* outputs, std::size_t, Value**) = nullptr;

@@ -14,6 +14,9 @@ namespace {
 
 constexpr const char* cpu_provider = "CPUExecutionProvider";
 
+// How long an idle thread looks for work before it sleeps: longer than the gaps between two operators.
+constexpr const char* spin_microseconds = "200";
+
 // Operators that must not stay on the CPU. Others may: ONNX Runtime computes shapes there on purpose.
 constexpr const char* heavy_operators[] = {"Attention",
                                            "Conv",
@@ -114,7 +117,9 @@ Owned<SessionOptions> OrtBackend::options_for(const std::string& file) {
     check(api, api.disable_mem_pattern(made), what);
     // Products with dequantised 4-bit weights would round their activations to 8 bits.
     check(api, api.add_config(made, "session.qdq_matmulnbits_accuracy_level", "0"), what);
-    // Versions that do not know it, ignore it.
+    // Versions that do not know the next two, ignore them. Left alone, the idle threads of every graph
+    // look for work for tens of milliseconds, on cores on which the next graph is being opened.
+    check(api, api.add_config(made, "session.intra_op.spin_duration_us", spin_microseconds), what);
     if (on_device()) check(api, api.add_config(made, "session.record_ep_graph_assignment_info", "1"), what);
     if (options_.threads > 0) check(api, api.set_threads(made, options_.threads), what);
     device_->configure(*library_, made, file);

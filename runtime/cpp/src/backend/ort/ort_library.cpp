@@ -106,7 +106,11 @@ std::shared_ptr<const Library> opened(void* handle, const std::string& file) {
 Owned<Env> environment_of(const Api& api) {
     Env* env = nullptr;
     check(api, api.create_env(log_fatal, "fopru", &env), "onnxruntime cannot start");
-    return {env, api.release_env};
+    Owned<Env> owned(env, api.release_env);
+    // What a device runs is its owner's business. ORT_DISABLE_TELEMETRY=1 does more, from the start on, but
+    // to set it is the program's: a library must not change the environment of threads that may read it.
+    check(api, api.disable_telemetry(env), "onnxruntime cannot start");
+    return owned;
 }
 
 }  // namespace
