@@ -88,7 +88,7 @@ def search_scoring(
         return Scoring(tuple(seen.values()), (sentence,), None)
     chosen = (
         f"{many}, {_way(winner)} agrees best on one half of the pictures: {best:.3f} against {own:.3f} of "
-        f"the bundle's own, at {where}; on the samples that chose it, the best of many looks better than it is"
+        f"the bundle's own, at {where}; the best of many looks better than it is where it was chosen"
     )
 
     def judged(settings: Sequence[Setting]) -> Sequence[Record]:
