@@ -387,6 +387,19 @@ def test_ctrl_c_before_the_answer(root: Path) -> None:
     assert (process.returncode, err) == (130, b"\n")
 
 
+def test_onnxruntime_reports_nothing(root: Path, tmp_path: Path) -> None:
+    """Its telemetry would begin with an identifier of the device under the home directory."""
+    environment = {"PATH": os.environ["PATH"], "FOPRU_ORT_LIB": cpp_environment()["FOPRU_ORT_LIB"]}
+    done = subprocess.run(
+        [str(cpp_tool("fopru")), "run", str(root), *BASE],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=environment | {"HOME": str(tmp_path)},
+    )
+    assert (done.returncode, list(tmp_path.iterdir())) == (0, []), done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("args", [("run", *BASE), ("run", *BASE, "--json"), ("check",), ("info",)])
 def test_full_disk_behind_stdout(root: Path, args: tuple[str, ...]) -> None:
