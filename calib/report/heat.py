@@ -1,0 +1,139 @@
+"""Where kept tokens lie: how often each position of the grid was kept, over all samples with that grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calib.errors import RunError
+from calib.report.canvas import figure, png
+from calib.report.look import Theme
+from runtime.layouts import ImagePlan, Unit
+from runtime.lazy import require
+
+if TYPE_CHECKING:
+    from calib.data.sample import Sample
+    from calib.record import Record
+    from calib.report.pictures import Pictures
+
+__all__ = ["KeptMap", "draw_map", "kept_maps"]
+
+_MOST_MAPS = 3
+_STRETCHED = (16, 16)  # grid on which pictures of many shapes are laid over each other
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KeptMap:
+    """`share` float64 [R, C]: how often each position was kept, 0..1, NaN where there was never a picture;
+    of `images` pictures."""
+
+    title: str
+    share: Values
+    images: int
+
+
+def kept_maps(samples: Sequence[Sample], records: Sequence[Record], pictures: Pictures) -> list[KeptMap]:
+    """The maps of the most common grids; first, where there are more than that, one of all of them stretched
+    to the same shape. Samples whose pictures cannot be opened any more are left out.
+
+    Args:
+        samples: of the data.
+        records: of one setting.
+        pictures: of the bundle that was measured.
+    """
+    by_name = {sample.name: sample for sample in samples}
+    sums: dict[tuple[str, tuple[int, int]], tuple[Values, Values, int]] = {}
+    for record in records:
+        if record.error is not None or not record.kept or record.sample not in by_name:
+            continue
+        try:
+            plans = pictures.plans(by_name[record.sample])
+            kept = pictures.kept(plans, record.setting, record.kept)
+        except RunError:
+            continue  # named where its overlay would be
+        for plan, units in zip(plans, kept, strict=True):
+            for title, mask, valid in _grids(plan, units):
+                hits, chances, count = sums.get((title, mask.shape), (0, 0, 0))
+                sums[title, mask.shape] = hits + mask, chances + valid, count + 1
+    ordered = sorted(sums.items(), key=lambda item: (-item[1][2], item[0]))
+    maps = [KeptMap(f"{title}, grid {rows} × {columns}", _share(hits, chances), count)
+            for (title, (rows, columns)), (hits, chances, count) in ordered]  # fmt: skip
+    if len(maps) <= _MOST_MAPS:
+        return maps
+    hits = sum(_stretch(hits / np.maximum(chances, 1)) * count for _, (hits, chances, count) in ordered)
+    total = sum(count for _, (_, _, count) in ordered)
+    return [
+        KeptMap("pictures of all shapes, stretched", np.asarray(hits) / total, total),
+        *maps[: _MOST_MAPS - 1],
+    ]
+
+
+def draw_map(shown: KeptMap, theme: Theme) -> bytes:
+    """The map with its colour scale, as PNG."""
+    rows, columns = shown.share.shape
+    width = min(max(3.6 * columns / rows, 2.2), 7.0)
+    made, axes = figure(theme, (width + 1.4, 3.6 * min(1.0, 7.0 * rows / columns / 3.6) + 0.5))
+    made.subplots_adjust(left=0.08, right=0.92, bottom=0.08, top=0.95)
+    axes.grid(visible=False)
+    most = max(float(np.nanmax(shown.share)), 1e-9)
+    image = axes.imshow(shown.share, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    bar = made.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
+    ticker = require("matplotlib.ticker", "matplotlib", "calib")
+    bar.ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+    bar.ax.tick_params(colors=theme.soft, labelsize=9, length=0)
+    bar.outline.set_visible(False)
+    return png(made)
+
+
+def _grids(
+    plan: ImagePlan, kept: Sequence[npt.NDArray[np.int64]]
+) -> Iterator[tuple[str, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]]:
+    """(title, kept, valid) of the whole picture, and of its tiles put together; nothing without a grid."""
+    masks = [
+        (_mask(unit, own), _mask(unit, unit.valid_indices))
+        for unit, own in zip(plan.units, kept, strict=True)
+    ]
+    if any(unit.grid is None for unit in plan.units):
+        return
+    if plan.overview is None or plan.mosaic is None:
+        for mask, valid in masks:
+            yield "whole picture", mask, valid
+        return
+    yield "whole picture", *masks[plan.overview]
+    tiles = [pair for index, pair in enumerate(masks) if index != plan.overview]
+    yield "tiles put together", *(_stitch([pair[part] for pair in tiles], plan.mosaic) for part in (0, 1))
+
+
+def _mask(unit: Unit, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(unit.tokens, bool)
+    mask[positions] = True
+    return mask.reshape(unit.grid or (1, -1))
+
+
+def _stitch(parts: Sequence[npt.NDArray[Any]], mosaic: tuple[int, int]) -> npt.NDArray[Any]:
+    rows, columns = mosaic
+    return np.concatenate(
+        [np.concatenate(parts[row * columns : (row + 1) * columns], axis=1) for row in range(rows)]
+    )
+
+
+def _share(hits: Values, chances: Values) -> Values:
+    return np.where(chances > 0, hits / np.maximum(chances, 1), np.nan)
+
+
+def _stretch(values: Values) -> Values:
+    """The nearest value at each place of the common grid."""
+    places = [
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for old, new in zip(values.shape, _STRETCHED, strict=True)
+    ]
+    return np.asarray(values[np.ix_(*places)], np.float64)

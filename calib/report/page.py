@@ -1,0 +1,255 @@
+"""The page: what a calibration found, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from calib.data.sample import Sample
+from calib.errors import RunError
+from calib.report.charts import Chart, draw_charts
+from calib.report.examples import Example, median_examples, worst_examples
+from calib.report.look import series_label, series_of
+from calib.report.pictures import Pictures
+from calib.report.view import HEAD, cards, headline, rows, shown_setting
+from calib.report.words import as_ratio
+from calib.settings import REFERENCE, Setting
+from calib.study import Study
+from runtime.lazy import require
+
+__all__ = ["PAGE", "write_report"]
+
+PAGE = "report.html"
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_LONGEST = 600  # characters of a prompt or an answer
+_MOST_ROWS = 200  # skipped rows, and failed samples
+_MEANING = {
+    "first": "This is agreement with the unpruned model on these pictures. It is not accuracy: where the "
+    "unpruned model is wrong, so is an answer that agrees with it.",
+    "answer": "This is agreement with the unpruned model on these pictures. It is not accuracy: where the "
+    "unpruned model is wrong, so is an answer that agrees with it.",
+    "accuracy": "Right means: the text is the answer that the data gives, blanks at its ends aside.",
+}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A plot in the page: data URIs for light and dark, a description, and what to see in it."""
+
+    light: str
+    dark: str
+    alt: str
+    caption: str
+
+
+def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
+    """Write `report.html` and its plots as PNG files into a folder, which is made if absent.
+
+    Equal studies make equal files. A picture that cannot be opened any more is a sentence in the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: the folder cannot be written.
+        BackendError: matplotlib, jinja2 or pillow is not installed.
+    """
+    charts = draw_charts(study, shown_setting(study), pictures)
+    page = _render(study, charts, pictures)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in {"accuracy", "agreement_near", *(f"kept_{turn}" for turn in range(1, 4))}:
+            if old not in {chart.name for chart in charts}:  # of an earlier report
+                (folder / f"{old}.png").unlink(missing_ok=True)
+        for chart in charts:
+            _write(folder / f"{chart.name}.png", chart.light)
+        _write(folder / PAGE, page.encode())
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report to {folder} ({error}): give a folder that can be written"
+        ) from error
+    return folder / PAGE
+
+
+def _render(study: Study, charts: Sequence[Chart], pictures: Pictures) -> str:
+    jinja = require("jinja2", "jinja2", "calib")
+    markup = require("markupsafe", "jinja2", "calib").Markup
+    files = resources.files("calib.report")
+    environment = jinja.Environment(
+        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
+    values = _values(study, charts, pictures)
+    css = markup((files / "page.css").read_text(encoding="utf-8"))
+    text: str = template.render(**_printable(values), css=css)
+    return text
+
+
+def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[str, Any]:
+    """What the template shows, by name."""
+    setting, pick = shown_setting(study), study.pick
+    notes = dict.fromkeys((*study.notes, *(pick.notes if pick else ())))
+    failed = [record for record in study.records if record.error is not None]
+    return {
+        "name": study.facts.get("name", "bundle"),
+        "source": study.data.source,
+        "answer": headline(study),
+        "picked": pick is not None,
+        "meaning": _MEANING[study.metric],
+        "notes": list(notes),
+        "reasons": pick.reasons if pick else (),
+        "checks": pick.checks if pick else (),
+        "rebuild": pick.rebuild if pick else None,
+        "cards": cards(study, _card_setting(study, setting)) if study.summaries else [],
+        "plots": [_shown(chart) for chart in charts if not chart.name.startswith("kept_")],
+        "maps": [_shown(chart) for chart in charts if chart.name.startswith("kept_")],
+        **_example_values(study, setting, pictures),
+        "head": HEAD,
+        "rows": rows(study),
+        "labelled": study.data.labelled,
+        "device": study.facts.get("device"),
+        "facts": _facts(study),
+        "command": study.command,
+        "skipped": [{"where": row.where, "reason": row.reason} for row in study.data.skipped[:_MOST_ROWS]],
+        "skipped_count": len(study.data.skipped),
+        "failed": [
+            {"where": f"{record.sample}, {_label(record.setting)}", "reason": record.error}
+            for record in failed[:_MOST_ROWS]
+        ],
+        "failed_count": len(failed),
+    }
+
+
+def _card_setting(study: Study, shown: Setting | None) -> Setting:
+    if study.pick is not None and study.pick.setting in study.summaries:
+        return study.pick.setting
+    return shown or next(iter(study.summaries))
+
+
+def _example_values(study: Study, setting: Setting | None, pictures: Pictures) -> dict[str, Any]:
+    """Samples whose answer changed, and usual ones; `shown_label` None: there is no setting to show."""
+    if setting is None:
+        return {"shown_label": None, "worst": [], "median": [], "changed": 0, "measured": 0, "worst_text": ""}
+    samples, records = study.data.samples, study.records
+    worst = worst_examples(samples, records, setting)
+    measured = [record for record in records if record.setting == setting and record.error is None]
+    changed = sum(not record.same_answer for record in measured)
+    text = "" if changed <= len(worst) else f"These {len(worst)} diverge most. "
+
+    def shown(examples: Sequence[Example]) -> list[dict[str, Any]]:
+        return [_example(example, setting, pictures) for example in examples]
+
+    return {
+        "shown_label": f"{_label(setting)} kept",
+        "worst": shown(worst),
+        "worst_text": text,
+        "median": shown(median_examples(samples, records, setting)),
+        "changed": changed,
+        "measured": len(measured),
+    }
+
+
+def _example(example: Example, setting: Setting, pictures: Pictures) -> dict[str, Any]:
+    picture, missing = _picture(example.sample, setting, example.record.kept, pictures)
+    return {
+        "picture": picture,
+        "missing": missing,
+        "name": _short(example.sample.name),
+        "prompt": _short(example.sample.prompt),
+        "unpruned": _short(example.unpruned.text),
+        "pruned": _short(example.record.text),
+        "changed": not example.record.same_answer,
+        "truth": None if example.sample.answer is None else _short(example.sample.answer),
+        "divergence": f"{example.record.divergence:.3g} nats",
+    }
+
+
+def _picture(
+    sample: Sample, setting: Setting, kept: Sequence[int], pictures: Pictures
+) -> tuple[str | None, str]:
+    """(data URI of the overlay, or None; then why there is none)."""
+    if not sample.images:
+        return None, "This sample has no picture."
+    if not kept:
+        return None, f"The setting {_label(setting)} selects no tokens, so nothing can be marked."
+    try:
+        return _data_uri(pictures.overlay(sample, setting, kept), "jpeg"), ""
+    except RunError as error:
+        return None, str(error)
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    """What was measured with, name and value."""
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    images = len({sample.group for sample in study.data.samples})
+    found = [
+        ("data", study.data.source),
+        ("samples", f"{len(study.data.samples)}, of {images} different pictures or sets of pictures"),
+        ("skipped rows", str(len(study.data.skipped))),
+        ("constraint", study.constraint),
+        ("seed", str(study.seed)),
+    ]
+    for key, value in study.facts.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        found.append((key.replace("_", " "), text))
+    return [*found, ("versions", versions or "–")]
+
+
+def _label(setting: Setting) -> str:
+    """`rank, 25 %`."""
+    if setting == REFERENCE:
+        return "unpruned"
+    return f"{series_label(series_of(setting))}, {as_ratio(setting.ratio)}"
+
+
+def _shown(chart: Chart) -> _Shown:
+    return _Shown(_data_uri(chart.light, "png"), _data_uri(chart.dark, "png"), chart.alt, chart.caption)
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _short(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]} … ({len(text):,} characters in all)"
+
+
+def _printable(value: Any) -> Any:
+    """The same with text that HTML can hold: no control characters, no halves of surrogate pairs (as in file
+    names that are not UTF-8)."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(item) for item in value]
+    fields = getattr(value, "__dataclass_fields__", None)
+    if fields is not None:
+        return replace(value, **{name: _printable(getattr(value, name)) for name in fields})
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write beside the place and move there, so that a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # a temporary file is private
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

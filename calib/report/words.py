@@ -1,0 +1,50 @@
+"""Numbers as a reader wants them: percent, milliseconds, bytes, times."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["as_bytes", "as_percent", "as_ratio", "as_seconds", "as_times"]
+
+
+def as_percent(share: float) -> str:
+    """`98.7 %`; never 100 % (or 0 %) for what is not all (or nothing)."""
+    if not math.isfinite(share):
+        return "–"
+    shown = round(100 * share, 1)
+    if shown >= 100 and share < 1:
+        shown = 99.9
+    if shown <= 0 < share:
+        shown = 0.1
+    return f"{shown:g} %" if shown in (0, 100) else f"{shown:.1f} %"
+
+
+def as_ratio(ratio: float) -> str:
+    """`25 %`, `12.6 %`: a ratio of tokens kept."""
+    return f"{100 * ratio:.3g} %"
+
+
+def as_seconds(seconds: float) -> str:
+    """`152 ms`, `3.4 ms`, `2.1 s`."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds >= 1:
+        return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+    millis = 1000 * seconds
+    return f"{millis:.0f} ms" if millis >= 10 else f"{millis:.2g} ms"
+
+
+def as_bytes(size: float) -> str:
+    """`3.1 MiB`, `640 KiB`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            number = size / unit
+            return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
+    return f"{size:.0f} B"
+
+
+def as_times(before: float, after: float) -> str | None:
+    """`1.8` where `before` is 1.8 x `after`; None where there is nothing to compare."""
+    if not (before > 0 and after > 0):
+        return None
+    return f"{before / after:.1f}" if before / after < 100 else f"{before / after:.0f}"
