@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.data.folder import printable
-from calib.data.row import IMAGES, PROMPTS, BadRow, Question, Row, Rows, first_of, read_question
+from calib.data.row import IMAGES, PROMPTS, Question, Row, RowError, Rows, first_of, read_question
 from calib.data.sample import Skipped
 from calib.errors import DataError
 
@@ -38,7 +38,7 @@ def _add(found: Rows, line: bytes, path: Path, number: int, prompts: Sequence[st
     try:
         fields = _object(line)
         images = _images(fields, path.parent)
-    except BadRow as reason:
+    except RowError as reason:
         found.skipped.append(Skipped(where, str(reason)))
         return
     picture = "\n".join(map(str, images))
@@ -56,23 +56,23 @@ def _object(line: bytes) -> Mapping[str, Any]:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise BadRow("it is not UTF-8: save the file as UTF-8") from None
+        raise RowError("it is not UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"it is not JSON ({error}): write one object per line") from None
+        raise RowError(f"it is not JSON ({error}): write one object per line") from None
     if not isinstance(fields, dict):
         kind = type(fields).__name__
-        raise BadRow(f"it is of type {kind}, expected an object such as {{\"image\": \"photo.jpg\"}}")
+        raise RowError(f'it is of type {kind}, expected an object such as {{"image": "photo.jpg"}}')
     return fields
 
 
 def _images(fields: Mapping[str, Any], folder: Path) -> list[Path]:
     name, value = first_of(fields, IMAGES)
     if value is None:
-        raise BadRow("it has no image: give a path relative to the JSONL file, or a list of paths")
+        raise RowError("it has no image: give a path relative to the JSONL file, or a list of paths")
     paths = value if isinstance(value, list) else [value]
     if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise BadRow(f"its {name} is {json.dumps(value)[:80]}, expected a path or a list of paths")
+        raise RowError(f"its {name} is {json.dumps(value)[:80]}, expected a path or a list of paths")
     for path in paths:
         if "://" in path:
-            raise BadRow(f"its {name} is the address {path[:80]}: download the picture, and give its path")
+            raise RowError(f"its {name} is the address {path[:80]}: download the picture, and give its path")
     return [folder / path for path in paths]

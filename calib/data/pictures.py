@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from calib.data.row import BadRow
+from calib.data.row import RowError
 from runtime.errors import ImageError
 from runtime.lazy import require
 from runtime.preprocess import load_image
@@ -32,12 +32,18 @@ def open_picture(source: Path | bytes) -> Any:
                 opened.load()
                 return load_image(opened)
     except pil.UnidentifiedImageError:
-        raise ImageError(f"{len(source)} bytes are not a picture that Pillow can read: use PNG or JPEG") from None
+        raise ImageError(
+            f"{len(source)} bytes are not a picture that Pillow can read: use PNG or JPEG"
+        ) from None
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-        raise ImageError(f"the picture is too large to open safely ({error}): make it smaller first") from error
+        raise ImageError(
+            f"the picture is too large to open safely ({error}): make it smaller first"
+        ) from error
     # Pillow's decoders report damage as any of these.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{len(source)} bytes cannot be read as a picture ({error}): they are damaged") from error
+        raise ImageError(
+            f"{len(source)} bytes cannot be read as a picture ({error}): they are damaged"
+        ) from error
 
 
 def picture_suffixes() -> frozenset[str]:
@@ -50,24 +56,24 @@ class Pictures:
     """SHA-256 of pictures that can be decoded to the end. Each file is opened once, however many ask."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, str | BadRow] = {}
+        self._known: dict[Path, str | RowError] = {}
 
     def digest(self, source: Path | bytes) -> str:
         """SHA-256 of the file's bytes, in hexadecimal.
 
         Raises:
-            BadRow: it is missing, or cannot be decoded to the end.
+            RowError: it is missing, or cannot be decoded to the end.
         """
         if isinstance(source, bytes):
             return _digest(source)
         if source not in self._known:
             try:
                 self._known[source] = _digest(source)
-            except BadRow as reason:
+            except RowError as reason:
                 self._known[source] = reason
         known = self._known[source]
-        if isinstance(known, BadRow):
-            raise BadRow(str(known))
+        if isinstance(known, RowError):
+            raise RowError(str(known))
         return known
 
 
@@ -75,7 +81,7 @@ def _digest(source: Path | bytes) -> str:
     try:
         open_picture(source)
     except ImageError as error:
-        raise BadRow(str(error)) from None
+        raise RowError(str(error)) from None
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:

@@ -9,14 +9,14 @@ from typing import Any
 
 from calib.data.sample import Skipped
 
-__all__ = ["BadRow", "Question", "Row", "Rows", "read_question"]
+__all__ = ["Question", "Row", "RowError", "Rows", "read_question"]
 
 IMAGES = ("image", "images")
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
 
 
-class BadRow(Exception):
+class RowError(Exception):
     """A row cannot be used; the text says why."""
 
 
@@ -36,7 +36,7 @@ class Row:
     Attributes:
         name: the sample's name, unique in the data.
         picture: rows with the same text here are known to have the same pictures.
-        read: gives the content, or raises `BadRow`. Not called for rows that `limit` leaves out.
+        read: gives the content, or raises `RowError`. Not called for rows that `limit` leaves out.
     """
 
     name: str
@@ -65,17 +65,18 @@ def read_question(
         prompts: how many such prompts there are.
 
     Raises:
-        BadRow: a wrong type, no text, or a right answer to nobody knows which prompt.
+        RowError: a wrong type, no text, or a right answer to nobody knows which prompt.
     """
     name, own = first_of(fields, PROMPTS)
     answer = _answer(*first_of(fields, ANSWERS))
     if own is None and answer is not None and prompts > 1:
-        raise BadRow(
-            f"it has an answer but no prompt, and there are {prompts} prompts it may belong to: give it a prompt"
+        raise RowError(
+            f"it has an answer but no prompt, and there are {prompts} prompts it may belong to: "
+            "give it a prompt"
         )
     asked = prompt if own is None else _text(name, own)
     if not asked.strip():
-        raise BadRow(f"its {name} is empty: write one, or leave {name} out to ask the default")
+        raise RowError(f"its {name} is empty: write one, or leave {name} out to ask the default")
     return Question(tuple(images), asked, answer)
 
 
@@ -101,9 +102,11 @@ def _answer(name: str, value: Any) -> str | None:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"its {name} is of type {type(value).__name__}, expected text")
+        raise RowError(f"its {name} is of type {type(value).__name__}, expected text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"its {name} has half a surrogate pair, which is no character: repair the text") from None
+        raise RowError(
+            f"its {name} has half a surrogate pair, which is no character: repair the text"
+        ) from None
     return value

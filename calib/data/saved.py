@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calib.data.folder import printable
-from calib.data.row import ANSWERS, IMAGES, PROMPTS, BadRow, Question, Row, Rows, first_of, read_question
+from calib.data.row import ANSWERS, IMAGES, PROMPTS, Question, Row, RowError, Rows, first_of, read_question
 from calib.errors import DataError
 from runtime.lazy import require
 
@@ -46,16 +46,21 @@ def saved_rows(folder: Path, prompts: Sequence[str]) -> Rows:
         split = _split(folder, sorted(loaded))
         others = ", ".join(name for name in sorted(loaded) if name != split)
         if others:
-            found.notes.append(f"split {split} is used, not {others}: --data {folder / '<split>'} takes another")
+            found.notes.append(
+                f"split {split} is used, not {others}: --data {folder / '<split>'} takes another"
+            )
         folder, loaded = folder / split, loaded[split]
     if not any(name in loaded.column_names for name in IMAGES):
         columns = ", ".join(loaded.column_names)
         raise DataError(
-            f"the dataset {folder} has the columns {columns}, expected image or images: rename the one with pictures"
+            f"the dataset {folder} has the columns {columns}, expected image or images: "
+            "rename the one with pictures"
         )
     own = [name for name in PROMPTS if name in loaded.column_names]
     # Labels are stored as numbers; their names are what a model would say.
-    names = {name: feature.int2str for name, feature in loaded.features.items() if hasattr(feature, "int2str")}
+    names = {
+        name: feature.int2str for name, feature in loaded.features.items() if hasattr(feature, "int2str")
+    }
     used = [name for name in (*IMAGES, *PROMPTS, *ANSWERS) if name in loaded.column_names]
     table = loaded.select_columns(used).with_format("arrow")  # as stored: nothing is decoded
     asks = _asks(table, own, len(prompts))
@@ -107,7 +112,7 @@ def _question(reader: _Reader, index: int, prompt: str, prompts: int) -> Questio
     name, value = first_of(fields, IMAGES)
     images = [_image(name, one, reader.folder) for one in (value if isinstance(value, list) else [value])]
     if not images:
-        raise BadRow(f"its {name} is an empty list, expected a picture")
+        raise RowError(f"its {name} is an empty list, expected a picture")
     return read_question(fields, images, prompt, prompts)
 
 
@@ -118,4 +123,4 @@ def _image(name: str, value: Any, folder: Path) -> Path | bytes:
         return value
     if isinstance(value, str) and value:
         return folder / value
-    raise BadRow(f"its {name} is of type {type(value).__name__}, expected a picture, its bytes or its path")
+    raise RowError(f"its {name} is of type {type(value).__name__}, expected a picture, its bytes or its path")

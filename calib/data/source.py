@@ -10,7 +10,7 @@ from pathlib import Path
 from calib.data.folder import folder_rows, printable
 from calib.data.jsonl import jsonl_rows
 from calib.data.pictures import Pictures, picture_suffixes
-from calib.data.row import BadRow, Question, Row, Rows
+from calib.data.row import Question, Row, RowError, Rows
 from calib.data.sample import Data, Sample, Skipped
 from calib.data.saved import is_saved_dataset, saved_rows
 from calib.errors import DataError
@@ -33,8 +33,8 @@ def open_data(source: Path, prompts: Path | None, default_prompt: str, limit: in
         seed: of that draw.
 
     Returns:
-        samples whose pictures were decoded to the end, and each row that was looked at and cannot be used. A row
-        that asks the same as an earlier one is skipped.
+        samples whose pictures were decoded to the end, and each row that was looked at and cannot be used. A
+        row that asks the same as an earlier one is skipped.
 
     Raises:
         DataError: source or prompts cannot be read, or no row can be used.
@@ -73,7 +73,9 @@ def _read_prompts(path: Path) -> tuple[list[str], list[Skipped]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"the prompts file {path} cannot be read ({error.strerror}): check --prompts") from error
+        raise DataError(
+            f"the prompts file {path} cannot be read ({error.strerror}): check --prompts"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"the prompts file {path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     lines: dict[str, int] = {}
@@ -107,7 +109,7 @@ class _Chosen:
     def add(self, index: int, row: Row) -> None:
         try:
             sample = self._sample(row.name, row.read())
-        except BadRow as reason:
+        except RowError as reason:
             self.skipped[index] = Skipped(row.name, str(reason))
         else:
             self.samples[index] = sample
@@ -118,8 +120,10 @@ class _Chosen:
         sample = Sample(name, question.images, question.prompt, question.answer, digest, group)
         first = self._asked.setdefault((group, question.prompt), sample)
         if first is not sample:
-            other = "" if first.answer == sample.answer else f", but says {sample.answer!r}, not {first.answer!r}"
-            raise BadRow(f"it asks the same of the same picture as {first.name}{other}: delete one of them")
+            other = (
+                "" if first.answer == sample.answer else f", but says {sample.answer!r}, not {first.answer!r}"
+            )
+            raise RowError(f"it asks the same of the same picture as {first.name}{other}: delete one of them")
         return sample
 
 
@@ -134,7 +138,7 @@ def _drawn(rows: Sequence[Row], seed: int) -> list[int]:
     return sorted(shuffled, key=turns.__getitem__)  # stable: shuffled within a turn
 
 
-def _sha256(value: list[str | int | None] | list[str]) -> str:
+def _sha256(value: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -142,4 +146,6 @@ def _nothing(source: Path, skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return f"{source} is empty: give pictures, or rows that name pictures"
     first = skipped[0]
-    return f"none of the {len(skipped)} rows of {source} can be used; the first, {first.where}: {first.reason}"
+    return (
+        f"none of the {len(skipped)} rows of {source} can be used; the first, {first.where}: {first.reason}"
+    )

@@ -1,0 +1,116 @@
+"""What executors share: work, the way one sample is measured, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from calib.data.sample import Sample
+from calib.errors import CalibError
+from calib.measure.spec import RunnerSpec
+from calib.record import Record
+from calib.settings import Setting
+from runtime.errors import FopruError
+
+__all__ = [
+    "Executor",
+    "Runner",
+    "RunnerFactory",
+    "Work",
+    "WorkerError",
+    "cores",
+    "failed",
+    "measure",
+    "sample_runner",
+]
+
+
+class WorkerError(Exception):
+    """A measurement failed in a way that nobody foresaw: a fault of the program, with its traceback."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sample and the settings to measure it with, at least one."""
+
+    sample: Sample
+    settings: tuple[Setting, ...]
+
+
+class Runner(Protocol):
+    """What a worker owns: graphs loaded, ready to measure. See `calib.measure.runner.SampleRunner`."""
+
+    def run(self, sample: Sample, settings: Sequence[Setting]) -> list[Record]:
+        """One record per setting, in order."""
+        ...
+
+
+RunnerFactory: TypeAlias = Callable[[RunnerSpec], Runner]
+"""Makes the runner inside the worker; for other processes, it must be importable by name."""
+
+
+class Executor(Protocol):
+    """Measures works, each in one worker."""
+
+    def run(self, spec: RunnerSpec, works: Sequence[Work]) -> Generator[list[Record]]:
+        """The records of one work after the other, in any order, as they come.
+
+        Closing the iterator, or Ctrl-C, ends all workers at once. A worker that dies costs its current sample
+        only: it is replaced, and the sample is tried once more, behind the others; the second time, it
+        becomes records with `error`. So do settings that raise `CalibError` or `FopruError`.
+
+        Raises:
+            CalibError, FopruError: no worker can be made, as of a bundle that is not there.
+            WorkerError: a measurement raised anything else; the sample is named.
+        """
+        ...
+
+
+def sample_runner(spec: RunnerSpec) -> Runner:
+    """The usual runner."""
+    from calib.measure.runner import SampleRunner
+
+    return SampleRunner(spec)
+
+
+def measure(runner: Runner, work: Work) -> list[Record]:
+    """One record per setting of the work, in order.
+
+    Raises:
+        WorkerError: anything but a `CalibError` or `FopruError`, which become records with `error`.
+    """
+    try:
+        return _measure(runner, work.sample, work.settings)
+    except Exception as error:
+        raise WorkerError(
+            f"measuring {work.sample.name} failed with {type(error).__name__}: {error}\n"
+            f"{''.join(traceback.format_exception(error))}"
+        ) from error
+
+
+def failed(work: Work, reason: str) -> list[Record]:
+    """Records that say why there is no measurement."""
+    return [Record(work.sample.name, setting, error=reason) for setting in work.settings]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _measure(runner: Runner, sample: Sample, settings: tuple[Setting, ...]) -> list[Record]:
+    try:
+        records = runner.run(sample, settings)
+    except (CalibError, FopruError) as error:
+        if len(settings) == 1:
+            return failed(Work(sample, settings), str(error))
+        # One by one, so that the setting that fails costs no other.
+        return [record for setting in settings for record in _measure(runner, sample, (setting,))]
+    if [(record.sample, record.setting) for record in records] != [(sample.name, one) for one in settings]:
+        raise ValueError(
+            f"the runner gave {len(records)} records that are not those of {len(settings)} settings"
+        )
+    return records
