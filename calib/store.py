@@ -116,8 +116,8 @@ class ResultStore:
         if end < len(content):
             self._file.truncate(end)
             self.notes.append(
-                f"the last {len(content) - end} bytes of {self.path} were an append that was cut short, and were "
-                f"dropped: {len(self._records)} records are kept"
+                f"the last {len(content) - end} bytes of {self.path} were an append that was cut short, and "
+                f"were dropped: {len(self._records)} records are kept"
             )
         return end
 
@@ -144,8 +144,9 @@ class ResultStore:
 def _open_locked(path: Path) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         # Unbuffered: a write that failed must not come again when the file is closed.
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)  # noqa: SIM115
+        file = path.open("r+b", buffering=0)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be opened ({error.strerror}): choose another --work folder"

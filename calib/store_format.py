@@ -80,7 +80,9 @@ def records_from_batch(batch: Any) -> list[Record]:
     found = []
     for row in batch.to_pylist():
         setting = Setting(**{name: row[name] for name in SETTING_COLUMNS})
-        values = {name: tuple(row[name]) if name in lists else row[name] for name in RECORD_COLUMNS}
+        values: dict[str, Any] = {
+            name: tuple(row[name]) if name in lists else row[name] for name in RECORD_COLUMNS
+        }
         found.append(Record(setting=setting, **values))
     return found
 

@@ -44,7 +44,7 @@ class Runner(Protocol):
     """What a worker owns: graphs loaded, ready to measure. See `calib.measure.runner.SampleRunner`."""
 
     def run(self, sample: Sample, settings: Sequence[Setting]) -> list[Record]:
-        """One record per setting, in order."""
+        """One record per setting, in order; a setting that cannot be measured has an `error`."""
         ...
 
 
@@ -60,7 +60,7 @@ class Executor(Protocol):
 
         Closing the iterator, or Ctrl-C, ends all workers at once. A worker that dies costs its current sample
         only: it is replaced, and the sample is tried once more, behind the others; the second time, it
-        becomes records with `error`. So do settings that raise `CalibError` or `FopruError`.
+        becomes records with `error`. So does a sample for which the runner raises `CalibError` or `FopruError`.
 
         Raises:
             CalibError, FopruError: no worker can be made, as of a bundle that is not there.
@@ -83,7 +83,13 @@ def measure(runner: Runner, work: Work) -> list[Record]:
         WorkerError: anything but a `CalibError` or `FopruError`, which become records with `error`.
     """
     try:
-        return _measure(runner, work.sample, work.settings)
+        records = runner.run(work.sample, work.settings)
+        expected = [(work.sample.name, setting) for setting in work.settings]
+        if [(record.sample, record.setting) for record in records] != expected:
+            raise ValueError(f"the runner's {len(records)} records are not those of {len(expected)} settings")
+        return records
+    except (CalibError, FopruError) as error:
+        return failed(work, str(error))
     except Exception as error:
         raise WorkerError(
             f"measuring {work.sample.name} failed with {type(error).__name__}: {error}\n"
@@ -99,18 +105,3 @@ def failed(work: Work, reason: str) -> list[Record]:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def _measure(runner: Runner, sample: Sample, settings: tuple[Setting, ...]) -> list[Record]:
-    try:
-        records = runner.run(sample, settings)
-    except (CalibError, FopruError) as error:
-        if len(settings) == 1:
-            return failed(Work(sample, settings), str(error))
-        # One by one, so that the setting that fails costs no other.
-        return [record for setting in settings for record in _measure(runner, sample, (setting,))]
-    if [(record.sample, record.setting) for record in records] != [(sample.name, one) for one in settings]:
-        raise ValueError(
-            f"the runner gave {len(records)} records that are not those of {len(settings)} settings"
-        )
-    return records

@@ -23,7 +23,7 @@ PATIENCE = 5.0  # seconds that a process has to end when it is told to
 
 
 class ProcessExecutor:
-    """Measures in `workers` processes, which share the cores unless the spec says how many threads each has."""
+    """Measures in `workers` processes; they share the cores, unless the spec has a number of threads."""
 
     def __init__(self, workers: int, runner: RunnerFactory) -> None:
         self._workers, self._runner = workers, runner
@@ -53,7 +53,7 @@ class _Processes:
         """See `Pool`."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._factory, self._spec), daemon=True)
-        # Ctrl-C reaches the whole process group; workers inherit that it is blocked, and this process ends them.
+        # Ctrl-C reaches the whole process group. Workers inherit that it is blocked: this process ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster, one actor each.
 
-Every node needs this project installed (`pip install 'fopru-edge[calib,ray]'`) and the bundles at the same paths;
-pictures travel with the samples.
+Every node needs this project installed (`pip install 'fopru-edge[calib,ray]'`) and the bundles at the same
+paths; pictures travel with the samples.
 """
 
 from __future__ import annotations
