@@ -96,6 +96,31 @@ int Session::output(const std::string& name) const { return place_of(outputs(), 
 
 std::int64_t Session::greatest(int, int) const { return std::numeric_limits<std::int64_t>::max(); }
 
+void Backend::copy_rows(const View& target, const View& source, RowPitches pitches) {
+    check_rows(target, source, pitches);
+    const std::int64_t rows = source.shape.dims[0], width = source.shape.dims[1];
+    const auto item = item_bytes(source.dtype);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const auto into = target.offset + static_cast<std::size_t>(row * pitches.target) * item;
+        const auto from = source.offset + static_cast<std::size_t>(row * pitches.source) * item;
+        copy({target.buffer, target.dtype, {1, width}, into},
+             {source.buffer, source.dtype, {1, width}, from});
+    }
+}
+
+std::unique_ptr<Recorded> Backend::record(const std::vector<Binding*>&) { return nullptr; }
+
+void check_rows(const View& target, const View& source, RowPitches pitches) {
+    const std::int64_t width = source.shape.rank == 2 ? source.shape.dims[1] : -1;
+    if (width < 0 || target.dtype != source.dtype || target.shape.elements() != source.shape.elements() ||
+        pitches.target < width || pitches.source < width) {
+        throw BackendError("cannot copy rows of " + std::to_string(width) + " values that begin " +
+                           std::to_string(pitches.source) + " apart to places " +
+                           std::to_string(pitches.target) +
+                           " apart: give [rows, width] of one dtype, and at least the width between them");
+    }
+}
+
 std::vector<std::string> built_backends() {
     std::vector<std::string> names;
     for (const BackendMaker& maker : backend_makers()) names.push_back(maker.name);

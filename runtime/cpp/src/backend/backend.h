@@ -47,6 +47,10 @@ struct View {
     std::size_t offset = 0;
 };
 
+struct RowPitches {
+    std::int64_t target = 0, source = 0;  // elements from row to row
+};
+
 // Tensors of one graph, bound to places. `set_*` with the same name again moves a binding; a run reads and
 // writes what is bound then. Not to be used from two threads at once. BackendError.
 class Binding {
@@ -55,6 +59,16 @@ public:
     virtual void set_input(int index, const View& view) = 0;   // places in `Session::inputs`
     virtual void set_output(int index, const View& view) = 0;  // places in `Session::outputs`
     virtual void run() = 0;  // on a device: begins, `Backend::wait` is behind it
+};
+
+// Runs of some bindings, one behind the other, as they were bound when it was made: for less than running
+// them. The bindings must outlive it and stay as they are. Not to be used from two threads at once.
+class Recorded {
+public:
+    virtual ~Recorded() = default;
+    virtual void run() = 0;  // BackendError; begins, as that of a binding
+    // Why the bindings run plainly, and so slower; empty where they do not.
+    virtual const std::string& refusal() const = 0;
 };
 
 struct TensorName {
@@ -103,8 +117,20 @@ public:
     virtual void upload(const View& target, const void* source) = 0;
     virtual void download(void* target, const View& source) = 0;    // waits for it
     virtual void copy(const View& target, const View& source) = 0;  // same dtype and elements
+    // Rows of the source [rows, width], which begin so many elements apart in target and source; one copy
+    // where the device can. BackendError: past the end of a buffer, or rows that overlap.
+    virtual void copy_rows(const View& target, const View& source, RowPitches pitches);
     virtual void wait() {}
+
+    // Whether `record` gives anything: then decoding steps are made of shapes that stay.
+    virtual bool records() const { return false; }
+    // Runs the bindings once. What was recorded with the same buffers before is not recorded again. Null
+    // where the backend cannot record at all. BackendError: they cannot be run.
+    virtual std::unique_ptr<Recorded> record(const std::vector<Binding*>& bindings);
 };
+
+// For `Backend::copy_rows`. BackendError: other dtypes or sizes, no rows, or rows that overlap.
+void check_rows(const View& target, const View& source, RowPitches pitches);
 
 // "onnxruntime", "ort-cuda", "ort-tensorrt", "tensorrt". BackendError: unknown, not built in, or its library
 // is missing: the message says what was looked for where.

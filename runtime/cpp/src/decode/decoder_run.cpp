@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "bundle/contract.h"
 #include "decode/kv_cache.h"
+#include "decode/padded_step.h"
 
 namespace fopru {
 
@@ -56,8 +57,7 @@ struct DecoderRun::State {
     // Now, not in the middle of an answer: an engine takes a past of so many rows.
     void check(std::int64_t capacity, const Positions& positions, std::int64_t keep) const {
         const std::int64_t rows = positions.length();
-        const int past = graphs.decoder->input(contract::past_name(0, "key"));
-        const std::int64_t limit = past < 0 ? capacity : graphs.decoder->greatest(past, 1);
+        const std::int64_t limit = longest_past(*graphs.decoder);
         if (capacity - 1 > limit) {
             throw RequestError("a prompt of " + number(rows) + " rows and its answer need " +
                                number(capacity - 1) + " rows of KV cache, but the engine takes " +
@@ -81,13 +81,14 @@ struct DecoderRun::State {
     // A cache of at least that capacity, with the first rows of the last answer.
     void make_room(std::int64_t capacity, std::int64_t keep) {
         // A cache of twice the size would outlive the request that needed it.
-        const bool wasteful = keep == 0 && cache != nullptr && cache->capacity() - capacity > capacity;
+        const bool wasteful = keep == 0 && cache != nullptr && cache->oversized(capacity);
         const bool fits = cache != nullptr && !wasteful && (keep > 0 || cache->capacity() >= capacity);
         if (fits && cache->capacity() >= capacity) {
             cache->cut(keep);
             return;
         }
-        decoder.reset();  // it holds addresses of the buffers that make way
+        padded.reset();  // both hold addresses of the buffers that make way
+        decoder.reset();
         if (!fits) {
             cache.reset();
             cache = KvCache::make(backend, *graphs.decoder, info, graphs.cache, capacity);
@@ -101,6 +102,11 @@ struct DecoderRun::State {
 
     // The decoder with what never changes.
     void bind() {
+        auto* stacked = dynamic_cast<StackedCache*>(cache.get());
+        if (padded == nullptr && stacked != nullptr) {
+            const StepTensors tensors{token, embedding, logits, count, info.position_axes};
+            padded = std::make_unique<PaddedStep>(backend, graphs, *stacked, tensors);
+        }
         if (decoder != nullptr) return;
         decoder = graphs.decoder->bind();
         decoder->set_input(places.count, count);
@@ -131,6 +137,7 @@ struct DecoderRun::State {
             mask_rows = cache->capacity();
         }
         prompt_length = rows;
+        next = positions.next;
         kept = keep;
         room = capacity;
     }
@@ -180,9 +187,11 @@ struct DecoderRun::State {
     std::vector<float> on_host;
     std::unique_ptr<Buffer> prompt_positions, later_positions, mask;
     std::int64_t mask_rows = 0;
-    std::int64_t prompt_length = -1, kept = 0, room = 0;  // of the last `prepare`; -1: none
+    // Of the last `prepare`; -1: none.
+    std::int64_t prompt_length = -1, next = 0, kept = 0, room = 0;
     std::unique_ptr<KvCache> cache;
     std::unique_ptr<Binding> embed, decoder;  // behind what they hold the addresses of
+    std::unique_ptr<PaddedStep> padded;       // where the backend records steps
 };
 
 DecoderRun::DecoderRun(Backend& backend, const DecoderGraphs& graphs, const DecoderInfo& info)
@@ -240,11 +249,34 @@ const float* DecoderRun::step(std::int64_t token) {
                            " are needed: make the cache for the prompt plus max_new_tokens - 1");
     }
     state.backend.upload(state.token, &token);
+    if (state.padded != nullptr) {
+        state.padded->run(state.next + generated);
+        return state.result();
+    }
     state.embed->run();
     const std::size_t before = static_cast<std::size_t>(generated * state.info.position_axes) * id_bytes;
     state.run(state.embedding, {state.later_positions.get(), Dtype::int64,
                                 position_shape(state.info.position_axes, 1), before});
     return state.result();
+}
+
+void DecoderRun::warm() {
+    if (state_->padded != nullptr) {
+        state_->padded->prepare();
+    } else if (length() < state_->room) {
+        step(0);
+    }
+}
+
+const std::string& DecoderRun::refusal() const {
+    static const std::string none;
+    return state_->padded == nullptr ? none : state_->padded->refusal();
+}
+
+std::int64_t DecoderRun::row_step() const { return state_->cache == nullptr ? 1 : state_->cache->row_step(); }
+
+bool DecoderRun::oversized(std::int64_t capacity) const {
+    return state_->cache != nullptr && state_->cache->oversized(capacity);
 }
 
 std::int64_t DecoderRun::length() const { return state_->cache == nullptr ? 0 : state_->cache->length(); }

@@ -44,9 +44,16 @@ public:
     // Rows behind the kept ones, [L - keep, D]; returns logits [V] of the last, valid until the next call.
     const float* prefill(const Rows& embeds);
     const float* step(std::int64_t token);  // one more token
-    std::int64_t length() const;            // valid rows of the cache
+    // After `prefill`: whatever the first steps do and later ones do not; where the backend can, steps are
+    // recorded.
+    void warm();
+    // Why steps are not recorded though the backend can, and so are slower; else empty.
+    const std::string& refusal() const;
+    std::int64_t length() const;  // valid rows of the cache
     std::int64_t capacity() const;
-    std::uint64_t allocated_bytes() const;  // of the cache
+    std::int64_t row_step() const;  // `keep` of another prompt is best a multiple of so many rows
+    bool oversized(std::int64_t capacity) const;  // the cache: of more than twice what so many rows need
+    std::uint64_t allocated_bytes() const;        // of the cache
 
 private:
     struct State;

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "bundle/contract.h"
 #include "decode/decoder_run.h"
+#include "decode/stacked_cache.h"
 
 namespace fopru {
 
@@ -22,8 +23,10 @@ public:
     bool fixed() const override { return true; }
 
 protected:
-    View past(Buffer& buffer) const override { return view(buffer, {1, heads_, capacity_, head_dim_}); }
-    View present(Buffer& buffer, std::int64_t) const override { return past(buffer); }
+    View past(std::size_t tensor) const override {
+        return view(*buffers_[tensor], {1, heads_, capacity_, head_dim_});
+    }
+    View present(std::size_t tensor, std::int64_t) const override { return past(tensor); }
     void move(Buffer& source, Buffer& target, std::int64_t before) const override {
         move_by_head({source, before}, {target, capacity_}, length_);
     }
@@ -38,13 +41,16 @@ public:
     }
 
 protected:
-    View past(Buffer& buffer) const override { return view(buffer, {1, length_, heads_, head_dim_}); }
-    View present(Buffer& buffer, std::int64_t rows) const override {
-        return view(buffer, {1, rows, heads_, head_dim_}, length_);
+    View past(std::size_t tensor) const override { return valid(*buffers_[tensor]); }
+    View present(std::size_t tensor, std::int64_t rows) const override {
+        return view(*buffers_[tensor], {1, rows, heads_, head_dim_}, length_);
     }
     void move(Buffer& source, Buffer& target, std::int64_t) const override {
-        backend_.copy(past(target), past(source));
+        backend_.copy(valid(target), valid(source));
     }
+
+private:
+    View valid(Buffer& buffer) const { return view(buffer, {1, length_, heads_, head_dim_}); }
 };
 
 // [1, kv_heads, length, head_dim]: the graph returns past and new as one tensor, into the other buffer.
@@ -76,9 +82,11 @@ public:
     }
 
 protected:
-    View past(Buffer& buffer) const override { return view(buffer, {1, heads_, length_, head_dim_}); }
-    View present(Buffer& buffer, std::int64_t rows) const override {
-        return view(buffer, {1, heads_, length_ + rows, head_dim_});
+    View past(std::size_t tensor) const override {
+        return view(*buffers_[tensor], {1, heads_, length_, head_dim_});
+    }
+    View present(std::size_t tensor, std::int64_t rows) const override {
+        return view(*spare_[tensor], {1, heads_, length_ + rows, head_dim_});
     }
     void move(Buffer& source, Buffer& target, std::int64_t) const override {
         move_by_head({source, length_}, {target, length_}, length_);
@@ -127,6 +135,8 @@ std::unique_ptr<KvCache> KvCache::make(Backend& backend, const Session& decoder,
                            " rows: lower the ratio or max_new_tokens");
     }
     if (kind == contract::shared) return std::make_unique<SharedCache>(backend, decoder, info, capacity);
+    if (kind == contract::append && backend.records())
+        return std::make_unique<StackedCache>(backend, decoder, info, capacity);
     if (kind == contract::append) return std::make_unique<AppendCache>(backend, decoder, info, capacity);
     if (kind == contract::concat) return std::make_unique<ConcatCache>(backend, decoder, info, capacity);
     throw BundleError("a decoder's cache is \"" + kind +
@@ -152,10 +162,9 @@ void KvCache::check_room(std::int64_t rows) const {
 
 void KvCache::bind(Binding& decoder, std::int64_t rows) const {
     check_room(rows);
-    const auto& into = targets();
-    for (std::size_t place = 0; place < buffers_.size(); ++place) {
-        decoder.set_input(past_places_[place], past(*buffers_[place]));
-        decoder.set_output(present_places_[place], present(*into[place], rows));
+    for (std::size_t tensor = 0; tensor < tensors(); ++tensor) {
+        decoder.set_input(past_places_[tensor], past(tensor));
+        decoder.set_output(present_places_[tensor], present(tensor, rows));
     }
 }
 
@@ -172,7 +181,7 @@ void KvCache::grow(std::int64_t capacity) {
 }
 
 std::unique_ptr<Buffer> KvCache::new_buffer() const {
-    return backend_.allocate(static_cast<std::size_t>(heads_ * head_dim_ * capacity_) * item_bytes(dtype_));
+    return backend_.allocate(static_cast<std::size_t>(capacity_) * row_bytes());
 }
 
 std::vector<std::unique_ptr<Buffer>> KvCache::new_buffers() const {
@@ -182,8 +191,7 @@ std::vector<std::unique_ptr<Buffer>> KvCache::new_buffers() const {
 }
 
 View KvCache::view(Buffer& buffer, const Shape& shape, std::int64_t first_row) const {
-    return {&buffer, dtype_, shape,
-            static_cast<std::size_t>(first_row * heads_ * head_dim_) * item_bytes(dtype_)};
+    return {&buffer, dtype_, shape, static_cast<std::size_t>(first_row) * row_bytes()};
 }
 
 void KvCache::move_by_head(Stored source, Stored target, std::int64_t rows) const {

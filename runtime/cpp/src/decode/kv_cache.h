@@ -34,6 +34,10 @@ public:
     // Whether past and present are the same views at every step: then `bind` is wanted once, behind every
     // change of the capacity.
     virtual bool fixed() const { return false; }
+    // New rows of more than one step can only be written behind a multiple of so many.
+    virtual std::int64_t row_step() const { return 1; }
+    // Whether it is of more than twice the size that a request of `capacity` rows needs.
+    virtual bool oversized(std::int64_t capacity) const { return capacity_ - capacity > capacity; }
 
     // Past, and present with room for `rows` more. RequestError: that is more than the capacity.
     void bind(Binding& decoder, std::int64_t rows) const;
@@ -50,26 +54,30 @@ protected:
     };
     KvCache(Backend& backend, const Session& decoder, const DecoderInfo& info, std::int64_t capacity);
 
-    std::unique_ptr<Buffer> new_buffer() const;
+    virtual std::unique_ptr<Buffer> new_buffer() const;
+    std::size_t row_bytes() const {
+        return static_cast<std::size_t>(heads_ * head_dim_) * item_bytes(dtype_);
+    }
+    std::size_t tensors() const { return past_places_.size(); }
     std::vector<std::unique_ptr<Buffer>> new_buffers() const;
     // Copies the first rows of every head of one buffer, [kv_heads, room, head_dim], to another.
     void move_by_head(Stored source, Stored target, std::int64_t rows) const;
     View view(Buffer& buffer, const Shape& shape, std::int64_t first_row = 0) const;
 
-    virtual View past(Buffer& buffer) const = 0;
-    virtual View present(Buffer& buffer, std::int64_t rows) const = 0;
-    virtual void move(Buffer& source, Buffer& target,
-                      std::int64_t before) const = 0;  // `before`: old capacity
-    virtual const std::vector<std::unique_ptr<Buffer>>& targets() const {
-        return buffers_;
-    }  // of the present
+    // Of a tensor by its place in `past_places_`, and its room for so many new rows.
+    virtual View past(std::size_t tensor) const = 0;
+    virtual View present(std::size_t tensor, std::int64_t rows) const = 0;
+    // `before` is the capacity of the source.
+    virtual void move(Buffer& source, Buffer& target, std::int64_t before) const = 0;
+    // Of the present.
+    virtual const std::vector<std::unique_ptr<Buffer>>& targets() const { return buffers_; }
 
     Backend& backend_;
     Dtype dtype_;
     std::int64_t heads_, head_dim_;
     std::int64_t capacity_, length_ = 0;
     std::vector<int> past_places_, present_places_;  // of layer 0's key, its value, layer 1's key, ...
-    std::vector<std::unique_ptr<Buffer>> buffers_;   // in the same order
+    std::vector<std::unique_ptr<Buffer>> buffers_;   // in the same order, or one for all
 };
 
 }  // namespace fopru

@@ -22,6 +22,7 @@ cudaError_t on_stream(const char* call, cudaStream_t stream) {
     const cudaError_t error = device().fails(call);
     if (error != cudaSuccess) return error;
     if (stream == nullptr) device().violate(std::string(call) + " on the default stream");
+    device().on_own_gpu(call);
     if (device().streams.count(stream) == 0) return keep(cudaErrorInvalidResourceHandle);
     return keep(device().broken);
 }
@@ -84,6 +85,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) 
     const cudaError_t error = device().fails("cudaStreamCreateWithFlags");
     if (error != cudaSuccess) return error;
     if (flags != cudaStreamNonBlocking) device().violate("a stream that waits for the default one");
+    device().gpu = fopru_double::current_gpu();
     auto handle = std::make_unique<char>();
     *stream = reinterpret_cast<cudaStream_t>(handle.get());
     device().streams.emplace(*stream, std::move(handle));
@@ -162,6 +164,7 @@ cudaError_t cudaMalloc(void** address, size_t bytes) {
     const fopru_double::Uncounted quiet;
     const cudaError_t error = device().fails("cudaMalloc");
     if (error != cudaSuccess) return error;
+    device().on_own_gpu("cudaMalloc");
     if (device().recording != nullptr) return wait("cudaMalloc");
     *address = device().allocate(bytes);
     return keep(*address == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
@@ -244,8 +247,17 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 
 cudaError_t cudaGetDevice(int* own) {
     const fopru_double::Uncounted quiet;
-    *own = 0;
+    *own = fopru_double::current_gpu();
     return device().fails("cudaGetDevice");
+}
+
+cudaError_t cudaSetDevice(int own) {
+    const fopru_double::Uncounted quiet;
+    const cudaError_t error = device().fails("cudaSetDevice");
+    if (error != cudaSuccess) return error;
+    if (own < 0 || own >= device().gpus) return keep(cudaErrorInvalidDevice);
+    fopru_double::current_gpu() = own;
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
@@ -284,6 +296,7 @@ const char* cudaGetErrorString(cudaError_t error) {
         case cudaErrorInvalidValue: return "invalid argument";
         case cudaErrorMemoryAllocation: return "out of memory";
         case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+        case cudaErrorInvalidDevice: return "invalid device ordinal";
         case cudaErrorInvalidResourceHandle: return "invalid resource handle";
         case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
         case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";

@@ -22,6 +22,7 @@ std::unique_ptr<Device>& current() {
 }
 
 thread_local int uncounted = 0;
+thread_local int own_gpu = 0;
 
 }  // namespace
 
@@ -31,7 +32,12 @@ bool Uncounted::any() noexcept { return uncounted != 0; }
 
 Device& device() { return *current(); }
 
-void reset() { current() = std::make_unique<Device>(); }
+int& current_gpu() { return own_gpu; }
+
+void reset() {
+    current() = std::make_unique<Device>();
+    own_gpu = 0;
+}
 
 void* Device::allocate(std::size_t bytes) {
     if (bytes > total || used() > total - bytes) return nullptr;
@@ -84,6 +90,10 @@ cudaError_t Device::drain() {
         }
     }
     return broken;
+}
+
+void Device::on_own_gpu(const char* call) {
+    if (gpu >= 0 && own_gpu != gpu) violate(std::string(call) + " on another GPU than the stream's");
 }
 
 cudaError_t Device::fails(const char* call) {

@@ -26,6 +26,7 @@ public:
     std::string name = "NVIDIA GeForce RTX 3090";
     int major = 8, minor = 6;
     std::size_t total = std::size_t{1} << 30;
+    int gpus = 1;                      // of which one is used, all of them alike
     bool coherent = false;             // reads pageable host memory by itself, and later
     bool unrecordable = false;         // no capture ends well
     cudaError_t broken = cudaSuccess;  // what all later work ends with
@@ -49,6 +50,9 @@ public:
     bool idle() const { return queue_.empty(); }
     void violate(const std::string& what) { violations.push_back(what); }
     cudaError_t fails(const char* call);  // counts it
+    // A violation where this thread has another GPU than the one that the stream was made on.
+    void on_own_gpu(const char* call);
+    int gpu = -1;  // of the stream
 
     using Work = std::vector<std::function<void()>>;
     std::unique_ptr<Work> recording;
@@ -76,6 +80,7 @@ public:
 };
 
 Device& device();
-void reset();  // a new one; nothing of the old may be alive
+int& current_gpu();  // of this thread
+void reset();        // a new one; nothing of the old may be alive
 
 }  // namespace fopru_double

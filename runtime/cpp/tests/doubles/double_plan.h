@@ -2,6 +2,7 @@
 //     {"toy": "decoder", "scratch": 4096, "profiles": [{"inputs_embeds": [[1, 1, 4], [1, 3, 4], [1, 8, 4]],
 //     ...}],
 //      "values": {"num_keep": [[1], [4], [12]]}}
+// "onnx" in the place of "toy" is a graph (double_graph.h); values may be [least, most] of each.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct Plan {
     std::map<std::string, std::vector<std::int32_t>> narrow[3];  // of `values`
 };
 
-// Null where its toy is unknown. BundleError: no JSON.
+// Null where its toy is unknown. BundleError: no JSON. BackendError: a graph that cannot be opened.
 std::shared_ptr<const Plan> read_plan(const std::string& text);
 
 }  // namespace fopru_double

@@ -129,6 +129,7 @@ public:
             device().violate("enqueueV3 on the default stream");
             return refuse("No stream.");
         }
+        device().on_own_gpu("enqueueV3");
         if (device().broken != cudaSuccess) return refuse("The device has failed.");
         if (scratch_bytes_ < plan_->scratch) return refuse("The device memory set is too small.");
         for (const ToyTensor& own : plan_->toy->tensors()) {
@@ -309,6 +310,7 @@ public:
         if (strategy != nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED) {
             device().violate("a context with memory of its own");
         }
+        device().on_own_gpu("createExecutionContext");
         if (device().fails("createExecutionContext") != cudaSuccess) {
             logger_.log(ILogger::Severity::kINTERNAL_ERROR, "Context\n  refused.");
             return nullptr;
@@ -336,10 +338,14 @@ public:
     }
 
     nvinfer1::ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept override {
+        device().on_own_gpu("deserializeCudaEngine");
         try {
             const auto plan = fopru_double::read_plan(std::string(static_cast<const char*>(blob), size));
             if (plan != nullptr) return std::make_unique<Engine>(plan, logger_).release();
         } catch (const fopru::BundleError&) {
+        } catch (const fopru::BackendError& error) {
+            logger_.log(ILogger::Severity::kERROR, error.what());
+            return nullptr;
         }
         logger_.log(ILogger::Severity::kERROR, "Serialization assertion magicTagRead == kMAGIC_TAG failed.");
         return nullptr;

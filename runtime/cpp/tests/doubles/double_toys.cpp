@@ -101,7 +101,7 @@ public:
         tensors_ = {{"inputs_embeds", DataType::kFLOAT, {1, -1, toy_hidden}},
                     {"attention_mask", DataType::kINT64, {1, -1}},
                     {"position_ids", DataType::kINT64, {1, -1}},
-                    {"num_logits_to_keep", DataType::kINT64, {1}, true, true}};
+                    {"num_logits_to_keep", DataType::kINT64, {}, true, true}};
         for (const bool past : {true, false}) {
             if (!past) tensors_.push_back({"logits", DataType::kFLOAT, {1, -1, toy_words}, false});
             for (int layer = 0; layer < toy_layers; ++layer) {
@@ -164,15 +164,21 @@ private:
             }
         }
         for (std::int64_t row = 0; row < rows; ++row) {
-            float total = 0, mixed[toy_head] = {};
-            for (std::int64_t at = 0; at <= past + row; ++at) {
-                if (mask[at] == 0) continue;
+            const auto score_of = [&](std::int64_t at) {
                 const float* key = at < past ? old_keys + at * toy_head : keys + (at - past) * toy_head;
-                const float* value = at < past ? old_values + at * toy_head : values + (at - past) * toy_head;
                 float score = 0;
                 for (int place = 0; place < toy_head; ++place)
                     score += keys[row * toy_head + place] * key[place];
-                const float share = std::exp(score * 0.25F);
+                return score * 0.25F;
+            };
+            float total = 0, mixed[toy_head] = {}, greatest = score_of(past + row);
+            for (std::int64_t at = 0; at < past + row; ++at) {
+                if (mask[at] != 0) greatest = std::max(greatest, score_of(at));
+            }
+            for (std::int64_t at = 0; at <= past + row; ++at) {
+                if (mask[at] == 0) continue;
+                const float* value = at < past ? old_values + at * toy_head : values + (at - past) * toy_head;
+                const float share = std::exp(score_of(at) - greatest);
                 total += share;
                 for (int place = 0; place < toy_head; ++place) mixed[place] += share * value[place];
             }

@@ -188,7 +188,7 @@ ToyDecoder::ToyDecoder(Backend& backend, Session& session, std::int64_t capacity
       embeds_(hold(backend, Dtype::float32, {1, 16, toy_hidden})),
       mask_(hold(backend, Dtype::int64, {1, capacity + 1})),
       positions_(hold(backend, Dtype::int64, {1, 16})),
-      count_(put(backend, {1}, std::vector<std::int64_t>{1})),
+      count_(put(backend, {}, std::vector<std::int64_t>{1})),
       logits_(hold(backend, Dtype::float32, {1, 1, toy_words})) {
     for (int tensor = 0; tensor < 2 * toy_layers; ++tensor) {
         cache_.push_back(hold(backend, Dtype::float32, {1, capacity, 1, toy_head}));

@@ -159,6 +159,26 @@ TEST_CASE_FIXTURE(TensorRtTest, "a session is used by several threads, with a bi
     }
 }
 
+TEST_CASE_FIXTURE(TensorRtTest, "every thread works on the GPU that the backend was made on") {
+    device().gpus = 3;
+    current_gpu() = 2;
+    auto backend = fopru::make_tensorrt_backend({});
+    current_gpu() = 1;
+    std::vector<float> got;
+    int after = -1;
+    std::thread([&] {  // has GPU 0
+        auto session = open(*backend, decoder);
+        ToyDecoder run(*backend, *session, 40);
+        got = run.run({1, 2});
+        after = current_gpu();
+    })
+        .join();
+    CHECK(got[0] == doctest::Approx(expected_logits({1, 2})[0]).epsilon(1e-4));  // sums in float
+    CHECK(after == 0);
+    backend.reset();
+    CHECK(current_gpu() == 1);  // each thread has its own again
+}
+
 TEST_CASE("the pool gives blocks again, and holds no more than it must") {
     reset();
     {

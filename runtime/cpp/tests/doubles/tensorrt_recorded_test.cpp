@@ -39,7 +39,7 @@ public:
           embedding_(hold(backend, Dtype::float32, {1, 1, toy_hidden})),
           mask_(hold(backend, Dtype::int64, {1, block + 1})),
           position_(hold(backend, Dtype::int64, {1, 1})),
-          count_(put(backend, {1}, std::vector<std::int64_t>{1})),
+          count_(put(backend, {}, std::vector<std::int64_t>{1})),
           cache_(hold(backend, Dtype::float32, {tensors, block, 1, toy_head})),
           new_(hold(backend, Dtype::float32, {tensors * static_cast<std::int64_t>(pitch / sizeof(float))})),
           logits_(hold(backend, Dtype::float32, {1, 1, toy_words})) {}

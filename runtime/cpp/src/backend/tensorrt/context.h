@@ -22,8 +22,8 @@ struct Places {
 };
 
 // Remembers what is bound, and passes on only what changes. Intermediate results are in the device's scratch
-// block. The engine must outlive it, and the stream must be done with it when it ends. The caller holds the
-// device's mutex.
+// block. The engine must outlive it, and the stream must be done with it when it ends. The caller has a
+// `Use` of the device.
 class Context final : public ScratchUser {
 public:
     Context(Device& device, const Engine& engine, int profile);  // BackendError: TensorRT refuses

@@ -49,14 +49,13 @@ Cuda::Cuda() {
     }
     stream_ = made;
     try {
-        int device = 0;
-        check("cudaGetDevice", cudaGetDevice(&device));
-        facts_ = facts_of(device);
+        check("cudaGetDevice", cudaGetDevice(&device_));
+        facts_ = facts_of(device_);
         // As Thor does. CUDA need not stage copies from pageable memory there, and promises nowhere that they
         // are done when the call returns.
         int coherent = 0;
         check("cudaDeviceGetAttribute",
-              cudaDeviceGetAttribute(&coherent, cudaDevAttrPageableMemoryAccess, device));
+              cudaDeviceGetAttribute(&coherent, cudaDevAttrPageableMemoryAccess, device_));
         coherent_ = coherent != 0;
     } catch (...) {
         cudaStreamDestroy(made);
@@ -66,6 +65,16 @@ Cuda::Cuda() {
 
 // A device that has failed says so elsewhere.
 Cuda::~Cuda() { cudaStreamDestroy(stream_of(stream_)); }
+
+int Cuda::enter() noexcept {
+    int before = device_;
+    if (cudaGetDevice(&before) != cudaSuccess || before != device_) cudaSetDevice(device_);
+    return before;
+}
+
+void Cuda::leave(int before) noexcept {
+    if (before != device_) cudaSetDevice(before);
+}
 
 void* Cuda::malloc(std::size_t bytes) {
     void* address = nullptr;

@@ -32,16 +32,21 @@ private:
     void* made_;  // cudaGraphExec_t
 };
 
-// One stream of the current device; owns it. Work is enqueued there, so copies and runs go in the order in
-// which they were asked for, and memory may be reused as soon as its last user has been enqueued. Sizes are
-// bytes. Every method throws BackendError with CUDA's own words when a call fails. Not to be used from two
-// threads at once.
+// One stream of the device that is current where it is made; owns it. Work is enqueued there, so copies and
+// runs go in the order in which they were asked for, and memory may be reused as soon as its last user has
+// been enqueued. Sizes are bytes. Every method throws BackendError with CUDA's own words when a call fails.
+// Not to be used from two threads at once.
 class Cuda {
 public:
     Cuda();
     ~Cuda();
     Cuda(const Cuda&) = delete;
     Cuda& operator=(const Cuda&) = delete;
+
+    // Makes its GPU this thread's, which has device 0 unless told. Returns the one before, for `leave`. What
+    // fails here fails in the calls behind it, too.
+    int enter() noexcept;
+    void leave(int before) noexcept;
 
     void* stream() const { return stream_; }  // cudaStream_t, never the default one
     const GpuFacts& facts() const { return facts_; }
@@ -68,6 +73,7 @@ private:
     friend class Launch;
     void* stream_ = nullptr;
     GpuFacts facts_;
+    int device_ = 0;
     bool coherent_ = false;  // the device reads pageable memory of the host by itself
 };
 

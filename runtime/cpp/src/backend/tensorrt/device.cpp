@@ -59,7 +59,10 @@ Device::Device() : pool(cuda), scratch(pool), logger_(std::make_unique<Logger>(m
     if (runtime_ == nullptr) throw BackendError("tensorrt cannot start: " + messages.take());
 }
 
-Device::~Device() = default;
+Device::~Device() {
+    const Use turn(*this);
+    runtime_.reset();
+}
 
 std::unique_ptr<nvinfer1::ICudaEngine> Device::load(const std::string& path) {
     std::unique_ptr<nvinfer1::ICudaEngine> engine;
@@ -93,7 +96,7 @@ DeviceBuffer::DeviceBuffer(std::shared_ptr<Device> device, std::size_t bytes)
 }
 
 DeviceBuffer::~DeviceBuffer() {
-    const std::lock_guard<std::mutex> lock(device_->mutex);
+    const Use turn(*device_);
     device_->pool.give(block_);
 }
 

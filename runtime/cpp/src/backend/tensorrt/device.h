@@ -2,6 +2,7 @@
 // messages.
 #pragma once
 
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,6 +20,8 @@ class IRuntime;
 
 namespace fopru {
 
+class RecordedRun;
+
 // The last errors of TensorRT, which returns false and tells the reason to its logger, from any thread.
 class Messages {
 public:
@@ -31,7 +34,7 @@ private:
 };
 
 // Lives as long as the last backend, session, binding or buffer that holds it. Whoever uses anything but
-// `messages` holds `mutex`: one stream, and one block of scratch memory, are one thread's at a time.
+// `messages` holds a `Use`: one stream, and one block of scratch memory, are one thread's at a time.
 struct Device {
     Device();
     ~Device();
@@ -46,11 +49,27 @@ struct Device {
     Cuda cuda;
     Pool pool;
     Scratch scratch;
+    // The last used first; a session takes those of its engine along when it goes.
+    std::list<std::shared_ptr<RecordedRun>> recorded;
 
 private:
     class Logger;
     std::unique_ptr<Logger> logger_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
+};
+
+// One thread's turn with a device: holds its mutex, and its GPU is that of the thread meanwhile.
+class Use {
+public:
+    explicit Use(Device& device) : lock_(device.mutex), cuda_(device.cuda), before_(cuda_.enter()) {}
+    ~Use() { cuda_.leave(before_); }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+private:
+    std::lock_guard<std::mutex> lock_;
+    Cuda& cuda_;
+    int before_;
 };
 
 std::string tensorrt_version();  // of the library that is loaded, x.y.z
@@ -60,7 +79,7 @@ std::string tensorrt_version();  // of the library that is loaded, x.y.z
 class DeviceBuffer final : public Buffer {
 public:
     DeviceBuffer(std::shared_ptr<Device> device,
-                 std::size_t bytes);  // of anything; the caller holds the mutex
+                 std::size_t bytes);  // of anything; the caller has a `Use`
     ~DeviceBuffer() override;
     DeviceBuffer(const DeviceBuffer&) = delete;
     DeviceBuffer& operator=(const DeviceBuffer&) = delete;

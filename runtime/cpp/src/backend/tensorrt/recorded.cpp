@@ -40,6 +40,10 @@ bool RunKey::Place::operator==(const Place& other) const {
            values == other.values;
 }
 
+bool RunKey::has(const Engine& engine) const {
+    return std::any_of(places.begin(), places.end(), [&](const Place& own) { return own.engine == &engine; });
+}
+
 RecordedRun::RecordedRun(const std::vector<TrtBinding*>& bindings) {
     // All first: the scratch block may grow for one of them, and a run before that would not count.
     for (TrtBinding* binding : bindings)
@@ -77,7 +81,7 @@ Replay::Replay(std::vector<TrtBinding*> bindings) : bindings_(std::move(bindings
             throw BackendError("bindings of two backends cannot be recorded together: give those of one");
         }
     }
-    const std::lock_guard<std::mutex> lock(device.mutex);
+    const Use turn(device);
     for (const TrtBinding* binding : bindings_) binding->complete();
     find();
 }
@@ -85,7 +89,7 @@ Replay::Replay(std::vector<TrtBinding*> bindings) : bindings_(std::move(bindings
 void Replay::run() {
     Device& device = bindings_.back()->session().device();
     if (refusal_.empty()) {
-        const std::lock_guard<std::mutex> lock(device.mutex);
+        const Use turn(device);
         std::shared_ptr<RecordedRun> found = run_.lock();
         if (found == nullptr || found->key.scratch != device.scratch.address()) found = find();
         if (found != nullptr) {
@@ -99,7 +103,7 @@ void Replay::run() {
 
 std::shared_ptr<RecordedRun> Replay::find() {
     Device& device = bindings_.back()->session().device();
-    auto& runs = bindings_.back()->session().recorded();
+    auto& runs = device.recorded;
     const RunKey key = key_of(bindings_);
     auto found = std::find_if(runs.begin(), runs.end(), [&](const auto& own) { return own->key == key; });
     if (found == runs.end()) {

@@ -20,6 +20,7 @@ struct RunKey {
     };
     const void* scratch = nullptr;
     std::vector<Place> places;
+    bool has(const Engine& engine) const;
     bool operator==(const RunKey& other) const { return scratch == other.scratch && places == other.places; }
 };
 
@@ -41,24 +42,24 @@ private:
 };
 
 // Runs bindings, in order, as they were bound when it was made: by a recorded run, plainly where they cannot
-// be recorded. Recorded runs are kept with the session of the last binding, 32 of them: memory that went back
-// to the pool and came again has the same address, so a later request finds the runs of an earlier one. A run
-// that was recorded with another scratch block is not used. The bindings must outlive it and stay as they
-// are.
-class Replay {
+// be recorded. Recorded runs are kept with the device as long as their sessions, 32 of them: memory that went
+// back to the pool and came again has the same address, so a later request finds the runs of an earlier one.
+// A run that was recorded with another scratch block is not used. The bindings must outlive it and stay as
+// they are.
+class Replay final : public Recorded {
 public:
     // BackendError: no bindings, of two backends, one lacks a tensor, or they cannot run at all.
     explicit Replay(std::vector<TrtBinding*> bindings);
 
-    void run();  // enqueues
+    void run() override;  // enqueues
     // Why the runs are not recorded and so are slower; empty where they are.
-    const std::string& refusal() const { return refusal_; }
+    const std::string& refusal() const override { return refusal_; }
 
 private:
     std::shared_ptr<RecordedRun> find();  // null where it cannot be recorded
 
     std::vector<TrtBinding*> bindings_;
-    std::weak_ptr<RecordedRun> run_;  // of the session
+    std::weak_ptr<RecordedRun> run_;  // of the device
     std::string refusal_;
 };
 

@@ -30,12 +30,12 @@ TrtSession::TrtSession(std::shared_ptr<Device> device, std::unique_ptr<Engine> e
       staging_(engine_->inputs().size() + engine_->outputs().size()) {}
 
 TrtSession::~TrtSession() {
-    const std::lock_guard<std::mutex> lock(device_->mutex);
+    const Use turn(*device_);
     try {
         device_->cuda.synchronize();  // before contexts go that still run
     } catch (const BackendError&) {   // a device that has failed says so elsewhere
     }
-    recorded_.clear();
+    device_->recorded.remove_if([&](const auto& run) { return run->key.has(*engine_); });
     contexts_.clear();
     for (const Block& block : staging_) {
         if (block.address != nullptr) device_->pool.give(block);
@@ -101,7 +101,7 @@ void TrtBinding::set(std::vector<View>& views, const std::vector<TensorName>& te
 
 void TrtBinding::run() {
     Device& device = session_.device();
-    const std::lock_guard<std::mutex> lock(device.mutex);
+    const Use turn(device);
     complete();
     Context& context = session_.context(inputs_);
     find_places(context, true);

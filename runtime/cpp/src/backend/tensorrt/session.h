@@ -1,7 +1,6 @@
 // An engine behind the backend's interface: sessions, and bindings that share its execution contexts.
 #pragma once
 
-#include <list>
 #include <memory>
 #include <vector>
 
@@ -11,14 +10,12 @@
 
 namespace fopru {
 
-class RecordedRun;
-
 // A context belongs to one profile, and is made when a shape first needs it. Owns the engine, its contexts,
-// the runs that were recorded with it, and a block for every tensor that was bound where TensorRT takes none.
+// and a block for every tensor that was bound where TensorRT takes none.
 class TrtSession final : public Session {
 public:
     TrtSession(std::shared_ptr<Device> device, std::unique_ptr<Engine> engine);
-    ~TrtSession() override;  // waits for the stream
+    ~TrtSession() override;  // waits for the stream; what was recorded with it is gone, too
 
     const std::vector<TensorName>& inputs() const override { return engine_->inputs(); }
     const std::vector<TensorName>& outputs() const override { return engine_->outputs(); }
@@ -31,14 +28,12 @@ public:
     std::unique_ptr<Context> own_context(const std::vector<View>& inputs);  // for a run that is recorded
     // Device memory of this session alone, for one tensor of a run: the stream keeps runs apart.
     void* staging(std::size_t place, std::size_t bytes);
-    std::list<std::shared_ptr<RecordedRun>>& recorded() { return recorded_; }  // the last used first
 
 private:
     std::shared_ptr<Device> device_;
     std::unique_ptr<Engine> engine_;
     std::vector<std::unique_ptr<Context>> contexts_;  // by profile, null until a shape needs it
     std::vector<Block> staging_;                      // by place, inputs first
-    std::list<std::shared_ptr<RecordedRun>> recorded_;
 };
 
 // Views for an engine's tensors, whose buffers must outlive it. A view that does not begin at a multiple of
@@ -52,7 +47,7 @@ public:
     void set_output(int index, const View& view) override;
     void run() override;
 
-    // For recorded runs; the caller holds the device's mutex.
+    // For recorded runs; the caller has a `Use` of the device.
     TrtSession& session() const { return session_; }
     const std::vector<View>& inputs() const { return inputs_; }
     const std::vector<View>& outputs() const { return outputs_; }

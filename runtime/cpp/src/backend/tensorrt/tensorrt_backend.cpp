@@ -9,6 +9,7 @@
 #include "backend/tensorrt/device.h"
 #include "backend/tensorrt/engine_files.h"
 #include "backend/tensorrt/identity.h"
+#include "backend/tensorrt/recorded.h"
 #include "backend/tensorrt/session.h"
 #include "base/error.h"
 
@@ -24,6 +25,11 @@ void check_same(const View& target, const View& source) {
     throw BackendError("cannot copy " + std::to_string(source.shape.elements()) + " values of " +
                        name_of(source.dtype) + " into a view of " + std::to_string(target.shape.elements()) +
                        " of " + name_of(target.dtype) + ": give as many of the same dtype");
+}
+
+// All from the first row to the end of the last one.
+View spread(const View& view, const Shape& rows, std::int64_t pitch) {
+    return {view.buffer, view.dtype, {(rows.dims[0] - 1) * pitch + rows.dims[1]}, view.offset};
 }
 
 class TensorRtBackend final : public Backend {
@@ -47,7 +53,7 @@ public:
         const GpuFacts& facts = device_->cuda.facts();
         const EngineIdentity identity = identity_of(facts.name, facts.sm, tensorrt_version());
         const std::string path = find_engine_of_file(file, identity, options_.engines);
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         const std::string name = std::filesystem::path(file).stem().string();
         auto engine = std::make_unique<Engine>(device_, device_->load(path), name);
         return std::make_unique<TrtSession>(device_, std::move(engine));
@@ -55,7 +61,7 @@ public:
 
     std::unique_ptr<Buffer> allocate(std::size_t bytes) override {
         std::unique_ptr<DeviceBuffer> made;  // before the lock: it goes back to the pool under one of its own
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         made = std::make_unique<DeviceBuffer>(device_, bytes);
         // Rows behind the valid ones of a cache are read under a mask, and 0 x NaN would be NaN.
         if (bytes != 0) device_->cuda.clear(made->data(), bytes);
@@ -64,7 +70,7 @@ public:
     }
 
     void upload(const View& target, const void* source) override {
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         DeviceBuffer& buffer = own(target);
         const std::size_t bytes = bytes_of(target);
         if (bytes == 0) return;
@@ -73,7 +79,7 @@ public:
     }
 
     void download(void* target, const View& source) override {
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         own(source);
         const std::size_t bytes = bytes_of(source);
         if (bytes == 0) return;
@@ -84,7 +90,7 @@ public:
     }
 
     void copy(const View& target, const View& source) override {
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         check_same(target, source);
         DeviceBuffer& into = own(target);
         const DeviceBuffer& from = own(source);
@@ -98,8 +104,31 @@ public:
         }
     }
 
+    void copy_rows(const View& target, const View& source, RowPitches pitches) override {
+        const Use turn(*device_);
+        check_rows(target, source, pitches);
+        const std::int64_t rows = source.shape.dims[0], width = source.shape.dims[1];
+        if (rows == 0 || width == 0) return;
+        DeviceBuffer& into = own(spread(target, source.shape, pitches.target));
+        own(spread(source, source.shape, pitches.source));
+        const std::size_t item = item_bytes(source.dtype);
+        const auto bytes = [item](std::int64_t count) { return static_cast<std::size_t>(count) * item; };
+        device_->cuda.copy_rows({address_of(target), bytes(pitches.target)},
+                                {address_of(source), bytes(pitches.source)}, bytes(width),
+                                static_cast<std::size_t>(rows));
+        into.forget();
+    }
+
+    bool records() const override { return true; }
+
+    std::unique_ptr<Recorded> record(const std::vector<Binding*>& bindings) override {
+        std::vector<TrtBinding*> own;
+        for (Binding* binding : bindings) own.push_back(dynamic_cast<TrtBinding*>(binding));
+        return std::make_unique<Replay>(std::move(own));
+    }
+
     void wait() override {
-        const std::lock_guard<std::mutex> lock(device_->mutex);
+        const Use turn(*device_);
         device_->cuda.synchronize();
     }
 
