@@ -60,6 +60,12 @@ class Constraint:
         """Whether agreement is asked for, so that the lowest ratio is wanted; else the highest."""
         return self.min_agreement is not None
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is set, by `Check.name`."""
+        limits = {"agreement": self.min_agreement, "ttft": self.max_ttft, "kv": self.max_kv}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
     def __str__(self) -> str:
         parts = []
         if self.min_agreement is not None and self.metric == "accuracy":

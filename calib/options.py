@@ -58,8 +58,8 @@ _FLAGS: dict[str, tuple[_Flag, ...]] = {
         ("--max-new-tokens", int, "N", "length limit of an answer (default 32)"),
         ("--backend", str, "NAME", "what runs the graphs (default onnxruntime)"),
         ("--threads", int, "N", "threads inside one operator"),
-        ("--workers", int, "N", "processes on this machine (default 1)"),
-        ("--ray", str, "ADDRESS", "measure on this Ray cluster"),
+        ("--workers", int, "N", "processes (default: 1, or with --ray one for each core of the cluster)"),
+        ("--ray", str, "ADDRESS", "measure on this Ray cluster: auto, host:6379, or local to start one here"),
         ("--work", Path, "DIR", "folder of results and report (default: BUNDLE-calibration)"),
     ),
 }
@@ -97,7 +97,7 @@ class RatioOptions:
     max_new_tokens: int
     backend: str
     threads: int | None
-    workers: int
+    workers: int | None
     ray: str | None
     work: Path
     fresh: bool
@@ -122,8 +122,6 @@ def parse_options(arguments: Sequence[str] | None) -> RatioOptions:
             raise OptionError(f"{name.replace('_', '-')} is {value}: give at least 1")
     if parsed.seed < 0:
         raise OptionError(f"seed is {parsed.seed}: give 0 or more")
-    if parsed.ray is not None and parsed.workers != 1:
-        raise OptionError("--workers is for this machine and --ray for a cluster: leave one of the two out")
     if parsed.prompts is not None and parsed.prompt is not None:
         raise OptionError("--prompt and --prompts both say what is asked: leave one of the two out")
     search = _names("search", parsed.search, SEARCHES) or ()
@@ -175,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
             group.add_argument(flag, type=kind, metavar=metavar, help=text, required=flag == "--data")
     for flag, text in _SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
-    parser.set_defaults(metric="first", seed=0, max_new_tokens=32, backend="onnxruntime", workers=1)
+    parser.set_defaults(metric="first", seed=0, max_new_tokens=32, backend="onnxruntime")
     return parser
 
 

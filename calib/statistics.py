@@ -42,7 +42,7 @@ Values: TypeAlias = npt.NDArray[np.float64]
 def summarise(
     records: Sequence[Record], groups: Mapping[str, str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[Setting, Summary]:
-    """Of each setting, sorted: see `Results`."""
+    """Of each setting, in the order in which the records name them: see `Results`."""
     results = Results(records, groups, seed=seed, resamples=resamples)
     return {setting: results.summary(setting) for setting in results.settings}
 
@@ -102,8 +102,8 @@ class Results:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """What was measured, sorted."""
-        return tuple(sorted(self._rows, key=_order))
+        """What was measured, in the order in which the records name it."""
+        return tuple(self._rows)
 
     @property
     def pictures(self) -> int:
@@ -195,11 +195,6 @@ def field_of(metric: str) -> str:
     if metric not in fields:
         raise OptionError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
     return fields[metric]
-
-
-def _order(setting: Setting) -> tuple[str, float, int, str, str]:
-    layer = -1 if setting.layer is None else setting.layer  # None has no place among numbers
-    return (setting.selector, -setting.ratio, layer, setting.aggregation or "", setting.precision)
 
 
 def _draws(pictures: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,234 @@
+"""One calibration, from a bundle and data to a `Study`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from calib.errors import OptionError
+from calib.explain import explain, explain_miss, rebuild_command
+from calib.measure.spec import RunnerSpec
+from calib.options import RatioOptions
+from calib.record import Record
+from calib.scoring import search_scoring
+from calib.search import Measure, Question, search_ratio
+from calib.settings import BASELINES, SELECTORS, Setting
+from calib.statistics import Results
+from calib.study import Study
+from calib.sweep import setting_order
+from runtime.version import __version__
+
+if TYPE_CHECKING:
+    from calib.data.sample import Data
+    from runtime.bundle import Bundle
+
+__all__ = ["Task", "calibrate", "facts_of", "key_parts"]
+
+_PACKAGES = ("onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "ray")
+_AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
+_PROBE = 0.5  # any ratio below 1 tells whether a setting can be had
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is calibrated, on what: everything opened and checked.
+
+    Attributes:
+        options: what was asked.
+        command: the command line.
+        bundle: to calibrate.
+        data: to calibrate it on.
+    """
+
+    options: RatioOptions
+    command: str
+    bundle: Bundle
+    data: Data
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """How samples are measured."""
+        options = self.options
+        return RunnerSpec(
+            bundles=(("", options.bundle),),
+            backend=options.backend,
+            threads=options.threads,
+            max_new_tokens=options.max_new_tokens,
+            seed=options.seed,
+            work=options.work,
+        )
+
+
+def calibrate(task: Task, measure: Measure) -> Study:
+    """Search, pick, explain.
+
+    Raises:
+        OptionError: the bundle cannot have what was asked for by name, or the data has no labels to count.
+        RunError: nothing could be measured.
+    """
+    options, data = task.options, task.data
+    if options.constraint.metric == "accuracy" and not data.labelled:
+        raise OptionError(
+            f"metric is accuracy, but no sample of {data.source} has an answer: add `answer` to the rows, or "
+            "give --metric first"
+        )
+    own = Setting(task.bundle.manifest.pruning.strategy, _PROBE)
+    others, notes = _others(task, own)
+    groups = {sample.name: sample.group for sample in data.samples}
+    question = Question(own, others, options.constraint, groups, options.ratios, options.seed)
+    found = search_ratio(question, measure)
+    build = str(task.bundle.manifest.created_by.get("command", "python -m export.build"))
+    name = str(options.bundle)
+    pick = None if found.chosen is None else explain(question, found, build, name)
+    if pick is None:
+        notes += explain_miss(question, found)
+    records = list(found.records)
+    if options.search:
+        scoring = search_scoring(question, found, measure, _scorings(task, own))
+        records += scoring.records
+        notes += scoring.sentences
+        if scoring.better is not None:
+            notes.append(f"it takes a new bundle: {rebuild_command(build, name, scoring.better)}")
+    study = _study(task, question, _sorted(records, data), [*notes, *_remarks(task)])
+    return replace(study, pick=pick)
+
+
+def _remarks(task: Task) -> list[str]:
+    """What a reader should know about how it was measured."""
+    remarks = list(task.data.notes)
+    if task.data.skipped:
+        remarks.append(f"{len(task.data.skipped)} rows of the data could not be used and are left out")
+    if task.options.ray is not None or (task.options.workers or 1) > 1:
+        remarks.append(
+            "several workers measured at once, so that times are longer than one request alone would take: "
+            "compare them with each other, and set --max-ttft with --workers 1"
+        )
+    return remarks
+
+
+def key_parts(task: Task) -> dict[str, str]:
+    """What makes results comparable, by name. The default ratio is left out: writing it changes no result."""
+    manifest, options = task.bundle.manifest, task.options
+    pruning = replace(manifest.pruning, default_ratio=None, default_tokens=None)
+    model = (manifest.files, manifest.prompt, manifest.tokens, manifest.preprocess, manifest.layout, pruning)
+    return {
+        "bundle": hashlib.sha256(repr(model).encode()).hexdigest(),
+        "data": task.data.digest,
+        "backend": f"{options.backend} {_version(options.backend)}",
+        "max-new-tokens": str(options.max_new_tokens),
+        "seed": str(options.seed),
+        "version": __version__,
+    }
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """The bundle in JSON values, for `Study.facts`."""
+    manifest = bundle.manifest
+    pruning = manifest.pruning
+    default = None if pruning.default_ratio is None else f"ratio {pruning.default_ratio:g}"
+    if pruning.default_tokens is not None:
+        default = f"{pruning.default_tokens} tokens"
+    return {
+        "name": bundle.path.resolve().name,
+        "model": manifest.model.name,
+        "family": manifest.model.family,
+        "strategy": pruning.strategy,
+        "aggregation": pruning.aggregation,
+        "layer": pruning.layer,
+        "tokens": manifest.layout.image_tokens,
+        "default": default,
+    }
+
+
+def _others(task: Task, own: Setting) -> tuple[tuple[str, ...], list[str]]:
+    """Selectors to measure beside the bundle's own, and why some are missing."""
+    asked = task.options.selectors
+    wanted = [name for name in SELECTORS if asked is None or name in asked or name in BASELINES]
+    others = [name for name in wanted if name != own.selector]
+    if task.bundle.manifest.pruning.aggregation == "cls" and own.selector == "rank" and "cls" in others:
+        others.remove("cls")  # the same as `rank`
+    refused = _refused(task, [own, *(Setting(name, _PROBE) for name in others)])
+    if own in refused:
+        raise OptionError(f"this bundle cannot be calibrated: {refused[own]}")
+    for setting, reason in refused.items():
+        if asked is not None and setting.selector in asked:
+            raise OptionError(f"selector {setting.selector} cannot be measured: {reason}")
+    notes = [f"{setting.selector} is not shown: {reason}" for setting, reason in refused.items()]
+    return tuple(name for name in others if Setting(name, _PROBE) not in refused), notes
+
+
+def _scorings(task: Task, own: Setting) -> list[Setting]:
+    """Templates of the search over layer and aggregation that this encoder can have."""
+    from calib.measure.layers import encoder_layers
+
+    options, pruning = task.options, task.bundle.manifest.pruning
+    layers: Sequence[int] = (pruning.layer,)
+    if "layer" in options.search:
+        layers = options.layers or encoder_layers(task.bundle)
+    aggregations = _AGGREGATIONS if "aggregation" in options.search else (pruning.aggregation,)
+    candidates = [
+        replace(own, layer=layer, aggregation=aggregation)
+        for layer, aggregation in product(layers, aggregations)
+        if (layer, aggregation) != (pruning.layer, pruning.aggregation)
+    ]
+    refused = _refused(task, candidates)
+    if options.layers is not None:
+        for layer in options.layers:
+            reasons = [refused.get(each) for each in candidates if each.layer == layer]
+            if reasons and all(reasons):
+                raise OptionError(f"layer {layer} cannot score: {reasons[0]}")
+    return [each for each in candidates if each not in refused]
+
+
+def _refused(task: Task, settings: Sequence[Setting]) -> Mapping[Setting, str]:
+    from calib.measure.runner import check_settings
+
+    return check_settings(task.spec, settings)
+
+
+def _sorted(records: Iterable[Record], data: Data) -> tuple[Record, ...]:
+    """By sample in the order of the data, then setting; each once."""
+    places = {sample.name: place for place, sample in enumerate(data.samples)}
+    once = {(record.sample, record.setting): record for record in records}
+    return tuple(sorted(once.values(), key=lambda r: (places[r.sample], setting_order(r.setting))))
+
+
+def _study(task: Task, question: Question, records: tuple[Record, ...], notes: Sequence[str]) -> Study:
+    results = Results(records, question.groups, seed=question.seed)
+    constraint = question.constraint
+    return Study(
+        data=task.data,
+        records=records,
+        summaries={setting: results.summary(setting) for setting in results.settings},
+        pick=None,
+        constraint=str(constraint),
+        metric=constraint.metric,
+        command=task.command,
+        versions=_versions(task.options.backend),
+        facts=facts_of(task.bundle),
+        seed=question.seed,
+        notes=tuple(notes),
+        limits=constraint.limits,
+    )
+
+
+def _versions(backend: str) -> dict[str, str]:
+    found = {name: _version(name) for name in dict.fromkeys((*_PACKAGES, backend))}
+    return {
+        "fopru-edge": __version__,
+        "python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+        "machine": platform.machine(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
