@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +10,27 @@ import numpy.typing as npt
 
 from runtime.errors import ImageError
 from tests.cpp_build import cpp_tool
+from tests.cpp_probe import LineProbe
 
 __all__ = ["Pixels", "Probe", "picture"]
 
 Pixels = npt.NDArray[np.uint8]
 
 
-class Probe:
-    """The program behind a pipe: one process for all tests of a file."""
+class Probe(LineProbe):
+    """The program behind a pipe, and a folder for pictures: one process for all tests of a file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.process = subprocess.Popen(
-            [str(cpp_tool("probe_image"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(cpp_tool("probe_image"))
 
-    def ask(self, *parts: object) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\t".join(map(str, parts)) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, f"the probe crashed at {parts[0]} ({self.process.poll()})"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    def ask_for(self, *parts: object) -> dict[str, Any]:
+        """The answer to a line of parts."""
+        return self.answer("\t".join(map(str, parts)))
 
     def pixels(self, *parts: object) -> Pixels:
         out = self.folder / "out.rgb"
-        answer = self.ask(*parts, out)
+        answer = self.ask_for(*parts, out)
         if "error" in answer:
             raise ImageError(answer["error"])
         return np.fromfile(out, np.uint8).reshape(answer["height"], answer["width"], 3)

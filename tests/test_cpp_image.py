@@ -27,15 +27,13 @@ ORIENTATION = 0x0112
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
-    probe = Probe(tmp_path_factory.mktemp("image"))
-    with probe.process:
+    with Probe(tmp_path_factory.mktemp("image")) as probe:
         yield probe
-        probe.process.terminate()
 
 
 @pytest.fixture(scope="module")
 def jpeg(probe: Probe) -> None:
-    if probe.ask("decoder")["decoder"] != "libjpeg":
+    if probe.ask_for("decoder")["decoder"] != "libjpeg":
         pytest.skip("this build has no libjpeg, and other decoders have other pixels")
 
 
@@ -334,7 +332,7 @@ def test_rotation(probe: Probe, orientation: int, order: str) -> None:
     for kind in (3, 4):
         record = exif(orientation, order, kind=kind)
         same(probe, encoded(image, "PNG", exif=record), "PNG")
-        if probe.ask("decoder")["decoder"] == "libjpeg":
+        if probe.ask_for("decoder")["decoder"] == "libjpeg":
             same(probe, encoded(image, "JPEG", exif=record, subsampling=0), "JPEG")
 
 
@@ -361,7 +359,7 @@ def test_rotation_of_xmp(probe: Probe, record: bytes) -> None:
         same(probe, png(0, (3, 5), (8, 2, 0), chunk(b"eXIf", exif(8, prefix=b"")) + chunk(b"iTXt", body)))
     text = b"Raw profile type exif\0\nexif\n 34\n" + exif(7).hex().encode() + b"\n"
     same(probe, png(0, (3, 5), (8, 2, 0), chunk(b"tEXt", text)))
-    if probe.ask("decoder")["decoder"] == "libjpeg":
+    if probe.ask_for("decoder")["decoder"] == "libjpeg":
         image = Image.fromarray(picture(1, 8, 16))
         same(probe, encoded(image, "JPEG", xmp=record))
 

@@ -20,10 +20,8 @@ PILLOW = int(PIL.__version__.split(".")[0])
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
-    probe = Probe(tmp_path_factory.mktemp("image"))
-    with probe.process:
+    with Probe(tmp_path_factory.mktemp("image")) as probe:
         yield probe
-        probe.process.terminate()
 
 
 def resized(image: Pixels, height: int, width: int, resample: int) -> Pixels:

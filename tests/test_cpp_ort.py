@@ -3,7 +3,6 @@ with one thread, so every number is equal, bit by bit."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,6 @@ import pytest
 
 from runtime.backend import BackendOptions, create_backend
 from runtime.backends.onnxruntime import OrtBackend
-from runtime.backends.ort_tensorrt import provider_options
 from runtime.bundle import load_bundle
 from runtime.decoder import PREFILL_ROWS, DecoderRun, Room
 from runtime.errors import RequestError
@@ -26,9 +24,9 @@ from runtime.plan import plan_pruning
 from runtime.positions import Positions
 from runtime.preprocess import PreparedImage
 from runtime.request import Request
-from runtime.tensorrt.plan import Limits, plan_engines
 from runtime.vision import Selection
 from tests.cpp_build import cpp_tool
+from tests.cpp_probe import LineProbe
 
 DATA = Path(__file__).parent / "data"
 FROZEN = ("bundle_v1", "bundle_v2", "bundle_v2_tiles", "bundle_v3", "bundle_v3_q4")
@@ -46,32 +44,18 @@ def library() -> Path:
     return found[-1]
 
 
-class Probe:
-    """probe_ort under way: commands in, answers out."""
+class Probe(LineProbe):
+    """probe_ort under way, with a folder for its numbers."""
 
     def __init__(self, folder: Path, *arguments: str, ort: Path | None = None) -> None:
         self.folder = folder
         environment = os.environ | {"FOPRU_ORT_LIB": str(library() if ort is None else ort)}
-        self._process = subprocess.Popen(
-            [str(cpp_tool("probe_ort")), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-
-    def __call__(self, **command: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        super().__init__(cpp_tool("probe_ort"), *arguments, env=environment)
 
     def floats(self, **command: Any) -> np.ndarray:
         """Numbers that a command writes."""
         out = self.folder / "out.bin"
-        answer = self(**command, out=str(out))
+        answer = self.ask(**command, out=str(out))
         assert "error" not in answer, answer
         return np.fromfile(out, np.float32)
 
@@ -80,20 +64,6 @@ class Probe:
         path = self.folder / name
         np.ascontiguousarray(array, np.float32).tofile(path)
         return str(path)
-
-    def __enter__(self) -> Probe:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the program."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        assert self._process.wait(timeout=20) == 0
-        self._process.stdout.close()
 
 
 class Pair:
@@ -173,7 +143,7 @@ def test_visual_tokens(pair: Pairs, name: str) -> None:
     images, described = both.prepared(seed=1, count=11)  # more units than a call takes
     mine = both.generator.encode_unpruned(images)
     out = both.probe.folder / "out.bin"
-    answer = both.probe(do="encode", images=described, out=str(out))
+    answer = both.probe.ask(do="encode", images=described, out=str(out))
     same_images(mine, answer, np.fromfile(out, np.float32))
     manifest = both.generator.manifest
     for selector in ("graph", "rank", "random", "uniform"):
@@ -182,7 +152,7 @@ def test_visual_tokens(pair: Pairs, name: str) -> None:
             counts = plan_pruning(request, manifest, [image.plan for image in images]).counts
             selection = Selection(tuple(counts), selector, seed=7)
             mine = both.generator.encode_images(images, selection)
-            answer = both.probe(
+            answer = both.probe.ask(
                 do="encode", images=described, counts=counts, selector=selector, seed=7, out=str(out)
             )
             same_images(mine, answer, np.fromfile(out, np.float32))
@@ -194,7 +164,7 @@ def counted(length: int, axes: int) -> Positions:
 
 
 def prepare(both: Pair, graph: str, room: Room, keep: int = 0) -> dict[str, Any]:
-    return both.probe(
+    return both.probe.ask(
         do="prepare",
         graph=graph,
         kind=both.generator.manifest.decoder.caches[graph],
@@ -258,7 +228,7 @@ def test_the_same_refusals(pair: Pairs) -> None:
     def refused(counts: list[list[int]], selector: str = "graph") -> None:
         with pytest.raises(RequestError) as error:
             both.generator.encode_images(images, Selection(tuple(map(tuple, counts)), selector, 0))
-        answer = both.probe(
+        answer = both.probe.ask(
             do="encode", images=described, counts=counts, selector=selector, seed=0, out=os.devnull
         )
         assert answer["error"] == str(error.value)
@@ -278,28 +248,28 @@ def test_the_same_refusals(pair: Pairs) -> None:
     assert prepare(both, graph, Room(9, positions), keep=1)["error"] == str(error.value)
     with pytest.raises(RequestError) as error:
         run.step(1)
-    assert both.probe(do="steps", graph=graph, tokens=[1], out=os.devnull)["error"] == str(error.value)
+    assert both.probe.ask(do="steps", graph=graph, tokens=[1], out=os.devnull)["error"] == str(error.value)
 
 
 def test_the_library_is_found_where_it_is_said_to_be(tmp_path: Path) -> None:
     version = onnxruntime.__version__
     for place in (library(), library().parent):
         with Probe(tmp_path, ort=place) as probe:
-            answer = probe(do="backend", name="onnxruntime", threads=1)
+            answer = probe.ask(do="backend", name="onnxruntime", threads=1)
         assert answer == {"description": f"ONNX Runtime {version} ({library()}), CPU"}
 
 
 def test_a_library_that_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     with Probe(tmp_path, ort=tmp_path / "text.so") as probe:
-        answer = probe(do="backend", name="onnxruntime", threads=1)
+        answer = probe.ask(do="backend", name="onnxruntime", threads=1)
     assert re.search(
         r"onnxruntime needs the library libonnxruntime\.so, which cannot be loaded \(.*text\.so.*\): set "
         r"FOPRU_ORT_LIB to the file, such as site-packages/onnxruntime/capi/libonnxruntime\.so\.\* of `pip",
         answer["error"],
     )
     with Probe(tmp_path, ort=tmp_path) as probe:
-        answer = probe(do="backend", name="onnxruntime", threads=1)
+        answer = probe.ask(do="backend", name="onnxruntime", threads=1)
     assert "FOPRU_ORT_LIB is the folder" in answer["error"]
 
 
@@ -308,7 +278,7 @@ def test_another_library_is_refused(tmp_path: Path) -> None:
     build = ["c++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(other)]
     subprocess.run(build, input=b"int nothing;", check=True)
     with Probe(tmp_path, ort=other) as probe:
-        answer = probe(do="backend", name="onnxruntime", threads=1)
+        answer = probe.ask(do="backend", name="onnxruntime", threads=1)
     assert "has no OrtGetApiBase, so it is not ONNX Runtime" in answer["error"]
 
 
@@ -326,15 +296,15 @@ def test_an_old_library_is_refused(tmp_path: Path) -> None:
     build = ["c++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(other)]
     subprocess.run(build, input=source, check=True)
     with Probe(tmp_path, ort=other) as probe:
-        answer = probe(do="backend", name="onnxruntime", threads=1)
+        answer = probe.ask(do="backend", name="onnxruntime", threads=1)
     assert "is ONNX Runtime 1.13.1, expected 1.14 or later: install a newer one" in answer["error"]
 
 
 def test_backends_by_name(tmp_path: Path) -> None:
     with Probe(tmp_path) as probe:
-        names = probe(do="backends")["names"]
-        unknown = probe(do="backend", name="tensorflow", threads=1)
-        many = probe(do="backend", name="onnxruntime", threads=1025)
+        names = probe.ask(do="backends")["names"]
+        unknown = probe.ask(do="backend", name="tensorflow", threads=1)
+        many = probe.ask(do="backend", name="onnxruntime", threads=1025)
     assert names[:3] == ["onnxruntime", "ort-cuda", "ort-tensorrt"]
     assert unknown["error"] == f'backend is "tensorflow", expected one of {", ".join(names)}'
     assert many["error"] == "threads is 1025, expected 1..1024, or none for all cores"
@@ -349,7 +319,7 @@ def test_backends_by_name(tmp_path: Path) -> None:
 )
 def test_a_package_without_gpus_is_refused(tmp_path: Path, name: str, provider: str) -> None:
     with Probe(tmp_path) as probe:
-        answer = probe(do="backend", name=name, threads=1)
+        answer = probe.ask(do="backend", name=name, threads=1)
     assert answer["error"].startswith(f"{name} needs {provider}, but {library()}, ONNX Runtime ")
     assert "offers" in answer["error"]
     assert "CPUExecutionProvider: install onnxruntime-gpu and the CUDA it was built for" in answer["error"]
@@ -358,50 +328,7 @@ def test_a_package_without_gpus_is_refused(tmp_path: Path, name: str, provider: 
 def test_cache_kinds(pair: Pairs) -> None:
     backend = create_backend("onnxruntime", BackendOptions())
     assert isinstance(backend, OrtBackend)
-    assert pair("bundle_v3").probe(do="info")["kinds"] == list(backend.kinds_for("float32"))
-
-
-@pytest.mark.parametrize("name", ["bundle_v3", "qwen2_5_vl"])
-def test_profiles_of_the_tensorrt_provider(pair: Pairs, name: str, tmp_path: Path) -> None:
-    manifest = pair(name).generator.manifest
-    plan = plan_engines(manifest, Limits(unpruned=True), 1 << 28)
-    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
-    file, folder = str(tmp_path / "plan.json"), Path("/engines/x")
-    with Probe(tmp_path) as probe:
-        for graph in plan.graphs:
-            answer = probe(do="options", plan=file, graph=graph.file, folder=str(folder))
-            assert answer == provider_options(graph, plan.workspace, folder)
-        answer = probe(do="options", plan=file, graph="onnx/other.onnx", folder="x")
-    assert "has no onnx/other.onnx, only onnx/vision_encoder_fopru.onnx" in answer["error"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "cannot be read"),
-        ("{}", "it has no graphs"),
-        ('{"graphs": 3}', "graphs is no list"),
-        ('{"graphs": [{}]}', "it has no file"),
-        ('{"graphs": [{"file": "g", "profiles": []}]}', "a graph has no profiles"),
-        ('{"graphs": [{"file": "g", "profiles": [{"x": {}}]}]}', "it has no values"),
-        (
-            '{"graphs": [{"file": "g", "profiles": [{"x": {"values": false, "minimum": [1], "optimum": [1],'
-            ' "maximum": [1, 2]}}]}]}',
-            "a profile has three different ranks",
-        ),
-        (
-            '{"graphs": [{"file": "g", "profiles": [{"x": {"values": false, "minimum": [-1], "optimum": [1],'
-            ' "maximum": [1]}}]}]}',
-            "minimum is no number from 0 on",
-        ),
-    ],
-)
-def test_a_plan_that_is_none(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with Probe(tmp_path) as probe:
-        answer = probe(do="options", plan=str(tmp_path / "plan.json"), graph="g", folder="x")
-    assert words in answer["error"]
-    assert "python -m runtime.engine BUNDLE --unpruned --plan-only --json" in answer["error"]
+    assert pair("bundle_v3").probe.ask(do="info")["kinds"] == list(backend.kinds_for("float32"))
 
 
 def test_slots_are_those_of_the_header(tmp_path: Path) -> None:
@@ -410,7 +337,7 @@ def test_slots_are_those_of_the_header(tmp_path: Path) -> None:
     if include is None:
         pytest.skip("set FOPRU_ORT_INCLUDE to a folder with ONNX Runtime's onnxruntime_c_api.h")
     with Probe(tmp_path) as probe:
-        slots: dict[str, int] = probe(do="slots")
+        slots: dict[str, int] = probe.ask(do="slots")
     assert len(slots) > 40
     checks = "".join(
         f'static_assert(offsetof(OrtApi, {name}) == {slot} * sizeof(void*), "{name}");\n'

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from tests.cpp_probe import LineProbe
 
 __all__ = ["TOKENIZERS", "TextProbe", "mixed_lines", "random_text", "tokenizer_json"]
 
@@ -311,29 +312,8 @@ def tokenizer_json(name: str) -> str:
     return TOKENIZERS[name]().to_str()
 
 
-class TextProbe:
-    """The program probe_text, as a context: commands go in and answers come out, one line each."""
-
-    def __init__(self, program: Path) -> None:
-        """Start it."""
-        self._process = subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-
-    def __enter__(self) -> TextProbe:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """The answer to one command, see probe_text.cpp."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+class TextProbe(LineProbe):
+    """The program probe_text, whose commands are in probe_text.cpp."""
 
     def load(self, text: str, folder: Path) -> None:
         """Load a tokenizer.json; AssertionError with the message where it is refused."""

@@ -6,8 +6,9 @@ install(TARGETS fopru_rt EXPORT fopru_rt
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY include/fopru DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT fopru_rt NAMESPACE fopru:: FILE fopru_rt-config.cmake DESTINATION ${package_dir})
+# As the soname says (SOVERSION): functions and fields are only added, so a later version serves all earlier ones.
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/fopru_rt-config-version.cmake
-  COMPATIBILITY SameMinorVersion)
+  COMPATIBILITY AnyNewerVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fopru_rt-config-version.cmake DESTINATION ${package_dir})
 
 # From the file itself, so that an installed tree may be moved.

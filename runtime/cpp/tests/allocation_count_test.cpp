@@ -3,41 +3,37 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
 #include <vector>
+
+#include "operators_new.h"
+
+namespace fopru::tests {
 
 namespace {
 
 std::atomic<std::size_t> count{0};
-
-void* counted(std::size_t bytes) noexcept {
-    ++count;
-    return std::malloc(bytes == 0 ? 1 : bytes);
-}
-
-void* counted_or_thrown(std::size_t bytes) {
-    if (void* memory = counted(bytes)) return memory;
-    throw std::bad_alloc();
-}
+thread_local long left = -1;  // calls until one is refused
+thread_local bool refused = false;
 
 }  // namespace
 
-// All that goes with `free` below, as libraries that this program loads use them too.
-void* operator new(std::size_t bytes) { return counted_or_thrown(bytes); }
-void* operator new[](std::size_t bytes) { return counted_or_thrown(bytes); }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-
-namespace fopru::tests {
+void* memory_for(std::size_t bytes, void*) noexcept {
+    ++count;
+    if (left >= 0 && left-- == 0) {
+        refused = true;
+        return nullptr;
+    }
+    return malloced(bytes);
+}
 
 std::size_t allocations() { return count; }
+
+bool refuse_allocation(long after) {
+    const bool before = refused;
+    refused = false;
+    left = after;
+    return before;
+}
 
 }  // namespace fopru::tests
 
@@ -46,4 +42,19 @@ TEST_CASE("allocations are counted") {
     const std::vector<int> some(1000);
     CHECK(fopru::tests::allocations() == before + 1);
     CHECK(some.back() == 0);
+}
+
+TEST_CASE("an allocation is refused once") {
+    fopru::tests::refuse_allocation(1);
+    std::vector<int> some(10), more;
+    bool thrown = false;
+    try {
+        more.resize(10);
+    } catch (const std::bad_alloc&) {
+        thrown = true;
+    }
+    more.resize(10);
+    CHECK(thrown);
+    CHECK(fopru::tests::refuse_allocation(-1));
+    CHECK_FALSE(fopru::tests::refuse_allocation(-1));
 }

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "allocation_count.h"
 #include "base/error.h"
 #include "fake_backend.h"
 #include "generate/feature_cache.h"
@@ -197,6 +198,33 @@ TEST_CASE("pictures are kept by what decides their tokens, the last used ones as
     FeatureCache none(0);
     CHECK(none.keys({&one}, std::nullopt).empty());
     CHECK(encoder.run(none, {&one, &one}, std::nullopt).reused == 0);
+}
+
+TEST_CASE("memory that ends leaves kept pictures as they were") {
+    FeatureCache cache(250);  // two pictures
+    Encoder encoder;
+    encoder.calls.reserve(1000);
+    const PreparedImage one = picture(1), two = picture(2), three = picture(3), four = picture(4);
+    encoder.run(cache, {&one, &two}, std::nullopt);
+    int refusals = 0;
+    for (bool refused = true; refused; ++refusals) {
+        tests::refuse_allocation(refusals);
+        try {
+            encoder.run(cache, {&three}, std::nullopt);
+            refused = tests::refuse_allocation(-1);
+        } catch (const std::bad_alloc&) {
+            tests::refuse_allocation(-1);
+            CHECK(cache.size() == 2);
+            CHECK(cache.bytes() == 200);
+            CHECK(encoder.run(cache, {&one, &two}, std::nullopt).reused == 2);
+        }
+    }
+    CHECK(refusals > 5);
+    CHECK(cache.bytes() == 200);  // `one` made room
+    CHECK(encoder.run(cache, {&two, &three}, std::nullopt).reused == 2);
+    CHECK(encoder.run(cache, {&four, &one}, std::nullopt).reused == 0);
+    CHECK(cache.size() == 2);
+    CHECK(cache.bytes() == 200);
 }
 
 TEST_CASE("selections have keys of their own, and units the seeds that they have among all") {

@@ -4,10 +4,9 @@
 #include <dlfcn.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <new>
 
 #include "fopru/fopru.hpp"
+#include "operators_new.h"
 
 namespace {
 
@@ -23,19 +22,6 @@ bool of_library(void* caller) {
     }();
     Dl_info info{};
     return dladdr(caller, &info) != 0 && info.dli_fbase == base;
-}
-
-void* memory_for(std::size_t bytes, void* caller) noexcept {
-    if (left >= 0 && of_library(caller) && left-- == 0) {
-        refused = true;
-        return nullptr;
-    }
-    return std::malloc(bytes == 0 ? 1 : bytes);
-}
-
-void* memory_or_thrown(std::size_t bytes, void* caller) {
-    if (void* memory = memory_for(bytes, caller)) return memory;
-    throw std::bad_alloc();
 }
 
 fopru::Image gray(const fopru::Generator& generator, std::uint8_t level) {
@@ -54,20 +40,13 @@ fopru::Request asking(const fopru::Image& one, const fopru::Image& other, int nu
 
 }  // namespace
 
-void* operator new(std::size_t bytes) { return memory_or_thrown(bytes, __builtin_return_address(0)); }
-void* operator new[](std::size_t bytes) { return memory_or_thrown(bytes, __builtin_return_address(0)); }
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-    return memory_for(bytes, __builtin_return_address(0));
+void* fopru::tests::memory_for(std::size_t bytes, void* caller) noexcept {
+    if (left >= 0 && of_library(caller) && left-- == 0) {
+        refused = true;
+        return nullptr;
+    }
+    return malloced(bytes);
 }
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
-    return memory_for(bytes, __builtin_return_address(0));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 int main(int, char** arguments) {
     const fopru::Bundle bundle(arguments[1]);

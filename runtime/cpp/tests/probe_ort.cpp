@@ -207,8 +207,34 @@ private:
     std::map<std::string, std::unique_ptr<DecoderRun>> runs_;
 };
 
-// Without a bundle: {"do": "slots"}, {"do": "backends"}, {"do": "options", "plan": file, "graph", "folder"},
-// {"do": "backend", "name", "threads"}.
+EngineLimits limits_of(const Json& json) {
+    EngineLimits limits;
+    limits.max_images = static_cast<int>(integer(json, "max_images"));
+    limits.max_prompt = static_cast<int>(integer(json, "max_prompt"));
+    limits.max_new_tokens = static_cast<int>(integer(json, "max_new_tokens"));
+    limits.max_image_tokens = static_cast<int>(integer(json, "max_image_tokens"));
+    member(json, "max_ratio").number(limits.max_ratio);
+    double ratio = 0.0;
+    if (member(json, "ratio").number(ratio)) limits.ratio = ratio;
+    limits.unpruned = *member(json, "unpruned").boolean();
+    return limits;
+}
+
+// Options of every graph of a plan, as of a bundle in /b.
+Json options_of(const EnginePlan& plan, const std::string& folder) {
+    Json::Object all;
+    for (const GraphPlan& graph : plan.graphs) {
+        Json::Object own;
+        for (const auto& [key, value] : ort::tensorrt_options(plan, "/b", "/b/" + graph.file, folder)) {
+            own.emplace_back(key, value);
+        }
+        all.emplace_back(graph.file, std::move(own));
+    }
+    return all;
+}
+
+// Without a bundle: {"do": "slots"}, {"do": "backends"}, {"do": "backend", "name", "threads"},
+// {"do": "options", "root", "file", "folder"}, {"do": "plan", "manifest": file, "limits", "workspace"}.
 Json alone(const Json& command) {
     const std::string what = text(command, "do");
     Json::Object answer;
@@ -222,10 +248,16 @@ Json alone(const Json& command) {
         BackendOptions options;
         options.threads = static_cast<int>(integer(command, "threads"));
         answer.emplace_back("description", make_backend(text(command, "name"), options)->description());
+    } else if (what == "plan") {
+        const Manifest manifest =
+            read_manifest(parse_json(text_of(text(command, "manifest")), "bundle.json"));
+        return options_of(
+            plan_engines(manifest, limits_of(member(command, "limits")), integer(command, "workspace")),
+            "/e");
     } else {
-        const std::string plan = text(command, "plan");
-        for (const auto& [key, value] :
-             ort::tensorrt_options(text_of(plan), plan, text(command, "graph"), text(command, "folder"))) {
+        const std::string root = text(command, "root");
+        for (const auto& [key, value] : ort::tensorrt_options(
+                 ort::provider_plan(root), root, text(command, "file"), text(command, "folder"))) {
             answer.emplace_back(key, value);
         }
     }

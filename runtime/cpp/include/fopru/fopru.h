@@ -105,7 +105,7 @@ FOPRU_API const char *fopru_generator_device(fopru_generator *generator); /* lib
 /* What is kept for later requests: visual tokens, the KV cache of the last answer. */
 FOPRU_API fopru_status fopru_generator_forget(fopru_generator *generator);
 /* Close a graph by its name ("vision_encoder"; `fopru_bundle_info` has all), to free its memory; it is opened again
- * when needed. One that is not open, or that the bundle lacks, is no error. */
+ * when needed. One that is not open is no error; a name that the bundle lacks is one. */
 FOPRU_API fopru_status fopru_generator_release(fopru_generator *generator, const char *graph);
 
 /* ---- images ---- */
@@ -217,6 +217,7 @@ typedef struct fopru_timings { /* seconds; an image's own are in `preprocess` of
 } fopru_timings;
 
 FOPRU_API const char *fopru_result_text(const fopru_result *result);
+FOPRU_API size_t fopru_result_text_length(const fopru_result *result); /* bytes: an answer may hold zeros */
 FOPRU_API const int64_t *fopru_result_token_ids(const fopru_result *result, size_t *count);
 FOPRU_API const char *fopru_result_finish_reason(const fopru_result *result); /* eos, stop, length, cancelled */
 FOPRU_API int fopru_result_pruned(const fopru_result *result);

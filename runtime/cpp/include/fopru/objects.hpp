@@ -127,7 +127,7 @@ struct Logits {
 class Result {
 public:
     explicit Result(fopru_result* owned) : result_(owned) {}
-    std::string text() const { return fopru_result_text(get()); }
+    std::string text() const { return {fopru_result_text(get()), fopru_result_text_length(get())}; }
     std::string finish_reason() const { return fopru_result_finish_reason(get()); }
     std::vector<std::int64_t> token_ids() const {
         std::size_t count = 0;

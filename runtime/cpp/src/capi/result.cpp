@@ -55,6 +55,10 @@ const char* fopru_result_text(const fopru_result* result) {
     return result ? result->result.text.c_str() : "";
 }
 
+size_t fopru_result_text_length(const fopru_result* result) {
+    return result ? result->result.text.size() : 0;
+}
+
 const int64_t* fopru_result_token_ids(const fopru_result* result, size_t* count) {
     if (count != nullptr) *count = result ? result->result.token_ids.size() : 0;
     return result ? result->result.token_ids.data() : nullptr;

@@ -186,7 +186,10 @@ void FeatureCache::keep(const std::string& key, const SharedTokens& tokens) {
     }
     const std::uint64_t size = image_bytes(tokens->image);
     if (size > limit_) return;
-    places_[key] = kept_.insert(kept_.end(), {key, tokens});
+    std::list<Entry> added;  // where memory ends here, nothing has changed
+    added.emplace_back(key, tokens);
+    places_.emplace(key, added.begin());
+    kept_.splice(kept_.end(), added);
     bytes_ += size;
     while (bytes_ > limit_) {
         bytes_ -= image_bytes(kept_.front().second->image);

@@ -48,7 +48,7 @@ public:
     // A key for each image, which takes reading all its pixels; none where nothing is kept.
     std::vector<std::string> keys(const Images& images, const std::optional<Selection>& selection) const;
     // `run` is called for the images that are not there, once for each row of neighbours: the seed of a unit
-    // is its place among all units.
+    // is its place among all units. Where it throws, or memory ends, images that were done before are kept.
     Found encode(const Images& images, const std::optional<Selection>& selection,
                  const std::vector<std::string>& keys, const Encode& run);
     void clear();

@@ -84,7 +84,7 @@ Field whole_field(const char* name, std::optional<std::int64_t>& out) { return f
 Field pair_field(const char* name, Pair& out) { return field_of(name, out); }
 Field pair_field(const char* name, std::optional<Pair>& out) { return field_of(name, out); }
 Field pairs_field(const char* name, std::vector<Pair>& out) { return field_of(name, out); }
-Field colour_field(const char* name, std::optional<Colour>& out) { return field_of(name, out); }
+Field colour_field(const char* name, std::optional<Levels>& out) { return field_of(name, out); }
 Field sizes_field(const char* name, Sizes& out) { return field_of(name, out); }
 Field sizes_field(const char* name, std::optional<Sizes>& out) { return field_of(name, out); }
 

@@ -16,7 +16,7 @@
 namespace fopru {
 
 using Pair = std::array<std::int64_t, 2>;    // (rows, columns) or (height, width)
-using Colour = std::array<std::int64_t, 3>;  // RGB
+using Levels = std::array<std::int64_t, 3>;  // RGB
 
 // {"height": 1, "width": 2} and the like, in the order of the text.
 struct Sizes {
@@ -36,7 +36,7 @@ Field whole_field(const char* name, std::optional<std::int64_t>& out);
 Field pair_field(const char* name, Pair& out);
 Field pair_field(const char* name, std::optional<Pair>& out);
 Field pairs_field(const char* name, std::vector<Pair>& out);
-Field colour_field(const char* name, std::optional<Colour>& out);
+Field colour_field(const char* name, std::optional<Levels>& out);
 Field sizes_field(const char* name, Sizes& out);
 Field sizes_field(const char* name, std::optional<Sizes>& out);
 

@@ -75,6 +75,20 @@ struct Preprocess {
     std::array<double, 3> std{};
 };
 
+// Of a layout whose images keep their own size.
+class OwnSizes {
+public:
+    virtual std::int64_t token_side() const = 0;             // pixels
+    virtual std::int64_t min_pixels() const = 0;             // smaller images are made larger
+    virtual std::int64_t max_pixels() const = 0;             // larger ones smaller
+    virtual std::optional<std::int64_t> window() const = 0;  // tokens along a side of an attention window
+    // (height, width) of what the encoder sees of an image. ImageError: a sliver, or too large.
+    virtual Grid view_pixels(int height, int width) const = 0;
+
+protected:
+    ~OwnSizes() = default;
+};
+
 // How images become encoder inputs and placeholders. Immutable, so any number of threads may use one.
 class Layout {
 public:
@@ -91,6 +105,7 @@ public:
     virtual std::optional<Grid> unit_grid() const = 0;
     virtual std::vector<std::int64_t> pixel_shape() const = 0;  // -1: varies
     virtual std::vector<TensorInput> extra_inputs() const { return {}; }
+    virtual const OwnSizes* own_sizes() const { return nullptr; }  // null: all pictures of one size
 
     virtual ImagePlan plan(int height, int width) const = 0;                       // ImageError
     virtual std::vector<Image> views(const Image& image, int resample) const = 0;  // one per unit, ImageError

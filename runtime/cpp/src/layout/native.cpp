@@ -17,7 +17,7 @@ constexpr const char* token_slots = "token_slots";
 constexpr std::int64_t max_values = 6 * max_resized_pixels;  // of an image: three channels of two frames
 constexpr std::int64_t most_stretched = 200;                 // the model's own limit on the aspect ratio
 
-class NativeLayout final : public Layout {
+class NativeLayout final : public Layout, public OwnSizes {
 public:
     NativeLayout(const Json& json, const std::string& where);
 
@@ -33,6 +33,13 @@ public:
     ImagePlan plan(int height, int width) const override;
     std::vector<Image> views(const Image& image, int resample) const override;
     Pixels pack(Pixels planes) const override;
+
+    const OwnSizes* own_sizes() const override { return this; }
+    std::int64_t token_side() const override { return patch_ * merge_; }
+    std::int64_t min_pixels() const override { return min_pixels_; }
+    std::int64_t max_pixels() const override { return max_pixels_; }
+    std::optional<std::int64_t> window() const override { return window_; }
+    Grid view_pixels(int height, int width) const override { return grid_of(view_size({height, width})); }
 
 private:
     Pair view_size(const Pair& size) const;  // multiples of a token's side; ImageError

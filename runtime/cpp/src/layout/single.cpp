@@ -39,7 +39,7 @@ private:
     std::int64_t tokens_ = 0, prefix_ = 0;
     Sizes resize_;
     std::optional<Sizes> crop_;
-    std::optional<Colour> square_;  // the colour to pad with
+    std::optional<Levels> square_;  // the colour to pad with
 };
 
 SingleLayout::SingleLayout(const Json& json, const std::string& where) {

@@ -74,37 +74,6 @@ std::int64_t whole_rows(const Unit& unit, std::int64_t share, std::int64_t token
     return std::min(share, unit.prunable()) / columns * columns;
 }
 
-// Kept tokens of each unit: a ratio holds for each of them, a budget for all together.
-UnitCounts unit_counts(const ImagePlan& plan, const Amount& amount, bool rows) {
-    UnitCounts counts;
-    if (amount.tokens) {
-        counts = shares_of(plan, *amount.tokens);
-        if (!rows) return counts;
-        for (std::size_t index = 0; index < counts.size(); ++index) {
-            counts[index] = whole_rows(plan.units[index], counts[index], *amount.tokens);
-        }
-        return counts;
-    }
-    for (const auto& unit : plan.units) counts.push_back(by_ratio(unit, amount.ratio.value_or(1.0), rows));
-    return counts;
-}
-
-// (the overview's, all tiles' together), as the tiles' own counts depend on the picture.
-UnitCounts stitched_counts(const ImagePlan& plan, const Amount& amount) {
-    if (!plan.mosaic || !plan.overview) return unit_counts(plan, amount, true);
-    const auto main = static_cast<std::size_t>(*plan.overview);
-    const Unit& overview = plan.units[main];
-    const Grid grid = stitched_grid(plan);
-    const Unit tiles{std::int64_t{grid.first} * grid.second, grid, std::nullopt};
-    if (!amount.tokens) {
-        const double ratio = amount.ratio.value_or(1.0);
-        return {by_ratio(overview, ratio, true), by_ratio(tiles, ratio, true)};
-    }
-    const std::int64_t share = shares_of(plan, *amount.tokens)[main];
-    return {whole_rows(overview, share, *amount.tokens),
-            whole_rows(tiles, *amount.tokens - share, *amount.tokens)};
-}
-
 Counts everything(const std::vector<const ImagePlan*>& plans) {
     Counts counts;
     for (const auto* plan : plans) {
@@ -121,6 +90,35 @@ std::int64_t total_of(const Counts& counts) {
 }
 
 }  // namespace
+
+UnitCounts unit_counts(const ImagePlan& plan, const Amount& amount, bool rows) {
+    UnitCounts counts;
+    if (amount.tokens) {
+        counts = shares_of(plan, *amount.tokens);
+        if (!rows) return counts;
+        for (std::size_t index = 0; index < counts.size(); ++index) {
+            counts[index] = whole_rows(plan.units[index], counts[index], *amount.tokens);
+        }
+        return counts;
+    }
+    for (const auto& unit : plan.units) counts.push_back(by_ratio(unit, amount.ratio.value_or(1.0), rows));
+    return counts;
+}
+
+UnitCounts stitched_counts(const ImagePlan& plan, const Amount& amount) {
+    if (!plan.mosaic || !plan.overview) return unit_counts(plan, amount, true);
+    const auto main = static_cast<std::size_t>(*plan.overview);
+    const Unit& overview = plan.units[main];
+    const Grid grid = stitched_grid(plan);
+    const Unit tiles{std::int64_t{grid.first} * grid.second, grid, std::nullopt};
+    if (!amount.tokens) {
+        const double ratio = amount.ratio.value_or(1.0);
+        return {by_ratio(overview, ratio, true), by_ratio(tiles, ratio, true)};
+    }
+    const std::int64_t share = shares_of(plan, *amount.tokens)[main];
+    return {whole_rows(overview, share, *amount.tokens),
+            whole_rows(tiles, *amount.tokens - share, *amount.tokens)};
+}
 
 PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const Manifest& manifest,
                          const std::vector<const ImagePlan*>& plans) {

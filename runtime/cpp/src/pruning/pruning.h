@@ -35,6 +35,12 @@ struct PruningPlan {
     std::optional<std::string> reason;  // why not
 };
 
+// Kept tokens of each unit of an image: a ratio holds for each of them, a budget for all together; whole rows
+// where `rows`. RequestError: a budget outside what the image has, rows without a grid.
+std::vector<std::int64_t> unit_counts(const ImagePlan& plan, const Amount& amount, bool rows);
+// Where rows of the stitched picture are compared: (the overview's, all tiles' together), see `PruningPlan`.
+std::vector<std::int64_t> stitched_counts(const ImagePlan& plan, const Amount& amount);
+
 // `asked` is the request's amount; `selector` is "graph", "none" or one of `host_selectors`.
 PruningPlan plan_pruning(const Amount& asked, const std::string& selector, const Manifest& manifest,
                          const std::vector<const ImagePlan*>& plans);

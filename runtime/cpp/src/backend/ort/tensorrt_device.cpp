@@ -1,11 +1,7 @@
 // ONNX Runtime's TensorRT provider first, CUDA for what it leaves; an engine is built when its graph is first
-// opened.
-//
-// Profiles are those of a plan that Python writes into the bundle's folder: without one Python makes the
-// default plan itself, which this does not.
+// opened. Profiles are those of plan.json beside the engines, else the default ones.
 #include <filesystem>
-#include <fstream>
-#include <sstream>
+#include <map>
 
 #include "backend/ort/cuda_device.h"
 #include "backend/ort/tensorrt_profile.h"
@@ -19,24 +15,10 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* tensorrt_provider = "TensorrtExecutionProvider";
-constexpr const char* engines = "engines/ort-tensorrt";
 
 fs::path root_of(const std::string& file) { return fs::path(file).parent_path().parent_path(); }
 
-fs::path folder_of(const std::string& file) { return root_of(file) / engines / stem_of(file); }
-
-std::string text_of(const fs::path& file) {
-    std::ifstream stream(file, std::ios::binary);
-    std::ostringstream text;
-    text << stream.rdbuf();
-    if (!stream) {
-        throw BackendError(
-            "ort-tensorrt reads its profiles from " + file.string() +
-            ", which cannot be read: write there the object `plan` of `python -m runtime.engine BUNDLE "
-            "--unpruned --plan-only --json`");
-    }
-    return text.str();
-}
+fs::path folder_of(const std::string& file) { return root_of(file) / engines_folder / stem_of(file); }
 
 class TensorrtDevice : public CudaDevice {
 public:
@@ -48,10 +30,11 @@ public:
     std::vector<std::string> cache_kinds(const std::string&) const override { return {contract::append}; }
 
     void configure(const Library& library, SessionOptions* options, const std::string& file) override {
-        const fs::path folder = folder_of(file), plan = root_of(file) / engines / "plan.json";
-        const ProviderOptions own =
-            tensorrt_options(text_of(plan), plan.string(),
-                             fs::path(file).lexically_relative(root_of(file)).string(), folder.string());
+        const std::string root = root_of(file).string();
+        const fs::path folder = folder_of(file);
+        auto plan = plans_.find(root);
+        if (plan == plans_.end()) plan = plans_.emplace(root, provider_plan(root)).first;
+        const ProviderOptions own = tensorrt_options(plan->second, root, file, folder.string());
         std::error_code error;
         fs::create_directories(folder, error);
         if (error) {
@@ -87,6 +70,8 @@ private:
         status = api.append_tensorrt(options, made);
         if (status != nullptr) not_started(library, status, tensorrt_provider);
     }
+
+    std::map<std::string, EnginePlan> plans_;  // by the bundle's folder
 };
 
 }  // namespace

@@ -1,12 +1,11 @@
 #include "backend/ort/tensorrt_profile.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <map>
-#include <vector>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "base/file.h"
+#include "base/python_text.h"
+#include "bundle/bundle.h"
 
 namespace fopru::ort {
 
@@ -14,80 +13,64 @@ namespace {
 
 using Dims = std::vector<std::int64_t>;
 
-struct Profile {
-    Dims minimum, optimum, maximum;
-    bool values = false;
-};
+constexpr std::int64_t workspace = std::int64_t{2} << 30;     // bytes, unless the file says otherwise
+constexpr std::uint64_t most_bytes = std::uint64_t{1} << 24;  // of a plan: 1000 layers make 0.5 MB
 
-// One value of the plan after the other; what is not as it should be is one error.
-class Reader {
-public:
-    explicit Reader(const std::string& name) : name_(name) {}
+std::string plan_file() { return std::string(engines_folder) + "/plan.json"; }
 
-    [[noreturn]] void fail(const std::string& reason) const {
-        throw BackendError(name_ + " cannot be read (" + reason +
-                           "): write there the object `plan` of `python -m runtime.engine BUNDLE --unpruned "
-                           "--plan-only --json`");
-    }
-    const Json& member(const Json& object, const char* key) const {
-        const Json* found = object.find(key);
-        if (found == nullptr) fail(std::string("it has no ") + key);
-        return *found;
-    }
-    const Json::Array& array(const Json& value, const char* what) const {
-        if (value.array() == nullptr) fail(std::string(what) + " is no list");
-        return *value.array();
-    }
-    std::int64_t integer(const Json& value, const char* what) const {
-        if (value.integer() == nullptr || *value.integer() < 0)
-            fail(std::string(what) + " is no number from 0 on");
-        return *value.integer();
-    }
-    Dims dims(const Json& profile, const char* key) const {
-        Dims all;
-        for (const Json& value : array(member(profile, key), key)) all.push_back(integer(value, key));
-        return all;
-    }
-    Profile profile(const Json& json) const {
-        const bool* values = member(json, "values").boolean();
-        if (values == nullptr) fail("values is neither true nor false");
-        Profile made{dims(json, "minimum"), dims(json, "optimum"), dims(json, "maximum"), *values};
-        const std::size_t rank = made.minimum.size();
-        if (made.optimum.size() != rank || made.maximum.size() != rank)
-            fail("a profile has three different ranks");
-        return made;
-    }
+[[noreturn]] void cannot_be_read(const std::string& file, const std::string& reason) {
+    throw BackendError(file + " cannot be read (" + reason +
+                       "): write a plan there, or remove it for the default one");
+}
 
-private:
-    const std::string& name_;
-};
+Json json_of(const std::string& file) {
+    try {
+        return parse_json(read_file(file, most_bytes), file);
+    } catch (const FileError& error) {
+        cannot_be_read(file, error.what());
+    } catch (const BundleError& error) {
+        const std::string text = error.what();
+        cannot_be_read(file, text.substr(0, text.rfind(": ")));
+    }
+}
+
+[[noreturn]] void not_alike(const GraphPlan& plan, const std::string& input) {
+    throw EngineError("the plan of " + plan.file + " has profiles that are not alike" +
+                      (input.empty() ? "" : " in " + input) +
+                      ": build the engines again with `python -m runtime.engine`");
+}
+
+const InputProfile& profile_of(const GraphPlan& plan, const EngineProfile& profile, const std::string& input,
+                               std::size_t rank) {
+    const auto found =
+        std::find_if(profile.begin(), profile.end(), [&](const auto& own) { return own.first == input; });
+    if (found == profile.end() || found->second.minimum.size() != rank) not_alike(plan, input);
+    return found->second;
+}
 
 // One profile that takes all that several do, tuned for the last: for a decoder, its single steps.
 //
 // What ONNX Runtime before September 2026 passes to TensorRT 10.11 and later as the optimum of a shape
 // tensor's values is the maximum, and the other way round (microsoft/onnxruntime#32415): so both are equal.
-std::vector<std::pair<std::string, Profile>> joined(const Reader& reader, const Json::Array& profiles) {
-    std::vector<std::pair<std::string, Profile>> all;
-    if (profiles.empty() || profiles.back().object() == nullptr) reader.fail("a graph has no profiles");
-    for (const auto& [input, last] : *profiles.back().object()) {
-        Profile one = reader.profile(last);
-        for (const Json& each : profiles) {
-            const Profile own = reader.profile(reader.member(each, input.c_str()));
-            if (own.minimum.size() != one.minimum.size())
-                reader.fail(input + " has profiles of different ranks");
-            for (std::size_t axis = 0; axis < own.minimum.size(); ++axis) {
+EngineProfile joined_profile(const GraphPlan& plan) {
+    if (plan.profiles.empty()) not_alike(plan, "");
+    EngineProfile all = plan.profiles.back();
+    for (auto& [input, one] : all) {
+        const std::size_t rank = one.minimum.size();
+        for (const EngineProfile& each : plan.profiles) {
+            const InputProfile& own = profile_of(plan, each, input, rank);
+            for (std::size_t axis = 0; axis < rank; ++axis) {
                 one.minimum[axis] = std::min(one.minimum[axis], own.minimum[axis]);
                 one.maximum[axis] = std::max(one.maximum[axis], own.maximum[axis]);
             }
         }
         if (one.values) one.optimum = one.maximum;
-        all.emplace_back(input, std::move(one));
     }
     return all;
 }
 
 // "input_ids:1x7,mask:1x9"
-std::string shapes(const std::vector<std::pair<std::string, Profile>>& profile, Dims Profile::* point) {
+std::string shapes(const EngineProfile& profile, Dims InputProfile::* point) {
     std::string text;
     for (const auto& [input, own] : profile) {
         text += (text.empty() ? "" : ",") + input + ":";
@@ -99,39 +82,42 @@ std::string shapes(const std::vector<std::pair<std::string, Profile>>& profile, 
     return text;
 }
 
+const GraphPlan& planned(const EnginePlan& plan, const std::string& root, const std::string& file) {
+    std::vector<std::string> files;
+    for (const GraphPlan& each : plan.graphs) {
+        if (plain_path(join_path(plain_path(root), each.file)) == plain_path(file)) return each;
+        files.push_back(each.file);
+    }
+    const std::string path = plain_path(file);
+    throw BackendError("the plan of " + plain_path(root) + " has no " + path.substr(path.rfind('/') + 1) +
+                       ", only " + joined(files) + ": write one of this bundle, with --unpruned, to " +
+                       plan_file() + ", or remove that file");
+}
+
 }  // namespace
 
-ProviderOptions tensorrt_options(std::string_view plan, const std::string& name, const std::string& graph,
+EnginePlan provider_plan(const std::string& root) {
+    const std::string file = join_path(plain_path(root), plan_file());
+    if (file_size(file)) return read_engine_plan(json_of(file), file);
+    EngineLimits limits;
+    limits.unpruned = true;
+    return plan_engines(Bundle::open(root, false)->manifest(), limits, workspace);
+}
+
+ProviderOptions tensorrt_options(const EnginePlan& plan, const std::string& root, const std::string& file,
                                  const std::string& folder) {
-    const Reader reader(name);
-    Json json;
-    try {
-        json = parse_json(plan, name);
-    } catch (const BundleError& error) {
-        reader.fail(error.what());
-    }
-    std::string files;
-    for (const Json& each : reader.array(reader.member(json, "graphs"), "graphs")) {
-        const std::string* file = reader.member(each, "file").text();
-        if (file == nullptr) reader.fail("a graph has no file");
-        files += (files.empty() ? "" : ", ") + *file;
-        if (*file != graph) continue;
-        const auto profile = joined(reader, reader.array(reader.member(each, "profiles"), "profiles"));
-        return {{"device_id", "0"},
-                {"trt_max_workspace_size",
-                 std::to_string(reader.integer(reader.member(json, "workspace"), "workspace"))},
-                // Off, which makes the network strongly typed: the precision is in the graph.
-                {"trt_fp16_enable", "0"},
-                {"trt_engine_cache_enable", "1"},
-                {"trt_engine_cache_path", folder},
-                {"trt_timing_cache_enable", "1"},
-                {"trt_timing_cache_path", folder},
-                {"trt_profile_min_shapes", shapes(profile, &Profile::minimum)},
-                {"trt_profile_opt_shapes", shapes(profile, &Profile::optimum)},
-                {"trt_profile_max_shapes", shapes(profile, &Profile::maximum)}};
-    }
-    throw BackendError("the plan " + name + " has no " + graph + ", only " + files +
-                       ": write one of this bundle, with --unpruned, to that file");
+    const EngineProfile profile = joined_profile(planned(plan, root, file));
+    return {{"device_id", "0"},
+            {"trt_max_workspace_size", std::to_string(plan.workspace)},
+            // Off, which makes the network strongly typed: the precision is in the graph.
+            {"trt_fp16_enable", "0"},
+            {"trt_engine_cache_enable", "1"},
+            {"trt_engine_cache_path", folder},
+            {"trt_timing_cache_enable", "1"},
+            {"trt_timing_cache_path", folder},
+            {"trt_profile_min_shapes", shapes(profile, &InputProfile::minimum)},
+            {"trt_profile_opt_shapes", shapes(profile, &InputProfile::optimum)},
+            {"trt_profile_max_shapes", shapes(profile, &InputProfile::maximum)}};
 }
 
 }  // namespace fopru::ort
