@@ -12,15 +12,15 @@ from runtime.lazy import require
 
 __all__ = ["EndLabel", "figure", "label_ends", "png"]
 
-_DPI = 160
+_DPI = 190
 
 
-def figure(theme: Theme, size: tuple[float, float] = (6.6, 4.2)) -> tuple[Any, Any]:
+def figure(theme: Theme, size: tuple[float, float] = (5.6, 3.75)) -> tuple[Any, Any]:
     """(figure, axes) of `size` inches. No pyplot: nothing global is changed, no display is needed."""
     require("matplotlib", "matplotlib", "calib")
     made = require("matplotlib.figure", "matplotlib", "calib").Figure(figsize=size)
     made.set_facecolor(theme.paper)
-    made.subplots_adjust(left=0.12, right=0.85, bottom=0.13, top=0.97)
+    made.subplots_adjust(left=0.13, right=0.85, bottom=0.14, top=0.97)
     axes = made.subplots()
     axes.set_facecolor(theme.paper)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -58,7 +58,7 @@ def label_ends(axes: Any, labels: Sequence[EndLabel], theme: Theme) -> None:
     """Write labels at the right of the axes, each at the height of its line or as near as they do not
     collide; a thin line leads to it. The limits of the axes must be final. Those of points that are not shown
     are left out."""
-    apart = 0.058  # of the height of the axes: a line of text
+    apart = 0.066  # of the height of the axes: a line of text
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
     places = [(tuple(float(part) for part in to_axes(label.point)), label) for label in labels]
     ends = sorted((end for end in places if -0.01 <= end[0][1] <= 1.01), key=lambda end: -end[0][1])
@@ -66,7 +66,7 @@ def label_ends(axes: Any, labels: Sequence[EndLabel], theme: Theme) -> None:
         return
     heights = _spread([end[0][1] for end in ends], apart)
     longest = max(len(label.text) for _, label in ends)
-    axes.figure.subplots_adjust(right=max(0.6, 0.93 - 0.0125 * longest))
+    axes.figure.subplots_adjust(right=max(0.6, 0.92 - 0.0145 * longest))
     for (point, label), height in zip(ends, heights, strict=True):
         axes.annotate(
             label.text,

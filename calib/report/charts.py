@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calib.report.heat import draw_map, kept_maps
+from calib.report.heat import draw_map, kept_maps, score_map
 from calib.report.look import DARK, LIGHT, Theme
 from calib.report.pictures import Pictures
 from calib.report.plots import Curve, cost_plot, ratio_plot
@@ -53,6 +53,17 @@ def draw_charts(study: Study, shown: Setting | None, pictures: Pictures) -> list
                 f"{found.title}: {count}. Yellow is kept most often, dark blue least.",
             )
         )
+    own = shown.selector in ("rank", "row") and (shown.layer, shown.aggregation) == (None, None)
+    scores = score_map(study.data.samples, pictures) if own and pictures.scored else None
+    if scores is not None:
+        charts.append(
+            _chart(
+                "scores",
+                lambda theme: draw_map(scores, theme, percent=False),
+                "Heat map of the mean score of each position",
+                f"The scores that decide, mean of {scores.images} pictures: 1 is the mean of a picture.",
+            )
+        )
     return charts
 
 
@@ -71,7 +82,8 @@ def _curves(study: Study) -> list[Chart]:
             "agreement",
             lambda theme: ratio_plot(curve, theme),
             f"Curves of {name} against the ratio of tokens kept, one per selector",
-            "One line per selector, 95 % intervals shaded. Coloured: FoPru's selectors. Grey: baselines.",
+            "One line per selector, 95\N{NO-BREAK SPACE}% intervals shaded. "
+            "Coloured: FoPru's selectors. Grey: baselines.",
         )
     ]
     values = [point[2].low for line in curve.points().values() for point in line]
@@ -97,7 +109,7 @@ def _curves(study: Study) -> list[Chart]:
                 "accuracy",
                 lambda theme: ratio_plot(accuracy, theme),
                 "Curves of accuracy against the ratio of tokens kept, one per selector",
-                "Labelled samples whose answer is the right one, 95 % intervals shaded.",
+                "Labelled samples whose answer is the right one, 95\N{NO-BREAK SPACE}% intervals shaded.",
             )
         )
     return charts

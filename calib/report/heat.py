@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from calib.record import Record
     from calib.report.pictures import Pictures
 
-__all__ = ["KeptMap", "draw_map", "kept_maps"]
+__all__ = ["KeptMap", "draw_map", "kept_maps", "score_map"]
 
 _MOST_MAPS = 3
 _STRETCHED = (16, 16)  # grid on which pictures of many shapes are laid over each other
@@ -30,11 +30,11 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class KeptMap:
-    """`share` float64 [R, C]: how often each position was kept, 0..1, NaN where there was never a picture;
-    of `images` pictures."""
+    """`values` float64 [R, C] of `images` pictures, NaN where there was never a picture: how often each
+    position was kept, 0..1; or the mean of scores."""
 
     title: str
-    share: Values
+    values: Values
     images: int
 
 
@@ -59,36 +59,59 @@ def kept_maps(samples: Sequence[Sample], records: Sequence[Record], pictures: Pi
             continue  # named where its overlay would be
         for plan, units in zip(plans, kept, strict=True):
             for title, mask, valid in _grids(plan, units):
-                hits, chances, count = sums.get((title, mask.shape), (0, 0, 0))
-                sums[title, mask.shape] = hits + mask, chances + valid, count + 1
+                rows, columns = mask.shape
+                nothing = np.zeros(mask.shape)
+                hits, chances, count = sums.get((title, (rows, columns)), (nothing, nothing, 0))
+                sums[title, (rows, columns)] = hits + mask, chances + valid, count + 1
     ordered = sorted(sums.items(), key=lambda item: (-item[1][2], item[0]))
     maps = [KeptMap(f"{title}, grid {rows} × {columns}", _share(hits, chances), count)
             for (title, (rows, columns)), (hits, chances, count) in ordered]  # fmt: skip
     if len(maps) <= _MOST_MAPS:
         return maps
-    hits = sum(_stretch(hits / np.maximum(chances, 1)) * count for _, (hits, chances, count) in ordered)
-    total = sum(count for _, (_, _, count) in ordered)
-    return [
-        KeptMap("pictures of all shapes, stretched", np.asarray(hits) / total, total),
-        *maps[: _MOST_MAPS - 1],
-    ]
+    total = sum(found.images for found in maps)
+    joint = np.sum([_stretch(np.nan_to_num(found.values)) * found.images for found in maps], axis=0) / total
+    return [KeptMap("pictures of all shapes, stretched", joint, total), *maps[: _MOST_MAPS - 1]]
 
 
-def draw_map(shown: KeptMap, theme: Theme) -> bytes:
+def score_map(samples: Sequence[Sample], pictures: Pictures) -> KeptMap | None:
+    """Mean of the bundle's own scores at each position, each picture's mean being 1, over a few samples
+    spread through the data. None: their pictures have several shapes or tiles, or cannot be scored."""
+    sums: dict[tuple[int, int], tuple[Values, int]] = {}
+    step = max(1, len(samples) // max(1, pictures.scored))
+    for sample in samples[::step][: pictures.scored]:
+        try:
+            plans, scores = pictures.plans(sample), pictures.scores(sample)
+        except RunError:
+            return None
+        for plan, units in zip(plans, scores, strict=True):
+            unit = plan.units[0]
+            if len(plan.units) != 1 or unit.grid is None or unit.valid is not None:
+                return None
+            values = units[0].reshape(unit.grid).astype(np.float64)
+            total, count = sums.get(unit.grid, (np.zeros(unit.grid), 0))
+            sums[unit.grid] = total + values / max(float(values.mean()), 1e-30), count + 1
+    if len(sums) != 1:
+        return None
+    ((total, count),) = sums.values()
+    return KeptMap("mean score", total / count, count)
+
+
+def draw_map(shown: KeptMap, theme: Theme, percent: bool = True) -> bytes:
     """The map with its colour scale, as PNG."""
-    rows, columns = shown.share.shape
+    rows, columns = shown.values.shape
     width = min(max(3.6 * columns / rows, 2.2), 7.0)
     made, axes = figure(theme, (width + 1.4, 3.6 * min(1.0, 7.0 * rows / columns / 3.6) + 0.5))
-    made.subplots_adjust(left=0.08, right=0.92, bottom=0.08, top=0.95)
+    made.subplots_adjust(left=0.01, right=0.9, bottom=0.08, top=0.95)
     axes.grid(visible=False)
-    most = max(float(np.nanmax(shown.share)), 1e-9)
-    image = axes.imshow(shown.share, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
+    most = max(float(np.nanmax(shown.values)), 1e-9)
+    image = axes.imshow(shown.values, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     bar = made.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
     ticker = require("matplotlib.ticker", "matplotlib", "calib")
-    bar.ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+    if percent:
+        bar.ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))
     bar.ax.tick_params(colors=theme.soft, labelsize=9, length=0)
     bar.outline.set_visible(False)
     return png(made)
@@ -110,7 +133,8 @@ def _grids(
         return
     yield "whole picture", *masks[plan.overview]
     tiles = [pair for index, pair in enumerate(masks) if index != plan.overview]
-    yield "tiles put together", *(_stitch([pair[part] for pair in tiles], plan.mosaic) for part in (0, 1))
+    kept_tiles, valid_tiles = ([pair[part] for pair in tiles] for part in (0, 1))
+    yield "tiles put together", _stitch(kept_tiles, plan.mosaic), _stitch(valid_tiles, plan.mosaic)
 
 
 def _mask(unit: Unit, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -63,9 +63,16 @@ DARK = Theme(
 )
 
 _MARKERS = {"rank": "o", "row": "s", "cls": "^", "random": "x", "uniform": "+", "resize": "d", "none": "D"}
-_DASHES = {"random": ":", "uniform": "--", "resize": "-."}
+Dashes = str | tuple[int, tuple[int, ...]]
+_DASHES: dict[str, Dashes] = {"random": ":", "uniform": "--", "resize": "-."}
 # Further lines of one selector (layers, precisions): the same colour, another marker and dash.
-_MORE = (("v", "--"), ("P", "-."), ("*", ":"), ("X", (0, (5, 1, 1, 1, 1, 1))), ("h", (0, (8, 2))))
+_MORE: tuple[tuple[str, Dashes], ...] = (
+    ("v", "--"),
+    ("P", "-."),
+    ("*", ":"),
+    ("X", (0, (5, 1, 1, 1, 1, 1))),
+    ("h", (0, (8, 2))),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Look:
 
     colour: str
     marker: str
-    dashes: str | tuple[int, tuple[int, ...]]
+    dashes: Dashes
     width: float
     shade: float
 

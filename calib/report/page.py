@@ -19,7 +19,7 @@ from calib.report.charts import Chart, draw_charts
 from calib.report.examples import Example, median_examples, worst_examples
 from calib.report.look import series_label, series_of
 from calib.report.pictures import Pictures
-from calib.report.view import HEAD, cards, headline, rows, shown_setting
+from calib.report.view import HEAD, beside, cards, headline, rows, shown_setting
 from calib.report.words import as_ratio
 from calib.settings import REFERENCE, Setting
 from calib.study import Study
@@ -67,7 +67,7 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
     page = _render(study, charts, pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in {"accuracy", "agreement_near", *(f"kept_{turn}" for turn in range(1, 4))}:
+        for old in {"accuracy", "agreement_near", "scores", *(f"kept_{turn}" for turn in range(1, 4))}:
             if old not in {chart.name for chart in charts}:  # of an earlier report
                 (folder / f"{old}.png").unlink(missing_ok=True)
         for chart in charts:
@@ -106,12 +106,12 @@ def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[s
         "picked": pick is not None,
         "meaning": _MEANING[study.metric],
         "notes": list(notes),
-        "reasons": pick.reasons if pick else (),
+        "reasons": [*pick.reasons, *_beside(study, pick.setting)] if pick else [],
         "checks": pick.checks if pick else (),
         "rebuild": pick.rebuild if pick else None,
         "cards": cards(study, _card_setting(study, setting)) if study.summaries else [],
-        "plots": [_shown(chart) for chart in charts if not chart.name.startswith("kept_")],
-        "maps": [_shown(chart) for chart in charts if chart.name.startswith("kept_")],
+        "plots": [_shown(chart) for chart in charts if not _is_map(chart)],
+        "maps": [_shown(chart) for chart in charts if _is_map(chart)],
         **_example_values(study, setting, pictures),
         "head": HEAD,
         "rows": rows(study),
@@ -127,6 +127,15 @@ def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[s
         ],
         "failed_count": len(failed),
     }
+
+
+def _is_map(chart: Chart) -> bool:
+    return chart.name.startswith(("kept_", "scores"))
+
+
+def _beside(study: Study, setting: Setting) -> list[str]:
+    text = beside(study, setting)
+    return [] if text is None else [text]
 
 
 def _card_setting(study: Study, shown: Setting | None) -> Setting:

@@ -44,9 +44,13 @@ class Pictures:
     are computed again for the few samples that ask for them.
     """
 
-    def __init__(self, bundle: Path, backend: str = "onnxruntime", threads: int | None = None) -> None:
-        """Take the bundle that was calibrated, and what runs its encoder. Opened when first needed."""
+    def __init__(
+        self, bundle: Path, backend: str = "onnxruntime", threads: int | None = None, scored: int = 16
+    ) -> None:
+        """Take the bundle that was calibrated, what runs its encoder, and how many samples are encoded again
+        for the map of scores (0: there is none). Opened when first needed."""
         self._path, self._backend, self._threads = bundle, backend, threads
+        self.scored = scored
 
     def plans(self, sample: Sample) -> tuple[ImagePlan, ...]:
         """The plan of each picture, from its size alone.

@@ -102,7 +102,9 @@ def cost_plot(
         else:
             ends.append((series, look.colour, list(zip(costs, means, strict=True))))
     _share_axis(axes, [value for line in lines.values() for _, _, value in line], None)
-    costs = [cost(summary) for line in lines.values() for _, summary, _ in line] + [most] * (most is not None)
+    costs = [cost(summary) for line in lines.values() for _, summary, _ in line] + (
+        [] if most is None else [most]
+    )
     # As in the plots against the ratio: cheaper to the right.
     axes.set_xlim(max(costs) * 1.06, min(costs) * 0.9)
     if curve.least is not None:
@@ -160,7 +162,7 @@ def _draw_least(axes: Any, curve: Curve, theme: Theme) -> None:
 def _legend(axes: Any, theme: Theme) -> None:
     handles, names = axes.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda index: names[index].split(",")[0] in BASELINES)[:_MOST_LINES]
-    axes.figure.subplots_adjust(right=max(0.6, 0.84 - 0.0125 * max(len(names[index]) for index in order)))
+    axes.figure.subplots_adjust(right=max(0.6, 0.83 - 0.0145 * max(len(names[index]) for index in order)))
     axes.legend(
         [handles[index] for index in order],
         [names[index] for index in order],

@@ -11,7 +11,18 @@ from calib.settings import BASELINES, REFERENCE, Setting
 from calib.study import Study
 from calib.summary import Interval, Summary
 
-__all__ = ["Card", "Row", "cards", "headline", "interval_text", "metric_name", "rows", "shown_setting"]
+__all__ = [
+    "HEAD",
+    "Card",
+    "Row",
+    "beside",
+    "cards",
+    "headline",
+    "interval_text",
+    "metric_name",
+    "rows",
+    "shown_setting",
+]
 
 _NAMES = {
     "first": "first token as unpruned",
@@ -82,10 +93,18 @@ def cards(study: Study, setting: Setting) -> list[Card]:
     """Figures of a setting beside those of the unpruned model."""
     summary, whole = study.summaries[setting], study.summaries.get(REFERENCE)
     value = summary.fraction(study.metric)
-    found = [Card(metric_name(study.metric), as_percent(value.mean), f"95 % interval {_range(value)}")]
+    found = [
+        Card(
+            metric_name(study.metric),
+            as_percent(value.mean),
+            f"95\N{NO-BREAK SPACE}% interval {_range(value)}",
+        )
+    ]
     if study.metric != "first":
         own = summary.first
-        found.append(Card(metric_name("first"), as_percent(own.mean), f"95 % interval {_range(own)}"))
+        found.append(
+            Card(metric_name("first"), as_percent(own.mean), f"95\N{NO-BREAK SPACE}% interval {_range(own)}")
+        )
     if study.metric != "accuracy" and summary.accuracy is not None:
         beside = "" if whole is None or whole.accuracy is None else as_percent(whole.accuracy.mean)
         own = summary.accuracy
@@ -99,6 +118,24 @@ def cards(study: Study, setting: Setting) -> list[Card]:
     )
     found.append(Card("KV cache", as_bytes(summary.kv_bytes), f"unpruned: {unpruned[1]}, means"))
     return found
+
+
+def beside(study: Study, setting: Setting) -> str | None:
+    """What other selectors do at the same ratio and precision, best first; None: none was measured there."""
+    others = [
+        (summary.fraction(study.metric).mean, series_label(series_of(other)))
+        for other, summary in study.summaries.items()
+        if other != setting
+        and (other.ratio, other.precision) == (setting.ratio, setting.precision)
+        and math.isfinite(summary.fraction(study.metric).mean)
+    ]
+    if not others:
+        return None
+    listed = ", ".join(
+        f"{label} {as_percent(mean)}"
+        for mean, label in sorted(others, key=lambda other: (-other[0], other[1]))
+    )
+    return f"At the same ratio, {metric_name(study.metric)}: {listed}."
 
 
 HEAD = (
@@ -127,7 +164,7 @@ def interval_text(value: Interval | None) -> str:
     """`98.7 % (97.9–99.4)`."""
     if value is None or not math.isfinite(value.mean):
         return "–"
-    return f"{as_percent(value.mean)} ({_range(value)})"
+    return f"{as_percent(value.mean)} ({as_percent(value.low)[:-2]}–{as_percent(value.high)[:-2]})"
 
 
 def _kind(setting: Setting, picked: Setting | None) -> str:
@@ -167,7 +204,7 @@ def _low(summary: Summary, metric: str) -> float:
 def _range(value: Interval) -> str:
     """`97.9–99.4 %`."""
     low, high = as_percent(value.low), as_percent(value.high)
-    return low if low == high else f"{low.removesuffix(' %')}–{high}"
+    return low if low == high else f"{low[:-2]}–{high}"
 
 
 def _claim(summary: Summary, metric: str) -> str:
@@ -179,9 +216,9 @@ def _claim(summary: Summary, metric: str) -> str:
     }[metric]
     count = f"{summary.samples} sample{'s' * (summary.samples != 1)}"
     bound = {"first": summary.first_bound, "answer": summary.answer_bound}.get(metric)
-    sure = f"95 % interval {_range(value)}"
-    if value.low >= 1.0 and bound is not None:  # where all agree, resamples do as well, however few they are
-        sure = f"with 95 % confidence at least {as_percent(bound)}"
+    sure = f"95\N{NO-BREAK SPACE}% interval {_range(value)}"
+    if value.mean >= 1.0 and bound is not None:  # where all agree, resamples do as well, however few they are
+        sure = f"with 95\N{NO-BREAK SPACE}% confidence at least {as_percent(bound)}"
     return f"{as_percent(value.mean)} {what} ({sure}, {count})"
 
 
@@ -190,11 +227,11 @@ def _sooner(whole: Summary, summary: Summary) -> str:
     if times is None:
         return ""
     if float(times) > 1.0:
-        return f"first token {times} × sooner"
+        return f"first token {times}\N{NO-BREAK SPACE}× sooner"
     later = as_times(summary.ttft.mean, whole.ttft.mean)
-    return "first token no sooner" if later == "1.0" else f"first token {later} × later"
+    return "first token no sooner" if later == "1.0" else f"first token {later}\N{NO-BREAK SPACE}× later"
 
 
 def _smaller(whole: Summary, summary: Summary) -> str:
     times = as_times(whole.kv_bytes, summary.kv_bytes)
-    return f"KV cache {times} × smaller" if times is not None and float(times) > 1.0 else ""
+    return f"KV cache {times}\N{NO-BREAK SPACE}× smaller" if times is not None and float(times) > 1.0 else ""

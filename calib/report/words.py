@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+_GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
+
 __all__ = ["as_bytes", "as_percent", "as_ratio", "as_seconds", "as_times"]
 
 
@@ -16,12 +18,12 @@ def as_percent(share: float) -> str:
         shown = 99.9
     if shown <= 0 < share:
         shown = 0.1
-    return f"{shown:g} %" if shown in (0, 100) else f"{shown:.1f} %"
+    return f"{shown:g}{_GAP}%" if shown in (0, 100) else f"{shown:.1f}{_GAP}%"
 
 
 def as_ratio(ratio: float) -> str:
     """`25 %`, `12.6 %`: a ratio of tokens kept."""
-    return f"{100 * ratio:.3g} %"
+    return f"{100 * ratio:.3g}{_GAP}%"
 
 
 def as_seconds(seconds: float) -> str:
@@ -29,9 +31,9 @@ def as_seconds(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "–"
     if seconds >= 1:
-        return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+        return f"{seconds:.1f}{_GAP}s" if seconds < 100 else f"{seconds:.0f}{_GAP}s"
     millis = 1000 * seconds
-    return f"{millis:.0f} ms" if millis >= 10 else f"{millis:.2g} ms"
+    return f"{millis:.0f}{_GAP}ms" if millis >= 10 else f"{millis:.2g}{_GAP}ms"
 
 
 def as_bytes(size: float) -> str:
@@ -39,8 +41,8 @@ def as_bytes(size: float) -> str:
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             number = size / unit
-            return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
-    return f"{size:.0f} B"
+            return f"{number:.0f}{_GAP}{name}" if number >= 100 else f"{number:.1f}{_GAP}{name}"
+    return f"{size:.0f}{_GAP}B"
 
 
 def as_times(before: float, after: float) -> str | None:
