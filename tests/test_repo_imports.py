@@ -17,7 +17,10 @@ OURS = ("export", "fopru_graph", "calib", "runtime", "demo", "bench")
 ALLOWED = {
     "runtime": {"numpy", "onnxruntime", "openvino", "tokenizers", "PIL"},
     "fopru_graph": {"numpy", "onnx_ir", "onnx", "onnx_shape_inference", "rich", "tensorrt_rtx"},
-    "calib": {"numpy", "runtime"},
+    "calib": {
+        *("runtime", "fopru_graph", "numpy", "onnx", "onnx_ir", "ml_dtypes", "onnxruntime", "rich", "PIL"),
+        *("pyarrow", "scipy", "matplotlib", "jinja2", "datasets", "ray"),
+    },
     "export": {
         *(
             "fopru_graph",
@@ -36,7 +39,7 @@ ALLOWED = {
 # lazily only: never at module level, so that a device needs what it runs and nothing else
 LAZY: dict[str, set[str]] = {
     "runtime": {"onnxruntime", "openvino", "tokenizers", "PIL"},
-    "calib": {"runtime"},
+    "calib": {"onnxruntime", "rich", "PIL", "pyarrow", "scipy", "matplotlib", "jinja2", "datasets", "ray"},
     "fopru_graph": {"rich", "tensorrt_rtx"},
 }
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "tokenizers", "PIL", "tensorrt")
