@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calib.errors import OptionError
 from calib.explain import explain, explain_miss, rebuild_command
@@ -21,15 +20,16 @@ from calib.settings import BASELINES, SELECTORS, Setting
 from calib.statistics import Results
 from calib.study import Study
 from calib.sweep import setting_order
+from runtime import contract
 from runtime.version import __version__
 
 if TYPE_CHECKING:
     from calib.data.sample import Data
     from runtime.bundle import Bundle
 
-__all__ = ["Task", "calibrate", "facts_of", "key_parts"]
+__all__ = ["Task", "calibrate", "encoder_layers", "key_parts"]
 
-_PACKAGES = ("onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "ray")
+_PACKAGES = ("scipy", "pyarrow", "ray")  # beside those that measure
 _AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
 _PROBE = 0.5  # any ratio below 1 tells whether a setting can be had
 
@@ -126,23 +126,12 @@ def key_parts(task: Task) -> dict[str, str]:
     }
 
 
-def facts_of(bundle: Bundle) -> dict[str, Any]:
-    """The bundle in JSON values, for `Study.facts`."""
-    manifest = bundle.manifest
-    pruning = manifest.pruning
-    default = None if pruning.default_ratio is None else f"ratio {pruning.default_ratio:g}"
-    if pruning.default_tokens is not None:
-        default = f"{pruning.default_tokens} tokens"
-    return {
-        "name": bundle.path.resolve().name,
-        "model": manifest.model.name,
-        "family": manifest.model.family,
-        "strategy": pruning.strategy,
-        "aggregation": pruning.aggregation,
-        "layer": pruning.layer,
-        "tokens": manifest.layout.image_tokens,
-        "default": default,
-    }
+def encoder_layers(bundle: Bundle) -> tuple[int, ...]:
+    """0-based layers of the encoder that lead to its features, in order."""
+    from fopru_graph.inspection import inspect_file
+
+    layers = inspect_file(bundle.graph(contract.VISION_ENCODER)).layers
+    return tuple(sorted({layer.number for layer in layers if layer.number is not None and layer.upstream}))
 
 
 def _others(task: Task, own: Setting) -> tuple[tuple[str, ...], list[str]]:
@@ -164,8 +153,6 @@ def _others(task: Task, own: Setting) -> tuple[tuple[str, ...], list[str]]:
 
 def _scorings(task: Task, own: Setting) -> list[Setting]:
     """Templates of the search over layer and aggregation that this encoder can have."""
-    from calib.measure.layers import encoder_layers
-
     options, pruning = task.options, task.bundle.manifest.pruning
     layers: Sequence[int] = (pruning.layer,)
     if "layer" in options.search:
@@ -199,8 +186,14 @@ def _sorted(records: Iterable[Record], data: Data) -> tuple[Record, ...]:
 
 
 def _study(task: Task, question: Question, records: tuple[Record, ...], notes: Sequence[str]) -> Study:
+    from calib.measure.runner import describe
+
     results = Results(records, question.groups, seed=question.seed)
-    constraint = question.constraint
+    constraint, facts = question.constraint, describe(task.spec)
+    versions = {"fopru-edge": __version__, **facts.pop("versions")}
+    versions |= {package: found for package in _PACKAGES if (found := _version(package))}
+    pruning = task.bundle.manifest.pruning
+    default = pruning.default_ratio if pruning.default_tokens is None else f"{pruning.default_tokens} tokens"
     return Study(
         data=task.data,
         records=records,
@@ -209,22 +202,12 @@ def _study(task: Task, question: Question, records: tuple[Record, ...], notes: S
         constraint=str(constraint),
         metric=constraint.metric,
         command=task.command,
-        versions=_versions(task.options.backend),
-        facts=facts_of(task.bundle),
+        versions=versions,
+        facts={"name": task.bundle.path.resolve().name, **facts, "default": default},
         seed=question.seed,
         notes=tuple(notes),
         limits=constraint.limits,
     )
-
-
-def _versions(backend: str) -> dict[str, str]:
-    found = {name: _version(name) for name in dict.fromkeys((*_PACKAGES, backend))}
-    return {
-        "fopru-edge": __version__,
-        "python": platform.python_version(),
-        **{name: version for name, version in found.items() if version},
-        "machine": platform.machine(),
-    }
 
 
 def _version(package: str) -> str:

@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    from calib.executors.base import WorkerFault
+    from calib.executors.base import WorkerError
 
     kept: list[Path] = []  # the results, once there are some
     try:
         return _run(parse_options(words), shlex.join(["python", "-m", "calib.ratio", *words]), kept)
-    except (CalibError, WorkerFault) as error:
+    except (CalibError, WorkerError) as error:
         _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
