@@ -42,7 +42,7 @@ from bench.workspace import DEMO, single_layout
 from calib.precision import Precision, Precisions, graph_file_of
 from calib.precision.bundle import convert_bundle
 from calib.precision.emulate import emulate_bfloat16
-from export.writer import file_infos
+from calib.bundle_writer import file_infos
 from runtime import Generator, contract, load_bundle
 from runtime.bundle import MANIFEST_FILE
 from runtime.parity import length_gain, measure, row_cosine

@@ -13,7 +13,6 @@ from export.errors import (
     CheckpointError,
     ExportError,
     OptionError,
-    OutputError,
     PromptError,
     TraceError,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "CheckpointError",
     "ExportError",
     "OptionError",
-    "OutputError",
     "PromptError",
     "TraceError",
 ]

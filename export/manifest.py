@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from calib.bundle_writer import file_infos
 from calib.precision import Precision, graph_file_of
 from calib.precision.loss import PrecisionLoss
 from export.onnx_from_torch import GraphStats
 from export.options import BuildOptions
 from export.plan import Plan
 from export.torch_logits import StoredLogits
-from export.writer import file_infos
 from fopru_graph import PruneReport
 from runtime import contract
 from runtime.manifest import (

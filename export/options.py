@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.precision import FLOAT32, Precision, Precisions, parse_precision
+from calib.precision import CALIBRATED, FLOAT32, PARTS, Precision, Precisions, parse_precision
 from export.errors import OptionError
 
 if TYPE_CHECKING:
@@ -122,6 +122,13 @@ class BuildOptions:
             raise OptionError(
                 f"row_scope is 'stitched', which is about rows, but strategy is {self.strategy!r}: add "
                 "--strategy row, or leave --row-scope out"
+            )
+        calibrated = [part for part in PARTS if getattr(self.precision, part).name in CALIBRATED]
+        if calibrated:
+            raise OptionError(
+                f"precision of {calibrated[0]} is {getattr(self.precision, calibrated[0]).name}, whose "
+                "scales of activations come from data: build without it, and run `python -m calib.quantize` "
+                "on the bundle"
             )
         if self.target is None and "bf16" in self.precision.names:
             raise OptionError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calib.bundle_writer import BundleWriter
 from calib.precision.emulate import runnable_copy
 from export.checkpoint import load_model, open_checkpoint, weight_files
 from export.converted import convert_exported, stored_logits
@@ -22,7 +23,6 @@ from export.report import BuildReport, GraphRow
 from export.steps import Steps
 from export.stored_weights import weight_count
 from export.targets import decoders_of, is_tensorrt, target_notes, verdicts_of
-from export.writer import BundleWriter
 from fopru_graph import PruneOptions, prune_file
 from runtime import contract
 from runtime.bundle import MANIFEST_FILE, load_bundle

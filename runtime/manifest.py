@@ -56,7 +56,7 @@ GRAPHS = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU, contract.EMBED
 """Graphs of every bundle; `DecoderInfo.caches` names the decoders."""
 DECODERS = (contract.DECODER, contract.DECODER_PORTABLE)
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "w8a8", "fp8")
 
 IMAGE_NEWLINE = "image_newline"
 """Name of the newline vector [D] among the constants."""
@@ -247,7 +247,7 @@ class GraphInfo:
     """One graph file with the tensors that cross its border, in order.
 
     `precision` is that of its weights: int8 and int4 leave activations in float32, int4 decoders for TensorRT
-    in float16.
+    in float16. In w8a8 and fp8 the activations of products are rounded to 8 bits too.
     """
 
     file: str

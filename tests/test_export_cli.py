@@ -379,7 +379,6 @@ def test_public_names() -> None:
         "CheckpointError",
         "ExportError",
         "OptionError",
-        "OutputError",
         "PromptError",
         "TraceError",
     }

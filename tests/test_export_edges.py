@@ -16,9 +16,11 @@ import pytest
 from rich.console import Console
 
 import fopru_graph.options
+from calib.bundle_writer import BundleWriter
+from calib.errors import OutputError
 from export.build import BuildOptions
 from export.checkpoint import load_config, open_checkpoint
-from export.errors import CheckpointError, OptionError, OutputError
+from export.errors import CheckpointError, OptionError
 from export.families import family_for
 from export.manifest import _command
 from export.options import AGGREGATIONS, STRATEGIES
@@ -27,7 +29,6 @@ from export.plan import plan_build
 from export.prompt_template import prompt_from_processor
 from export.report import print_report
 from export.steps import quiet_libraries
-from export.writer import BundleWriter
 from runtime.bundle import load_bundle
 from tests.conftest import Maker, ToyBuild
 from tests.test_export_cli import REPORT

@@ -23,6 +23,8 @@ from calib.precision import (
 )
 from calib.precision.convert import convert_graph
 from calib.precision.weight_file import WeightFile
+from export.errors import OptionError as BuildOptionError
+from export.options import BuildOptions
 from runtime import contract
 
 RNG = np.random.default_rng(5)
@@ -331,7 +333,10 @@ def test_what_the_option_refuses(text: str, message: str) -> None:
 
 
 def test_file_names() -> None:
-    assert SUFFIXES == {"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"}
+    assert SUFFIXES == {
+        **{"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"},
+        **{"w8a8": "_w8a8", "fp8": "_fp8"},
+    }
     precisions = parse_precision("vision=fp16,decoder=int4")
     graphs = (contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)
     assert [graph_file_of(graph, precisions.of_graph(graph)) for graph in graphs] == [
@@ -344,3 +349,13 @@ def test_file_names() -> None:
         "onnx/embed_tokens_q4.onnx_data",
         "onnx/decoder_model_merged_q4.onnx_data",
     ]
+
+
+@pytest.mark.parametrize("name", ["w8a8", "fp8"])
+def test_a_build_has_no_scales_of_activations(name: str) -> None:
+    message = (
+        rf"precision of vision is {name}, whose scales of activations come from data: build without it, and "
+        "run `python -m calib.quantize` on the bundle"
+    )
+    with pytest.raises(BuildOptionError, match=message):
+        BuildOptions(model="m", precision=Precisions(vision=Precision(name)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from calib.precision.names import (
     BLOCKS,
+    CALIBRATED,
     FLOAT32,
     HALVES,
     PARTS,
@@ -22,6 +23,7 @@ from calib.precision.names import (
 
 __all__ = [
     "BLOCKS",
+    "CALIBRATED",
     "FLOAT32",
     "HALVES",
     "PARTS",

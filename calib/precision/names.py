@@ -16,6 +16,7 @@ from runtime import contract
 
 __all__ = [
     "BLOCKS",
+    "CALIBRATED",
     "FLOAT32",
     "HALVES",
     "PARTS",
@@ -29,7 +30,20 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"}
+"""Those that a build can make of the weights alone."""
+
+CALIBRATED = ("w8a8", "fp8")
+"""Weights and activations in 8 bits, integers or E4M3 floats: scales of activations come from data."""
+
+SUFFIXES = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "bf16": "_bf16",
+    "int8": "_int8",
+    "int4": "_q4",
+    "w8a8": "_w8a8",
+    "fp8": "_fp8",
+}
 HALVES = ("fp16", "bf16")
 BLOCKS = (32, 128)
 PARTS = ("vision", "embed", "decoder")
@@ -45,8 +59,8 @@ class Precision:
     """How the weights of one part are stored and multiplied.
 
     Attributes:
-        name: one of `PRECISIONS`; int8 and int4 are about weights. Activations stay float32, or float16 in
-            graphs for TensorRT, which have int4 alone, symmetric.
+        name: one of `PRECISIONS` or `CALIBRATED`; int8 and int4 are about weights. Activations stay float32,
+            or float16 in graphs for TensorRT, which have int4 alone, symmetric.
         block: weights of one row that share a scale; int8 and int4 only.
         symmetric: the zero point is the middle of the range; False stores one per block.
         accuracy_level: of MatMulNBits: 0 multiplies float32 activations, 4 rounds them to 8 bits, in blocks
@@ -62,7 +76,7 @@ class Precision:
     accuracy_level: int = 4
 
     def __post_init__(self) -> None:
-        if self.name not in PRECISIONS:
+        if self.name not in (*PRECISIONS, *CALIBRATED):
             raise OptionError(
                 f"precision is {self.name!r}, expected one of {', '.join(PRECISIONS)}, as in {_EXAMPLE}"
             )
@@ -85,7 +99,7 @@ class Precision:
     @property
     def bits(self) -> int:
         """Bits of a stored weight."""
-        return _BITS.get(self.name, 16 if self.name in HALVES else 32)
+        return 8 if self.name in CALIBRATED else _BITS.get(self.name, 16 if self.name in HALVES else 32)
 
     @property
     def weight_only(self) -> bool:

@@ -55,7 +55,7 @@ OVERHEAD = 512 * MIB
 BUILD_FACTOR, FIELD_FACTOR = 2, 4
 _SMALL_BOARD = 12 * GIB  # where a missing contiguous piece ended a build
 _FLOAT = 4
-_FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+_FILE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5, "w8a8": 1.0, "fp8": 1.0}
 _HEAD_BYTES = {**_FILE_BYTES, "fp16": 4.0, "bf16": 4.0}  # in an engine: its product is a float32 island
 
 

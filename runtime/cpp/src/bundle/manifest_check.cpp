@@ -201,7 +201,7 @@ void check(const DecoderInfo& decoder) {
 }
 
 void check(const GraphInfo& graph) {
-    one_of("graphs.precision", graph.precision, {"fp32", "fp16", "bf16", "int8", "int4"});
+    one_of("graphs.precision", graph.precision, {"fp32", "fp16", "bf16", "int8", "int4", "w8a8", "fp8"});
 }
 
 void check(const Manifest& manifest, const Json& json) {

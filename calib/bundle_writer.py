@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from export.errors import OutputError
+from calib.errors import OutputError
 from runtime.bundle import MANIFEST_FILE
 from runtime.manifest import FileInfo
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from export import writer as writer_module
-from export.errors import OutputError
-from export.writer import BundleWriter, file_infos
+from calib import bundle_writer as writer_module
+from calib.bundle_writer import BundleWriter, file_infos
+from calib.errors import OutputError
 from tests.conftest import Maker
 
 ROOT = Path(__file__).resolve().parent.parent
