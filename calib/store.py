@@ -117,7 +117,7 @@ class ResultStore:
             self._file.truncate(end)
             self.notes.append(
                 f"the last {len(content) - end} bytes of {self.path} were an append that was cut short, and "
-                f"were dropped: {len(self._records)} records are kept"
+                f"were dropped; records kept: {len(self._records)}"
             )
         return end
 
@@ -134,8 +134,8 @@ class ResultStore:
                 self._file.truncate(self._end)
             if isinstance(error, OSError):
                 raise StoreError(
-                    f"{self.path} cannot be written ({error.strerror}): its {len(self._records)} records are "
-                    "kept, so make room and run again"
+                    f"{self.path} cannot be written ({error.strerror}): make room and run again, what it has "
+                    "is kept"
                 ) from error
             raise
         self._end += len(message)

@@ -21,7 +21,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 def setting_order(setting: Setting) -> tuple[str, float, int, str, str]:
-    """Sorts settings by selector, ratio, layer, aggregation and precision; the bundle's own layer is first."""
+    """Sorts settings by selector, ratio, layer, aggregation and precision; the bundle's own come first."""
     layer = -1 if setting.layer is None else setting.layer
     return setting.selector, setting.ratio, layer, setting.aggregation or "", setting.precision
 

@@ -1,7 +1,6 @@
 """The user's own data: a folder of pictures, a JSONL file, or a Hugging Face dataset saved to disk."""
 
-from calib.data.pictures import open_picture
 from calib.data.sample import Data, Sample, Skipped
 from calib.data.source import open_data
 
-__all__ = ["Data", "Sample", "Skipped", "open_data", "open_picture"]
+__all__ = ["Data", "Sample", "Skipped", "open_data"]

@@ -1,49 +1,16 @@
-"""Pictures: opened as the runtime opens them, so that what passes here does not fail in a measurement."""
+"""Pictures: opened as a measurement opens them, so that what passes here does not fail there."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from calib.data.row import RowError
+from calib.measure.pictures import open_picture
 from runtime.errors import ImageError
 from runtime.lazy import require
-from runtime.preprocess import load_image
 
-__all__ = ["Pictures", "open_picture", "picture_suffixes"]
-
-
-def open_picture(source: Path | bytes) -> Any:
-    """A picture of a `Sample` as an upright RGB `PIL.Image.Image`.
-
-    Raises:
-        runtime.ImageError: missing, damaged, too large to be safe, or not a picture.
-    """
-    if isinstance(source, Path):
-        return load_image(source)
-    pil = require("PIL.Image", "pillow")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pil.DecompressionBombWarning)
-            with pil.open(BytesIO(source)) as opened:
-                opened.load()
-                return load_image(opened)
-    except pil.UnidentifiedImageError:
-        raise ImageError(
-            f"{len(source)} bytes are not a picture that Pillow can read: use PNG or JPEG"
-        ) from None
-    except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"the picture is too large to open safely ({error}): make it smaller first"
-        ) from error
-    # Pillow's decoders report damage as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(
-            f"{len(source)} bytes cannot be read as a picture ({error}): they are damaged"
-        ) from error
+__all__ = ["Pictures", "picture_suffixes"]
 
 
 def picture_suffixes() -> frozenset[str]:

@@ -60,7 +60,8 @@ class Executor(Protocol):
 
         Closing the iterator, or Ctrl-C, ends all workers at once. A worker that dies costs its current sample
         only: it is replaced, and the sample is tried once more, behind the others; the second time, it
-        becomes records with `error`. So does a sample for which the runner raises `CalibError` or `FopruError`.
+        becomes records with `error`. So does a sample for which the runner raises a `CalibError` or
+        `FopruError`.
 
         Raises:
             CalibError, FopruError: no worker can be made, as of a bundle that is not there.

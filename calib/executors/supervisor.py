@@ -171,8 +171,8 @@ class _Supervisor(Generic[Worker]):
                 self._lost_starts += 1
                 if self._lost_starts == LOST_STARTS:
                     raise RunError(
-                        f"{LOST_STARTS} workers died before they had measured anything, and the last {how}: each "
-                        "loads the whole model, so give fewer --workers if memory is short"
+                        f"{LOST_STARTS} workers died before they had measured anything, and the last {how}: "
+                        "each loads the whole model, so give fewer --workers if memory is short"
                     )
         given_up = task is not None and task.tries == TRIES
         if task is not None and not given_up:
