@@ -109,7 +109,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
             {"Regex": "+"},
             "is no pattern: quantifier does not follow",
         ),
-        ("pre_tokenizer.pretokenizers.0.pattern", {"Regex": "a{70000}"}, "is no pattern: number too big"),
+        ("pre_tokenizer.pretokenizers.0.pattern", {"Regex": "a{0,70000}"}, "is no pattern: number too big"),
         ("pre_tokenizer.pretokenizers.0.pattern", {"Regex": "(" * 500 + ")" * 500}, "is no pattern"),
         (
             "pre_tokenizer.pretokenizers.0.pattern",
@@ -118,7 +118,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ),
         (
             "pre_tokenizer.pretokenizers.0.pattern",
-            {"Regex": "(?:(?:a{60000}){60000}){60000}"},
+            {"Regex": "(?:(?:a{200}){200}){200}"},
             "is no pattern",
         ),
         ("pre_tokenizer.pretokenizers.1.replacement", "ab", 'replacement is "ab", expected one character'),
@@ -210,7 +210,7 @@ def test_patterns_that_try_everything_end_in_a_sentence(regex: str, probe: TextP
     probe.load(json.dumps(_changed("pre_tokenizer.pretokenizers.0.pattern", {"Regex": regex})), tmp_path)
     (answer,) = probe.ask(encode=["a" * 5000 + "c"], special=False)["ids"]
     # What the pattern's compiler sees through gives ids.
-    assert isinstance(answer, list) or "did not get through a text of 5002 bytes" in answer
+    assert isinstance(answer, list) or "did not get through a text of 5001 bytes" in answer
 
 
 def test_one_of_these_patterns_is_indeed_stopped(probe: TextProbe, tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_one_of_these_patterns_is_indeed_stopped(probe: TextProbe, tmp_path: Pat
     )
     (answer,) = probe.ask(encode=["a" * 5000], special=False)["ids"]
     assert (
-        "a pattern of tokenizer.json did not get through a text of 5001 bytes (match limit exceeded)"
-        in answer
+        answer == "the patterns of tokenizer.json did not get through a text of 5000 bytes in 8640000 steps: "
+        "shorten the text, or pass token ids"
     )
 
 

@@ -4,6 +4,7 @@
 //   {"encode": [TEXT, ...], "special": B}   {"ids": [[ID, ...], ...], "ms"}; an ID list may be an error's
 //   text
 //   {"decode": [[ID, ...], ...]}            {"texts": [TEXT, ...]}
+//   {"work": REGEX, "texts": [TEXT, ...]}     {"spent": N, "limit": N}, see text/work.h
 //   {"names": [ID, ...]}                    {"texts": [TEXT or null, ...]}
 //   {"stream": [ID, ...]}                   {"pieces": [TEXT, ...]}, the last from `flush`
 //   {"stop": [TEXT, ...], "push": [TEXT]}   {"pieces": [TEXT, ...], "found": [B, ...]}, the last from `flush`
@@ -16,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "text/pattern.h"
 #include "text/tokenizer.h"
 
 namespace {
@@ -69,6 +71,17 @@ Json stop(const Json& strings, const Json& texts) {
     return Json(Json::Object{{"pieces", Json(std::move(pieces))}, {"found", Json(std::move(found))}});
 }
 
+Json work(const std::string& regex, const Json& texts) {
+    const fopru::Pattern pattern = fopru::Pattern::from_regex(regex, "pattern");
+    fopru::Work work(0);
+    for (const Json& text : *texts.array()) {
+        work.allow(text.text()->size());
+        pattern.spans(*text.text(), work);
+    }
+    return Json(Json::Object{{"spent", Json(static_cast<std::int64_t>(work.spent()))},
+                             {"limit", Json(static_cast<std::int64_t>(work.limit()))}});
+}
+
 Json answer(const Json& command, std::unique_ptr<const fopru::Tokenizer>& tokenizer) {
     if (const Json* file = command.find("load")) {
         std::ifstream in(*file->text(), std::ios::binary);
@@ -80,6 +93,7 @@ Json answer(const Json& command, std::unique_ptr<const fopru::Tokenizer>& tokeni
     }
     if (const Json* texts = command.find("encode"))
         return encode(*tokenizer, *texts, *command.find("special")->boolean());
+    if (const Json* regex = command.find("work")) return work(*regex->text(), *command.find("texts"));
     if (const Json* ids = command.find("stream")) return stream(*tokenizer, *ids);
     if (const Json* strings = command.find("stop")) return stop(*strings, *command.find("push"));
     Json::Array texts;

@@ -105,7 +105,8 @@ TEST_CASE("stop strings are found across pieces, and nothing of them is shown") 
 TEST_CASE("matches cover the text in order, empty ones not right after another match") {
     const auto spans = [](const char* regex, std::string_view text) {
         std::string shown;
-        for (const fopru::Span& span : fopru::Pattern::from_regex(regex, "pattern").spans(text)) {
+        fopru::Work work(text.size());
+        for (const fopru::Span& span : fopru::Pattern::from_regex(regex, "pattern").spans(text, work)) {
             shown += span.match ? "[" : "(";
             shown += text.substr(span.begin, span.end - span.begin);
             shown += span.match ? "]" : ")";

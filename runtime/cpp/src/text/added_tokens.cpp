@@ -43,9 +43,10 @@ AddedTokens::AddedTokens(const Json* json, const Vocabulary& vocabulary, const N
     if (json == nullptr) return;
     const Json::Array* items = json->array();
     if (items == nullptr) throw_damaged("added_tokens", "is no array");
+    Work work(0);
     next_id_ = static_cast<std::uint32_t>(vocabulary.size());
     for (std::size_t i = 0; i < items->size(); ++i) {
-        add((*items)[i], "added_tokens[" + std::to_string(i) + "]", vocabulary, normalizer);
+        add((*items)[i], "added_tokens[" + std::to_string(i) + "]", vocabulary, normalizer, work);
     }
     for (Finder* const finder : {&plain_, &normalized_}) {
         std::sort(finder->texts.begin(), finder->texts.end());
@@ -61,7 +62,7 @@ AddedTokens::AddedTokens(const Json* json, const Vocabulary& vocabulary, const N
 }
 
 void AddedTokens::add(const Json& json, const std::string& path, const Vocabulary& vocabulary,
-                      const Normalizer* normalizer) {
+                      const Normalizer* normalizer, Work& work) {
     const Fields fields(json, path);
     Token token{fields.text("content"), "", fields.boolean("single_word"), fields.boolean("lstrip"),
                 fields.boolean("rstrip")};
@@ -79,7 +80,8 @@ void AddedTokens::add(const Json& json, const std::string& path, const Vocabular
         Piece piece;
         piece.text = token.content;
         try {
-            normalizer->apply(piece);
+            work.allow(piece.text.size());
+            normalizer->apply(piece, work);
         } catch (const RequestError& error) {
             throw_damaged(path + ".content", std::string("cannot be normalized, as ") + error.what());
         }
@@ -151,7 +153,7 @@ void AddedTokens::split(const Piece& piece, const Finder& finder, Pieces& out) c
     if (covered < text.size()) out.push_back(piece.slice(covered, text.size()));
 }
 
-Pieces AddedTokens::split(std::string_view text, const Normalizer* normalizer) const {
+Pieces AddedTokens::split(std::string_view text, const Normalizer* normalizer, Work& work) const {
     if (text.empty()) return {};
     Piece whole;
     whole.text = text;
@@ -165,7 +167,7 @@ Pieces AddedTokens::split(std::string_view text, const Normalizer* normalizer) c
             pieces.push_back(std::move(part));
             continue;
         }
-        if (normalizer != nullptr) normalizer->apply(part);
+        if (normalizer != nullptr) normalizer->apply(part, work);
         bytes += part.text.size();
         check_growth(bytes);
         if (!part.text.empty()) split(part, normalized_, pieces);

@@ -25,7 +25,7 @@ public:
     AddedTokens(const Json* json, const Vocabulary& vocabulary, const Normalizer* normalizer);
 
     // The text in pieces, those that are no tokens normalized. The text must be UTF-8.
-    Pieces split(std::string_view text, const Normalizer* normalizer) const;
+    Pieces split(std::string_view text, const Normalizer* normalizer, Work& work) const;
 
     // What the token is for decoding.
     const std::string* text(std::uint32_t id) const;
@@ -49,7 +49,7 @@ private:
     };
 
     void add(const Json& json, const std::string& path, const Vocabulary& vocabulary,
-             const Normalizer* normalizer);
+             const Normalizer* normalizer, Work& work);
     void split(const Piece& piece, const Finder& finder, Pieces& out) const;
 
     std::uint32_t next_id_ = 0;

@@ -18,7 +18,7 @@ using Texts = std::vector<std::string>;
 
 class ByteLevel : public Decoder {
 public:
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work&) const override {
         std::string bytes;
         for (const std::string& token : tokens) append_bytes(bytes, token);
         return {utf8_lossy(std::move(bytes))};
@@ -44,7 +44,7 @@ private:
 
 class ByteFallback : public Decoder {
 public:
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work&) const override {
         Texts out;
         std::string bytes;
         const auto flush = [&] {
@@ -86,7 +86,7 @@ private:
 
 class Fuse : public Decoder {
 public:
-    Texts apply(Texts tokens) const override { return {joined(tokens, "")}; }
+    Texts apply(Texts tokens, Work&) const override { return {joined(tokens, "")}; }
 };
 
 class Strip : public Decoder {
@@ -94,7 +94,7 @@ public:
     Strip(std::string content, std::size_t start, std::size_t stop)
         : content_(std::move(content)), start_(start), stop_(stop) {}
 
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work&) const override {
         const std::size_t bytes = content_.size();
         for (std::string& token : tokens) {
             std::size_t begin = 0, end = token.size();
@@ -118,10 +118,10 @@ class Replace : public Decoder {
 public:
     Replace(Pattern pattern, std::string content)
         : pattern_(std::move(pattern)), content_(std::move(content)) {}
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work& work) const override {
         std::size_t bytes = 0;
         for (std::string& token : tokens) {
-            token = pattern_.replaced(token, content_);
+            token = pattern_.replaced(token, content_, work);
             bytes += token.size();
             check_growth(bytes);
         }
@@ -137,7 +137,7 @@ class Metaspace : public Decoder {
 public:
     Metaspace(std::string replacement, bool prepended)
         : replacement_(std::move(replacement)), prepended_(prepended) {}
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work&) const override {
         // All of them go from the first token, where there should be one at most: so does the tokenizers
         // library.
         for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -154,7 +154,7 @@ private:
 class EndOfWord : public Decoder {
 public:
     explicit EndOfWord(std::string suffix) : suffix_(std::move(suffix)) {}
-    Texts apply(Texts tokens) const override {
+    Texts apply(Texts tokens, Work&) const override {
         for (std::size_t i = 0; i < tokens.size(); ++i) {
             tokens[i] = replaced(tokens[i], suffix_, i + 1 == tokens.size() ? "" : " ");
         }
@@ -168,8 +168,11 @@ private:
 class Sequence : public Decoder {
 public:
     explicit Sequence(std::vector<std::unique_ptr<const Decoder>> parts) : parts_(std::move(parts)) {}
-    Texts apply(Texts tokens) const override {
-        for (const auto& part : parts_) tokens = part->apply(std::move(tokens));
+    Texts apply(Texts tokens, Work& work) const override {
+        for (const auto& part : parts_) {
+            work.pass(tokens.size(), bytes_of(tokens));
+            tokens = part->apply(std::move(tokens), work);
+        }
         return tokens;
     }
 
@@ -213,6 +216,12 @@ std::unique_ptr<const Decoder> make(const Fields& fields) {
 }
 
 }  // namespace
+
+std::size_t bytes_of(const std::vector<std::string>& texts) {
+    std::size_t bytes = 0;
+    for (const std::string& text : texts) bytes += text.size();
+    return bytes;
+}
 
 std::unique_ptr<const Decoder> make_decoder(const Json* json) {
     return json == nullptr ? nullptr : make(Fields(*json, "decoder"));

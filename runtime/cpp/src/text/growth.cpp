@@ -13,10 +13,11 @@ void check_growth(std::size_t bytes) {
                        " are tokenized: shorten the text, or pass token ids");
 }
 
-void check_growth(const Pieces& pieces) {
+std::size_t check_growth(const Pieces& pieces) {
     std::size_t bytes = 0;
     for (const Piece& piece : pieces) bytes += piece.text.size();
     check_growth(bytes);
+    return bytes;
 }
 
 }  // namespace fopru

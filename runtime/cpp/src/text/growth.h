@@ -12,6 +12,6 @@ constexpr std::size_t most_text_bytes = std::size_t{16} << 20;
 
 // Both throw RequestError where there are more bytes than `most_text_bytes`.
 void check_growth(std::size_t bytes);
-void check_growth(const Pieces& pieces);  // all together
+std::size_t check_growth(const Pieces& pieces);  // all together; returns the bytes
 
 }  // namespace fopru

@@ -35,7 +35,7 @@ void rewrite(Piece& piece, Write write) {
 class UnicodeForm : public Normalizer {
 public:
     explicit UnicodeForm(NormalForm form) : form_(form) {}
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work&) const override {
         // A character of the start may have become several, or have taken in what follows it.
         std::size_t left =
             characters(normalized(std::string_view(piece.text).substr(0, piece.start_bytes), form_));
@@ -52,12 +52,12 @@ private:
 
 class Lowercase : public Normalizer {
 public:
-    void apply(Piece& piece) const override { rewrite(piece, append_lower); }
+    void apply(Piece& piece, Work&) const override { rewrite(piece, append_lower); }
 };
 
 class StripAccents : public Normalizer {
 public:
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work&) const override {
         rewrite(piece, [](std::string& out, std::uint32_t character) {
             if (!is_mark(character)) append_utf8(out, character);
         });
@@ -66,7 +66,7 @@ public:
 
 class Nmt : public Normalizer {
 public:
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work&) const override {
         rewrite(piece, [](std::string& out, std::uint32_t c) {
             if ((c >= 0x1 && c <= 0x8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F ||
                 c == 0x9F) {
@@ -82,13 +82,13 @@ public:
 
 class ByteLevel : public Normalizer {
 public:
-    void apply(Piece& piece) const override { spell_bytes(piece); }
+    void apply(Piece& piece, Work&) const override { spell_bytes(piece); }
 };
 
 class Strip : public Normalizer {
 public:
     Strip(bool left, bool right) : left_(left), right_(right) {}
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work&) const override {
         std::size_t begin = 0, end = piece.text.size();
         while (left_ && begin < end) {
             const CodePoint point = code_point_at(piece.text, begin);
@@ -111,7 +111,7 @@ private:
 class Prepend : public Normalizer {
 public:
     explicit Prepend(std::string prefix) : prefix_(std::move(prefix)) {}
-    void apply(Piece& piece) const override { piece.prepend(prefix_); }
+    void apply(Piece& piece, Work&) const override { piece.prepend(prefix_); }
 
 private:
     std::string prefix_;
@@ -121,10 +121,10 @@ class Replace : public Normalizer {
 public:
     Replace(Pattern pattern, std::string content)
         : pattern_(std::move(pattern)), content_(std::move(content)) {}
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work& work) const override {
         std::string out;
         std::size_t start_bytes = 0;
-        for (const Span& span : pattern_.spans(piece.text)) {
+        for (const Span& span : pattern_.spans(piece.text, work)) {
             if (span.match) {
                 out += content_;
                 check_growth(out.size());
@@ -150,9 +150,10 @@ private:
 class Sequence : public Normalizer {
 public:
     explicit Sequence(std::vector<std::unique_ptr<const Normalizer>> parts) : parts_(std::move(parts)) {}
-    void apply(Piece& piece) const override {
+    void apply(Piece& piece, Work& work) const override {
         for (const auto& part : parts_) {
-            part->apply(piece);
+            work.pass(1, piece.text.size());
+            part->apply(piece, work);
             check_growth(piece.text.size());
         }
     }

@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "text/piece.h"
+#include "text/work.h"
 
 namespace fopru {
 
@@ -12,7 +13,8 @@ namespace fopru {
 class Normalizer {
 public:
     virtual ~Normalizer() = default;
-    virtual void apply(Piece& piece) const = 0;
+    // RequestError where there is not enough `work` left.
+    virtual void apply(Piece& piece, Work& work) const = 0;
 };
 
 // Null for null. BundleError: damaged, or one that this runtime does not know.

@@ -3,7 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -15,9 +15,6 @@
 namespace fopru {
 namespace {
 
-// From one place. A run of n spaces takes about n steps; what takes far more is a pattern that tries
-// everything.
-constexpr std::uint32_t steps_least = 1'000'000, steps_per_byte = 16, steps_most = 50'000'000;
 constexpr std::uint32_t heap_kibibytes = 65'536;
 constexpr std::size_t longest_pattern = std::size_t{64} << 10;
 
@@ -33,6 +30,30 @@ struct MatchContextFree {
 struct CompileContextFree {
     void operator()(pcre2_compile_context* context) const { pcre2_compile_context_free(context); }
 };
+
+// One search on its way. PCRE2 limits the steps from one place of a text alone, and a step of it may look at
+// any number of characters; but it calls back before each item of a pattern.
+struct Search {
+    Work& work;
+    std::size_t weight;  // of a step
+    std::size_t place;   // where the last item was tried
+};
+
+// Counts the item, and the characters between it and the last one.
+int count_step(pcre2_callout_block* block, void* data) {
+    Search& search = *static_cast<Search*>(data);
+    const std::size_t place = block->current_position;
+    const std::size_t distance = place > search.place ? place - search.place : search.place - place;
+    search.place = place;
+    return search.work.spend((1 + distance) * search.weight) ? 0 : PCRE2_ERROR_CALLOUT;
+}
+
+// A class with many characters takes long for each that it is asked about.
+std::size_t weight_of(const pcre2_code* code) {
+    std::size_t bytes = 0;
+    pcre2_pattern_info(code, PCRE2_INFO_SIZE, &bytes);
+    return 1 + bytes / 8192;
+}
 
 std::string message_of(int error) {
     PCRE2_UCHAR text[160];
@@ -50,9 +71,10 @@ std::unique_ptr<pcre2_code, CodeFree> compile(const std::string& pattern, std::u
     pcre2_set_parens_nest_limit(context.get(), 100);
     int error = 0;
     PCRE2_SIZE place = 0;
-    std::unique_ptr<pcre2_code, CodeFree> code(pcre2_compile(
-        reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-        PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | options, &error, &place, context.get()));
+    std::unique_ptr<pcre2_code, CodeFree> code(
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | PCRE2_AUTO_CALLOUT | options, &error,
+                      &place, context.get()));
     if (!code) throw_damaged(path, "is no pattern: " + message_of(error));
     return code;
 }
@@ -126,17 +148,18 @@ Pattern Pattern::from_json(const Fields& owner) {
     throw_damaged(pattern.path(), "has neither String nor Regex");
 }
 
-Spans Pattern::spans(std::string_view text) const {
+Spans Pattern::spans(std::string_view text, Work& work) const {
     if (text.empty()) return {{0, 0, false}};
+    work.pass(1, text.size());
     if (!code_->plain) return literal_spans(text, code_->literal);
     const std::unique_ptr<pcre2_match_data, MatchDataFree> data(pcre2_match_data_create(1, nullptr));
     const std::unique_ptr<pcre2_match_context, MatchContextFree> context(pcre2_match_context_create(nullptr));
     if (!data || !context) throw std::bad_alloc();
-    const std::size_t steps = std::min<std::size_t>(steps_most, steps_least + text.size() * steps_per_byte);
-    pcre2_set_match_limit(context.get(), static_cast<std::uint32_t>(steps));
-    pcre2_set_heap_limit(context.get(), heap_kibibytes);
-
     const pcre2_code* const compiled = (has_addition(text) ? code_->full : code_->plain).get();
+    Search search{work, weight_of(compiled), 0};
+    pcre2_set_callout(context.get(), count_step, &search);
+    pcre2_set_heap_limit(context.get(), heap_kibibytes);
+    pcre2_set_match_limit(context.get(), std::numeric_limits<std::uint32_t>::max());
 
     Spans spans;
     const auto* const subject = reinterpret_cast<PCRE2_SPTR>(text.data());
@@ -144,9 +167,11 @@ Spans Pattern::spans(std::string_view text) const {
     std::size_t place = 0, covered = 0;
     bool matched_before = false;
     while (place <= text.size()) {
+        search.place = place;
         const int count =
             pcre2_match(compiled, subject, text.size(), place, PCRE2_NO_UTF_CHECK, data.get(), context.get());
         if (count == PCRE2_ERROR_NOMATCH) break;
+        if (count == PCRE2_ERROR_CALLOUT) work.refuse();
         if (count < 0) {
             throw RequestError("a pattern of tokenizer.json did not get through a text of " +
                                std::to_string(text.size()) + " bytes (" + message_of(count) +
@@ -172,9 +197,9 @@ Spans Pattern::spans(std::string_view text) const {
     return spans;
 }
 
-std::string Pattern::replaced(std::string_view text, std::string_view content) const {
+std::string Pattern::replaced(std::string_view text, std::string_view content, Work& work) const {
     std::string result;
-    for (const Span& span : spans(text)) {
+    for (const Span& span : spans(text, work)) {
         result.append(span.match ? content : text.substr(span.begin, span.end - span.begin));
         check_growth(result.size());
     }

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "text/work.h"
+
 namespace fopru {
 
 // Bytes [begin, end) of a text; `match` false for what is between matches.
@@ -17,8 +19,7 @@ struct Span {
 using Spans = std::vector<Span>;
 
 // Immutable, so any number of threads may share one. Patterns come from outside: the memory of a search is
-// limited, and so are the steps from each place where a match may begin. PCRE2 counts anew at each, so the
-// time is bounded by the text's length times that limit.
+// limited, and so are the steps of all searches of a call, see work.h.
 class Pattern {
 public:
     // A pattern in the syntax of Oniguruma (Ruby's), in the subset that means the same to PCRE2 once it is
@@ -36,10 +37,10 @@ public:
     ~Pattern();
 
     // Matches from left to right and what is between them, in order, covering the text, which must be UTF-8.
-    // Empty text gives one empty span without a match. RequestError where a search takes too many steps.
-    Spans spans(std::string_view text) const;
+    // Empty text gives one empty span without a match. RequestError where there is not enough `work` left.
+    Spans spans(std::string_view text, Work& work) const;
     // The text with every match replaced. RequestError as above, and see growth.h.
-    std::string replaced(std::string_view text, std::string_view content) const;
+    std::string replaced(std::string_view text, std::string_view content, Work& work) const;
 
 private:
     struct Code;

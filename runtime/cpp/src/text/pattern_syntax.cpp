@@ -172,6 +172,8 @@ private:
             return;
         }
         const char next = end + 1 < regex_.size() ? regex_[end + 1] : '\0';
+        // Such a run is looked at in one step, which work.h counts as one.
+        if (least.size() > 3 || (least.size() == 3 && least > "255")) refuse("{" + least + "}");
         // Ruby does not take {n}+ for possessive nor {n}? for lazy.
         if (next == '+' || (next == '?' && !most))
             refuse(std::string(regex_.substr(place_, end + 2 - place_)));

@@ -25,11 +25,11 @@ public:
           use_regex_(use_regex),
           pattern_(Pattern::from_regex(use_regex ? gpt2_pattern : "", "the pattern of ByteLevel")) {}
 
-    void apply(Pieces& pieces) const override {
-        split_all(pieces, [this](Piece& piece, Pieces& out) {
+    void apply(Pieces& pieces, Work& work) const override {
+        split_all(pieces, [this, &work](Piece& piece, Pieces& out) {
             if (add_prefix_space_ && piece.text[0] != ' ') piece.prepend(" ");
             if (use_regex_) {
-                split(piece, pattern_.spans(piece.text), SplitBehavior::isolated, out);
+                split(piece, pattern_.spans(piece.text, work), SplitBehavior::isolated, out);
             } else {
                 out.push_back(std::move(piece));
             }
@@ -49,9 +49,9 @@ public:
     Split(Pattern pattern, SplitBehavior behavior, bool invert)
         : pattern_(std::move(pattern)), behavior_(behavior), invert_(invert) {}
 
-    void apply(Pieces& pieces) const override {
-        split_all(pieces, [this](Piece& piece, Pieces& out) {
-            Spans spans = pattern_.spans(piece.text);
+    void apply(Pieces& pieces, Work& work) const override {
+        split_all(pieces, [this, &work](Piece& piece, Pieces& out) {
+            Spans spans = pattern_.spans(piece.text, work);
             for (Span& span : spans) span.match = span.match != invert_;
             split(piece, std::move(spans), behavior_, out);
         });
@@ -69,7 +69,7 @@ public:
     SplitCharacters(bool (*wanted)(std::uint32_t), SplitBehavior behavior)
         : wanted_(wanted), behavior_(behavior) {}
 
-    void apply(Pieces& pieces) const override {
+    void apply(Pieces& pieces, Work&) const override {
         split_all(pieces, [this](Piece& piece, Pieces& out) {
             split(piece, spans_of_characters(piece.text, wanted_), behavior_, out);
         });
@@ -89,7 +89,7 @@ public:
           prepend_(prepend),
           split_(split) {}
 
-    void apply(Pieces& pieces) const override {
+    void apply(Pieces& pieces, Work&) const override {
         split_all(pieces, [this](Piece& piece, Pieces& out) {
             replace_spaces(piece);
             const bool has = piece.text.compare(0, replacement_.size(), replacement_) == 0;
@@ -131,10 +131,12 @@ private:
 class Sequence : public PreTokenizer {
 public:
     explicit Sequence(std::vector<std::unique_ptr<const PreTokenizer>> parts) : parts_(std::move(parts)) {}
-    void apply(Pieces& pieces) const override {
+    void apply(Pieces& pieces, Work& work) const override {
+        std::size_t bytes = check_growth(pieces);
         for (const auto& part : parts_) {
-            part->apply(pieces);
-            check_growth(pieces);
+            work.pass(pieces.size(), bytes);
+            part->apply(pieces, work);
+            bytes = check_growth(pieces);
         }
     }
 

@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "text/piece.h"
+#include "text/work.h"
 
 namespace fopru {
 
@@ -12,8 +13,9 @@ namespace fopru {
 class PreTokenizer {
 public:
     virtual ~PreTokenizer() = default;
-    // Pieces that are added tokens stay as they are; empty pieces are left out.
-    virtual void apply(Pieces& pieces) const = 0;
+    // Pieces that are added tokens stay as they are; empty pieces are left out. RequestError where
+    // there is not enough `work` left.
+    virtual void apply(Pieces& pieces, Work& work) const = 0;
 };
 
 // Null for null. BundleError: damaged, or one that this runtime does not know.

@@ -13,6 +13,7 @@
 #include "text/post_processor.h"
 #include "text/pre_tokenizer.h"
 #include "text/utf8.h"
+#include "text/work.h"
 
 namespace fopru {
 namespace {
@@ -33,8 +34,9 @@ public:
             throw RequestError("the text is not UTF-8 from byte " + std::to_string(valid) +
                                " on: convert it first");
         }
-        Pieces pieces = added_.split(text, normalizer_.get());
-        if (pre_tokenizer_) pre_tokenizer_->apply(pieces);
+        Work work(text.size());
+        Pieces pieces = added_.split(text, normalizer_.get(), work);
+        if (pre_tokenizer_) pre_tokenizer_->apply(pieces, work);
         std::vector<std::int64_t> ids;
         for (const Piece& piece : pieces) {
             if (piece.token) {
@@ -52,8 +54,9 @@ public:
             std::optional<std::string> text = token_text(ids[i]);
             if (text && !added_.special(*text)) tokens.push_back(std::move(*text));
         }
-        if (decoder_) return joined(decoder_->apply(std::move(tokens)), "");
-        return joined(tokens, " ");
+        if (!decoder_) return joined(tokens, " ");
+        Work work(bytes_of(tokens));
+        return joined(decoder_->apply(std::move(tokens), work), "");
     }
 
     std::optional<std::string> token_text(std::int64_t id) const override {
