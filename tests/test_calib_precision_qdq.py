@@ -15,8 +15,8 @@ import pytest
 
 from calib.errors import OptionError
 from calib.precision import Precision
-from calib.precision.convert import convert_model
-from calib.precision.qdq import QdqFormat, QdqReport, add_qdq, scale_for
+from calib.precision.convert import Scales, convert_model
+from calib.precision.qdq import QdqFormat, QdqReport, add_qdq, products_of, scale_for
 from calib.precision.weight_file import WeightFile
 from fopru_graph.lint import lint_file
 from fopru_graph.lint.profiles import Profile
@@ -172,6 +172,26 @@ def test_a_product_whose_input_has_no_amax_is_left(tmp_path: Path) -> None:
     assert made.report == QdqReport(1, 1, ("filters", "down"))
     nodes = [node for node in ir.load(made.path).graph if node.op_type.endswith("tizeLinear")]
     assert [node.metadata_props["fopru.pass"] for node in nodes] == ["qdq"] * 3
+
+
+def test_products_that_can_be_quantised(tmp_path: Path) -> None:
+    path, _ = model(tmp_path)
+    every = products_of(ir.load(path), INT8)
+    assert [each.weight for each in every] == ["filters", "up", "down"]
+    assert [each.weight for each in products_of(ir.load(path), INT4)] == ["up", "down"]
+    amax = {each.activation: 4.0 for each in every}
+    assert quantised(tmp_path, INT8, amax=amax).report == QdqReport(3, 3, ())
+
+
+@pytest.mark.parametrize(("name", "form"), [("w8a8", INT8), ("fp8", FP8)])
+def test_a_graph_is_converted_with_scales(name: str, form: QdqFormat, tmp_path: Path) -> None:
+    path, _ = model(tmp_path)
+    loaded, amax = ir.load(path), {each.activation: 4.0 for each in products_of(ir.load(path), form)}
+    with WeightFile(tmp_path / "c.onnx_data") as file:
+        made = convert_model(loaded, Precision(name), file, scales=Scales(amax, frozenset({"up"})))
+    assert made.replaced == 2
+    assert "up" in loaded.graph.initializers
+    assert not {"filters", "down"} & set(loaded.graph.initializers)
 
 
 def test_a_skipped_weight_stays(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,29 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.precision.half import halve
-from calib.precision.names import HALVES, Precision
+from calib.precision.names import CALIBRATED, HALVES, Precision
 from calib.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
 from calib.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from calib.precision.weight_only import quantize_weights
 from calib.precision.widened import Widened, fold_casts, numbers_of
 from fopru_graph.files import write_model
 
-__all__ = ["Converted", "convert_graph", "convert_model"]
+__all__ = ["NO_SCALES", "Converted", "Scales", "convert_graph", "convert_model"]
+
+_FORMATS = {"w8a8": "int8", "fp8": "fp8"}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What `w8a8` and `fp8` need of data: `amax`, the greatest magnitude of each activation by tensor name,
+    and `skip`, the weights whose products stay as they are."""
+
+    amax: Mapping[str, float] = field(default_factory=dict)
+    skip: frozenset[str] = frozenset()
+
+
+NO_SCALES = Scales()
+"""Of precisions that are about weights alone."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class Converted:
 
     Attributes:
         nodes: of the graph.
-        replaced: matrices and tables in 4 or 8 bits; 0 for fp16 and bf16.
+        replaced: matrices and tables in 4 or 8 bits, or products; 0 for fp16 and bf16.
         notes: what kept more bits although the user may expect otherwise, in sentences.
     """
 
@@ -55,16 +70,27 @@ def convert_graph(
 
 
 def convert_model(
-    model: ir.Model, precision: Precision, file: WeightFile, *, tensorrt: bool = False
+    model: ir.Model,
+    precision: Precision,
+    file: WeightFile,
+    *,
+    tensorrt: bool = False,
+    scales: Scales = NO_SCALES,
 ) -> Converted:
     """Change a model in place; afterwards every weight of more than 256 bytes lies in `file` or one before
     it.
 
-    `tensorrt`: weights in 4 bits are written as TensorRT reads them, dequantised in front of products in
-    float16 (`qdq`), and not as products of ONNX Runtime's own.
+    Args:
+        model: sorted, in float32.
+        precision: what it becomes.
+        file: where weights go.
+        tensorrt: weights in 4 bits are written as TensorRT reads them, dequantised in front of products in
+            float16 (`qdq`), and not as products of ONNX Runtime's own; what stays around quantised products
+            is float16.
+        scales: for `w8a8` and `fp8`.
 
     Raises:
-        OptionError: a weight that float16 cannot hold.
+        OptionError: a weight that float16 cannot hold, or scales that are not of this graph.
     """
     replaced, notes = 0, []
     if precision.weight_only and tensorrt:
@@ -74,6 +100,11 @@ def convert_model(
         replaced = done.products
         if done.left:
             notes.append(_left_note(done.left, precision, "float16"))
+    elif precision.name in CALIBRATED:
+        done = add_qdq(model, QdqFormat(_FORMATS[precision.name]), scales.amax, file, skip=scales.skip)
+        if tensorrt:
+            halve(model, file)
+        replaced = done.products
     elif precision.weight_only:
         found = quantize_weights(model, precision, file)
         replaced = found.matrices + found.tables

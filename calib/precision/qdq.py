@@ -36,9 +36,11 @@ __all__ = [
     "INT4_OPSET",
     "TENSORRT_DOMAIN",
     "Dialect",
+    "Product",
     "QdqFormat",
     "QdqReport",
     "add_qdq",
+    "products_of",
     "scale_for",
 ]
 
@@ -84,6 +86,15 @@ class QdqFormat:
     def weight_only(self) -> bool:
         """Whether activations stay what they are."""
         return self.name == "int4"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product that can be quantised, by the names of its constant weight, its activation and its node."""
+
+    weight: str
+    activation: str
+    node: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,16 @@ def add_qdq(
         if not graph.initializers[name].is_graph_output():
             del graph.initializers[name]
     return QdqReport(done, len(quantised), tuple(dict.fromkeys(left)))
+
+
+def products_of(model: ir.Model, form: QdqFormat) -> tuple[Product, ...]:
+    """The products that `add_qdq` would quantise if every activation had a range, in order."""
+    found = (_product(node) for node in model.graph)
+    return tuple(
+        Product(str(each.weight.name), str(source.name), str(each.node.name))
+        for each in found
+        if each is not None and (source := each.node.inputs[0]) is not None and _fits(each, form)
+    )
 
 
 def scale_for(amax: npt.ArrayLike, form: QdqFormat) -> npt.NDArray[np.float32]:
