@@ -33,6 +33,7 @@ __all__ = [
 METRICS = ("first", "answer", "accuracy")
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_PERCENTILES = (round(50 * (1 - CONFIDENCE), 9), round(50 * (1 + CONFIDENCE), 9))  # 2.5 and 97.5
 _NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 _CELLS = 4_000_000  # weights of a block of resamples, at most: 32 MB of int64
 
@@ -201,8 +202,9 @@ def _draws(pictures: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
     """int64 [resamples, pictures]: how often each draw of as many pictures holds each of them."""
     if pictures == 0:
         return np.zeros((resamples, 0), np.int64)
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    drawn = np.random.default_rng(seed).integers(pictures, size=(resamples, pictures))
+    cells = drawn + pictures * np.arange(resamples)[:, None]
+    return np.bincount(cells.reshape(-1), minlength=resamples * pictures).reshape(resamples, pictures)
 
 
 def _weighted_medians(values: Values, weights: npt.NDArray[np.int64]) -> Values:
@@ -219,5 +221,5 @@ def _weighted_medians(values: Values, weights: npt.NDArray[np.int64]) -> Values:
 def _interval(mean: float, drawn: Values) -> Interval:
     if drawn.size == 0:
         return _NOTHING
-    low, high = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = np.percentile(drawn, _PERCENTILES)
     return Interval(mean, float(low), float(high))
