@@ -99,16 +99,21 @@ def score_map(samples: Sequence[Sample], pictures: Pictures) -> KeptMap | None:
 def draw_map(shown: KeptMap, theme: Theme, percent: bool = True) -> bytes:
     """The map with its colour scale, as PNG."""
     rows, columns = shown.values.shape
-    width = min(max(3.6 * columns / rows, 2.2), 7.0)
-    made, axes = figure(theme, (width + 1.4, 3.6 * min(1.0, 7.0 * rows / columns / 3.6) + 0.5))
-    made.subplots_adjust(left=0.01, right=0.9, bottom=0.08, top=0.95)
+    width = 3.6 * min(columns / rows, 1.8)
+    height = width * rows / columns
+    full = width + 1.0, height + 0.2  # inches, with the colour scale, and space for half a number
+    made, axes = figure(theme, full)
+    axes.set_position((0.05 / full[0], 0.1 / full[1], width / full[0], height / full[1]))
     axes.grid(visible=False)
     most = max(float(np.nanmax(shown.values)), 1e-9)
-    image = axes.imshow(shown.values, cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
+    image = axes.imshow(
+        shown.values, cmap="viridis", vmin=0, vmax=most, interpolation="nearest", aspect="auto"
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    bar = made.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
+    scale = made.add_axes(((width + 0.2) / full[0], 0.1 / full[1], 0.16 / full[0], height / full[1]))
+    bar = made.colorbar(image, cax=scale)
     ticker = require("matplotlib.ticker", "matplotlib", "calib")
     if percent:
         bar.ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))

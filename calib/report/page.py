@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,15 +12,17 @@ from typing import Any
 
 from calib.data.sample import Sample
 from calib.errors import RunError
+from calib.pick import Pick
 from calib.report.charts import Chart, draw_charts
 from calib.report.examples import Example, median_examples, worst_examples
 from calib.report.look import series_label, series_of
 from calib.report.pictures import Pictures
 from calib.report.view import HEAD, beside, cards, headline, rows, shown_setting
-from calib.report.words import as_ratio
+from calib.report.words import as_nats, as_ratio, sentence
 from calib.settings import REFERENCE, Setting
 from calib.study import Study
 from runtime.lazy import require
+from runtime.output import write_whole
 
 __all__ = ["PAGE", "write_report"]
 
@@ -71,8 +70,8 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
             if old not in {chart.name for chart in charts}:  # of an earlier report
                 (folder / f"{old}.png").unlink(missing_ok=True)
         for chart in charts:
-            _write(folder / f"{chart.name}.png", chart.light)
-        _write(folder / PAGE, page.encode())
+            write_whole(folder / f"{chart.name}.png", chart.light)
+        write_whole(folder / PAGE, page.encode())
     except OSError as error:
         raise RunError(
             f"cannot write the report to {folder} ({error}): give a folder that can be written"
@@ -105,9 +104,8 @@ def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[s
         "answer": headline(study),
         "picked": pick is not None,
         "meaning": _MEANING[study.metric],
-        "notes": list(notes),
-        "reasons": [*pick.reasons, *_beside(study, pick.setting)] if pick else [],
-        "checks": pick.checks if pick else (),
+        "notes": [sentence(note) for note in notes],
+        "reasons": _reasons(study, pick) if pick else [],
         "rebuild": pick.rebuild if pick else None,
         "cards": cards(study, _card_setting(study, setting)) if study.summaries else [],
         "plots": [_shown(chart) for chart in charts if not _is_map(chart)],
@@ -116,7 +114,7 @@ def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[s
         "head": HEAD,
         "rows": rows(study),
         "labelled": study.data.labelled,
-        "device": study.facts.get("device"),
+        "device": study.facts.get("device") or study.facts.get("machine"),
         "facts": _facts(study),
         "command": study.command,
         "skipped": [{"where": row.where, "reason": row.reason} for row in study.data.skipped[:_MOST_ROWS]],
@@ -133,9 +131,12 @@ def _is_map(chart: Chart) -> bool:
     return chart.name.startswith(("kept_", "scores"))
 
 
-def _beside(study: Study, setting: Setting) -> list[str]:
-    text = beside(study, setting)
-    return [] if text is None else [text]
+def _reasons(study: Study, pick: Pick) -> list[str]:
+    """Why this ratio, limits that no sentence mentions yet, and what else the ratio could have been used
+    with."""
+    checks = [check.text for check in pick.checks if check.text not in pick.reasons]
+    others = beside(study, pick.setting)
+    return [sentence(text) for text in (*pick.reasons, *checks, *([] if others is None else [others]))]
 
 
 def _card_setting(study: Study, shown: Setting | None) -> Setting:
@@ -178,7 +179,7 @@ def _example(example: Example, setting: Setting, pictures: Pictures) -> dict[str
         "pruned": _short(example.record.text),
         "changed": not example.record.same_answer,
         "truth": None if example.sample.answer is None else _short(example.sample.answer),
-        "divergence": f"{example.record.divergence:.3g} nats",
+        "divergence": f"{as_nats(example.record.divergence)} nats",
     }
 
 
@@ -207,10 +208,22 @@ def _facts(study: Study) -> list[tuple[str, str]]:
         ("constraint", study.constraint),
         ("seed", str(study.seed)),
     ]
-    for key, value in study.facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        found.append((key.replace("_", " "), text))
+    known = {name for name, _ in found}
+    found += [
+        (name.replace("_", " "), _text(value))
+        for name, value in study.facts.items()
+        if value is not None and name not in known
+    ]
     return [*found, ("versions", versions or "–")]
+
+
+def _text(value: object) -> str:
+    """A fact: JSON values, of which records become `name value, …`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}".strip() for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return str(value)
 
 
 def _label(setting: Setting) -> str:
@@ -247,18 +260,3 @@ def _printable(value: Any) -> Any:
     if fields is not None:
         return replace(value, **{name: _printable(getattr(value, name)) for name in fields})
     return value
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the place and move there, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # a temporary file is private
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

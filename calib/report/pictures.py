@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,15 +15,16 @@ import numpy.typing as npt
 
 from calib.data.sample import Sample
 from calib.errors import RunError
+from calib.measure.pictures import open_picture
 from calib.settings import Setting
 from runtime.assemble import assemble
 from runtime.bundle import Bundle, load_bundle
-from runtime.errors import FopruError
+from runtime.errors import FopruError, ImageError
 from runtime.layouts import ImagePlan
 from runtime.lazy import require
 from runtime.overlay import draw_overlay
 from runtime.plan import newline_policy, plan_pruning
-from runtime.preprocess import load_image, prepare
+from runtime.preprocess import prepare
 from runtime.request import Request
 from runtime.vision import EncodedImage, Selection
 
@@ -60,7 +62,7 @@ class Pictures:
         """
         try:
             return tuple(self._bundle.manifest.layout.plan(*_size(image)) for image in sample.images)
-        except (FopruError, OSError) as error:
+        except FopruError as error:
             raise _gone(sample, error) from error
 
     def kept(
@@ -96,7 +98,7 @@ class Pictures:
         manifest = self._bundle.manifest
         try:
             prepared = [
-                prepare(_open(image), manifest.layout, manifest.preprocess) for image in sample.images
+                prepare(open_picture(image), manifest.layout, manifest.preprocess) for image in sample.images
             ]
             plans = [image.plan for image in prepared]
             encoded = []
@@ -106,7 +108,7 @@ class Pictures:
                 nothing = np.zeros((len(assembly.source), 1), np.float32)  # features, which nobody looks at
                 encoded.append(EncodedImage(plan, nothing, assembly, units, None))
             sheet = draw_overlay(prepared, encoded, manifest)
-        except (FopruError, OSError) as error:
+        except FopruError as error:
             raise _gone(sample, error) from error
         return _jpeg(sheet)
 
@@ -117,11 +119,11 @@ class Pictures:
             RunError: a picture cannot be opened any more, or the backend failed.
         """
         try:
-            prepared = self._generator.preprocess([_open(image) for image in sample.images])
+            prepared = self._generator.preprocess([open_picture(image) for image in sample.images])
             everything = tuple(tuple(unit.prunable for unit in image.plan.units) for image in prepared)
             # `rank` computes scores even where nothing is pruned.
             encoded = self._generator.encode_images(prepared, Selection(everything, "rank"))
-        except (FopruError, OSError) as error:
+        except FopruError as error:
             raise _gone(sample, error) from error
         return [image.scores or () for image in encoded]
 
@@ -146,19 +148,19 @@ def _by_unit(plan: ImagePlan, kept: npt.NDArray[np.int64]) -> tuple[npt.NDArray[
     return tuple(kept[(kept >= start) & (kept < end)] - start for start, end in pairwise(starts))
 
 
-def _open(image: Path | bytes) -> Any:
-    """An upright RGB picture."""
-    return load_image(
-        require("PIL.Image", "pillow", "calib").open(io.BytesIO(image)) if isinstance(image, bytes) else image
-    )
-
-
 def _size(image: Path | bytes) -> tuple[int, int]:
     """(height, width) of the upright picture, without decoding it."""
     source = io.BytesIO(image) if isinstance(image, bytes) else image
-    with require("PIL.Image", "pillow", "calib").open(source) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(_ORIENTATION, 1) >= _TURNED
+    pil = require("PIL.Image", "pillow", "calib")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pil.DecompressionBombWarning)  # nothing is decoded
+            with pil.open(source) as opened:
+                width, height = opened.size
+                turned = opened.getexif().get(_ORIENTATION, 1) >= _TURNED
+    # Pillow reports damage as any of these.
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        raise ImageError(f"a picture cannot be read ({error}): put it back") from error
     return (width, height) if turned else (height, width)
 
 

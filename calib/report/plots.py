@@ -93,7 +93,9 @@ def cost_plot(
         line = lines[series]
         look = look_of(series[0], turn, theme)
         costs, means = [cost(summary) for _, summary, _ in line], [value.mean for _, _, value in line]
-        axes.plot(costs, means, color=look.colour, linestyle=look.dashes, **_dots(look))
+        # Thin lines: measured times are noisy, and so are lines through them.
+        dots = {**_dots(look), "linewidth": look.width / 2}
+        axes.plot(costs, means, color=look.colour, linestyle=look.dashes, **dots)
         if series[0] == "none":
             axes.annotate(
                 "unpruned", (costs[0], means[0]), (0, -8), textcoords="offset points", ha="center", va="top",
@@ -142,20 +144,30 @@ def _dots(look: Look) -> dict[str, Any]:
 
 
 def _draw_least(axes: Any, curve: Curve, theme: Theme) -> None:
-    """The line that must be reached, named at its right end, where curves are mostly far below."""
+    """The line that must be reached, named at the end where fewer points are near its name. The limits of the
+    axes must be final."""
     if curve.least is None:
         return
     axes.axhline(curve.least, color=theme.accent, linewidth=1, dashes=(6, 3))
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    level = float(to_axes((1.0, curve.least))[1]) - 0.04
+    dots = [to_axes((p[0].ratio, p[2].mean)) for line in curve.points().values() for p in line]
+    room = [
+        min((abs(float(y) - level) for x, y in dots if low <= x <= low + 0.3), default=1.0)
+        for low in (0.0, 0.7)
+    ]
+    left = room[0] > room[1]
     axes.annotate(
         f"asked for: {100 * curve.least:g} %",
-        xy=(1.0, curve.least),
+        xy=(0.0 if left else 1.0, curve.least),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, -4),
+        xytext=(4 if left else -4, -4),
         textcoords="offset points",
-        ha="right",
+        ha="left" if left else "right",
         va="top",
         fontsize=8.5,
         color=theme.accent,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7},
     )
 
 

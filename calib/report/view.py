@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from calib.report.look import order_of, series_label, series_of
-from calib.report.words import as_bytes, as_percent, as_ratio, as_seconds, as_times
+from calib.report.words import as_bytes, as_nats, as_percent, as_ratio, as_seconds, as_times
 from calib.settings import BASELINES, REFERENCE, Setting
 from calib.study import Study
 from calib.summary import Interval, Summary
@@ -147,8 +147,7 @@ HEAD = (
     "whole answer as unpruned",
     "right answers",
     "divergence, nats",
-    "time to first token",
-    "its quartiles",
+    "time to first token, ms (quartiles)",
     "KV cache",
 )
 
@@ -189,11 +188,14 @@ def _cells(setting: Setting, summary: Summary) -> tuple[str, ...]:
         interval_text(summary.first),
         interval_text(summary.answer),
         interval_text(summary.accuracy),
-        f"{summary.divergence.mean:.3g}",
-        as_seconds(summary.ttft.mean),
-        f"{as_seconds(low)}–{as_seconds(high)}",
+        as_nats(summary.divergence.mean),
+        f"{_millis(summary.ttft.mean)} ({_millis(low)}–{_millis(high)})",
         as_bytes(summary.kv_bytes),
     )
+
+
+def _millis(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2g}"
 
 
 def _low(summary: Summary, metric: str) -> float:
@@ -223,13 +225,14 @@ def _claim(summary: Summary, metric: str) -> str:
 
 
 def _sooner(whole: Summary, summary: Summary) -> str:
-    times = as_times(whole.ttft.mean, summary.ttft.mean)
-    if times is None:
-        return ""
-    if float(times) > 1.0:
+    """What is gained in time; nothing is claimed where the intervals of the medians overlap."""
+    if summary.ttft.high < whole.ttft.low:
+        times = as_times(whole.ttft.mean, summary.ttft.mean)
         return f"first token {times}\N{NO-BREAK SPACE}× sooner"
-    later = as_times(summary.ttft.mean, whole.ttft.mean)
-    return "first token no sooner" if later == "1.0" else f"first token {later}\N{NO-BREAK SPACE}× later"
+    if summary.ttft.low > whole.ttft.high:
+        times = as_times(summary.ttft.mean, whole.ttft.mean)
+        return f"first token {times}\N{NO-BREAK SPACE}× later"
+    return "no measurable difference in time to the first token"
 
 
 def _smaller(whole: Summary, summary: Summary) -> str:

@@ -6,7 +6,7 @@ import math
 
 _GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
-__all__ = ["as_bytes", "as_percent", "as_ratio", "as_seconds", "as_times"]
+__all__ = ["as_bytes", "as_nats", "as_percent", "as_ratio", "as_seconds", "as_times", "sentence"]
 
 
 def as_percent(share: float) -> str:
@@ -24,6 +24,13 @@ def as_percent(share: float) -> str:
 def as_ratio(ratio: float) -> str:
     """`25 %`, `12.6 %`: a ratio of tokens kept."""
     return f"{100 * ratio:.3g}{_GAP}%"
+
+
+def as_nats(divergence: float) -> str:
+    """`0.0304`, `< 0.001`."""
+    if not math.isfinite(divergence):
+        return "–"
+    return f"<{_GAP}0.001" if 0 < divergence < 1e-3 else f"{divergence:.3g}"
 
 
 def as_seconds(seconds: float) -> str:
@@ -50,3 +57,9 @@ def as_times(before: float, after: float) -> str | None:
     if not (before > 0 and after > 0):
         return None
     return f"{before / after:.1f}" if before / after < 100 else f"{before / after:.0f}"
+
+
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop, as a page has it."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")
