@@ -102,7 +102,7 @@ def _remarks(task: Task) -> list[str]:
     """What a reader should know about how it was measured."""
     remarks = list(task.data.notes)
     if task.data.skipped:
-        remarks.append(f"{len(task.data.skipped)} rows of the data could not be used and are left out")
+        remarks.append(f"skipped rows of the data, which cannot be used: {len(task.data.skipped)}")
     if task.options.ray is not None or (task.options.workers or 1) > 1:
         remarks.append(
             "several workers measured at once, so that times are longer than one request alone would take: "
@@ -192,8 +192,6 @@ def _study(task: Task, question: Question, records: tuple[Record, ...], notes: S
     constraint, facts = question.constraint, describe(task.spec)
     versions = {"fopru-edge": __version__, **facts.pop("versions")}
     versions |= {package: found for package in _PACKAGES if (found := _version(package))}
-    pruning = task.bundle.manifest.pruning
-    default = pruning.default_ratio if pruning.default_tokens is None else f"{pruning.default_tokens} tokens"
     return Study(
         data=task.data,
         records=records,
@@ -203,7 +201,7 @@ def _study(task: Task, question: Question, records: tuple[Record, ...], notes: S
         metric=constraint.metric,
         command=task.command,
         versions=versions,
-        facts={"name": task.bundle.path.resolve().name, **facts, "default": default},
+        facts={"name": task.bundle.path.resolve().name, **facts},
         seed=question.seed,
         notes=tuple(notes),
         limits=constraint.limits,

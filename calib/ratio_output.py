@@ -55,7 +55,8 @@ def skipped_lines(skipped: Sequence[Skipped], samples: int, where: str) -> list[
     """The count, the first five, and where all are; nothing where no row was skipped."""
     if not skipped:
         return []
-    lines = [f"{len(skipped)} rows cannot be used and are skipped, {samples} samples are left:"]
+    rows = "1 row" if len(skipped) == 1 else f"{len(skipped)} rows"
+    lines = [f"skipped, as they cannot be used: {rows}; samples left: {samples}"]
     lines += [f"  {row.where}: {row.reason}" for row in skipped[:_SHOWN]]
     if len(skipped) > _SHOWN:
         lines.append(f"  and {len(skipped) - _SHOWN} more, all of them in {where}")

@@ -30,8 +30,8 @@ class Study:
         metric: what is agreed upon: `first`, `answer` or `accuracy`.
         command: the command line, quoted for a shell.
         versions: of the packages that measured, by name.
-        facts: the bundle: `name`, `model`, `family`, `strategy`, `aggregation`, `layer`, `tokens` of an
-            image, `default` as it was before; JSON values.
+        facts: the bundle and how it was measured: its `name`, and what `calib.measure.runner.describe` says
+            of it, as it was before; JSON values.
         seed: of the samples, the selector `random` and the resamples.
         notes: sentences that a reader should know: baselines that win, skipped rows, failed samples.
         limits: what was asked, as `Check.limit` has it, by `Check.name`; the report draws them as lines, also
