@@ -276,7 +276,15 @@ class Generator:
         self.prefix.forget()
 
     def release(self, graph: str) -> None:
-        """Close the session of a graph, if it is open; it is opened again when needed."""
+        """Close the session of a graph, if it is open; it is opened again when needed.
+
+        Raises:
+            RequestError: the bundle has no such graph.
+        """
+        if graph not in self.manifest.graphs:
+            raise RequestError(
+                f'the bundle has no graph "{graph}": release one of {", ".join(sorted(self.manifest.graphs))}'
+            )
         self._sessions.pop(graph, None)
         if graph not in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
             self.prefix.forget()  # whose run would hold the session

@@ -117,13 +117,19 @@ def test_a_program_in_c_by_pkg_config(prefix: Path, tmp_path: Path) -> None:
     assert _run(tmp_path / "user") == ANSWER
 
 
-def test_an_abi_of_another_version_is_not_found(prefix: Path, tmp_path: Path) -> None:
-    (tmp_path / "CMakeLists.txt").write_text(CMAKE_LISTS.replace(__version__, "99.0"))
+@pytest.mark.parametrize(("wanted", "found"), [("0.0.1", True), ("99.0", False)])
+def test_a_later_version_serves_an_earlier_one(
+    prefix: Path, tmp_path: Path, wanted: str, found: bool
+) -> None:
+    """As the soname promises, which stays (below)."""
+    (tmp_path / "CMakeLists.txt").write_text(CMAKE_LISTS.replace(__version__, wanted))
+    (tmp_path / "user.c").write_text(C_PROGRAM)
+    (tmp_path / "wrapped.cpp").write_text("int main() {}")
     folders = ["-S", str(tmp_path), "-B", str(tmp_path / "build")]
     command = ["cmake", *folders, f"-DCMAKE_PREFIX_PATH={prefix}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "compatible with" in done.stderr
+    assert (done.returncode == 0) == found, done.stderr
+    assert ("compatible with" in done.stderr) == (not found)
 
 
 def test_the_installed_command_answers(prefix: Path) -> None:

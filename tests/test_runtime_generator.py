@@ -393,7 +393,11 @@ def test_released_graphs_are_opened_again(generator: Generator) -> None:
     encoders = {contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU}
     assert encoders < set(generator.loaded_graphs)  # requests may alternate without opening graphs again
     generator.release(contract.VISION_ENCODER)
-    generator.release("never opened")
+    generator.release(contract.VISION_ENCODER)  # not open any more
+    with pytest.raises(
+        RequestError, match=r'no graph "vision": release one of .*embed_tokens, vision_encoder, '
+    ):
+        generator.release("vision")
     assert contract.VISION_ENCODER not in generator.loaded_graphs
     assert generator.generate(Request("?", (PHOTO,), ratio=1.0, max_new_tokens=1)).token_ids
 

@@ -86,6 +86,8 @@ static void check_missing(fopru_generator *generator, const char *path) {
     REFUSED(fopru_detokenize(generator, NULL, 1, NULL, &count), "ids is NULL");
     REFUSED(fopru_step(generator, 0, &logits), "call fopru_prefill first");
     REFUSED(fopru_generator_release(generator, NULL), "graph is NULL");
+    REFUSED(fopru_generator_release(generator, "vision"), "no graph \"vision\": release one of ");
+    MUST(fopru_generator_release(generator, "vision_encoder") == FOPRU_OK); /* not open */
     MUST(fopru_image_from_file(generator, "no/such/file", &image) == FOPRU_IMAGE_ERROR && image == NULL);
     MUST(fopru_image_from_bytes(generator, (const uint8_t *)"GIF8", 4, &image) == FOPRU_IMAGE_ERROR);
     MUST(fopru_image_from_bytes(generator, NULL, 0, &image) == FOPRU_IMAGE_ERROR);
@@ -95,6 +97,7 @@ static void check_missing(fopru_generator *generator, const char *path) {
     fopru_bundle_free(NULL), fopru_generator_free(NULL), fopru_image_free(NULL), fopru_encoded_free(NULL);
     fopru_result_free(NULL), fopru_cancel(NULL), fopru_request_init(NULL, 8), fopru_options_init(NULL, 8);
     MUST(fopru_result_token_ids(NULL, &count) == NULL && count == 0 && fopru_result_text(NULL)[0] == '\0');
+    MUST(fopru_result_text_length(NULL) == 0);
     MUST(fopru_result_kept(NULL, 0, &count) == NULL && fopru_encoded_kept(NULL, 0, &count) == NULL);
     MUST(fopru_image_pixels(NULL, NULL, NULL) == NULL && fopru_image_tokens(NULL) == 0);
 }
@@ -159,6 +162,7 @@ static void check_answer(fopru_generator *generator, const fopru_request *reques
     struct heard heard = {{0}, 0, generator, encoded, 0};
     OK(fopru_generate(generator, request, hear, &heard, &result));
     MUST(strcmp(heard.text, fopru_result_text(result)) == 0 && heard.calls > 0);
+    MUST(strlen(heard.text) == fopru_result_text_length(result));
     MUST(fopru_result_images(result) == 1 && fopru_result_pruned(result) && !fopru_result_reason(result));
     fopru_encoded_free(encoded);
     MUST(fopru_result_kept(result, 0, &count) != NULL);

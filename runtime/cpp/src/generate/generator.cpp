@@ -139,7 +139,7 @@ void Generator::warmup(const Request& request, const Pictures& pictures) {
     try {
         run.prepare(answer.capacity(), made.positions);
         run.prefill(embeds);
-        if (request.max_new_tokens > 1) run.step(0);  // the first step records what the others repeat
+        run.warm();
     } catch (...) {
         drop_run();
         throw;
@@ -272,11 +272,14 @@ Start Generator::start_run(std::int64_t capacity, const Prompt& prompt,
     if (state_->reuse_prefix)
         start.rows = prompt_rows(prompt.ids, prompt.positions, images, manifest().tokens.image);
     // The last row of the prompt is always run: its logits are wanted, and no cache has them.
-    if (state_->kept) start.reused = std::min(state_->kept->common(start.rows), length - 1);
+    if (state_->kept) {
+        start.reused = std::min(state_->kept->common(start.rows), length - 1);
+        start.reused -= start.reused % state_->run->row_step();
+    }
     const std::string& graph = decoder_graphs().front();
     if (state_->run) {
         // A cache of twice the size would outlive the request that needed it, to save a short prefill.
-        const bool wasteful = state_->run->capacity() > 2 * capacity && 2 * start.reused < length;
+        const bool wasteful = state_->run->oversized(capacity) && 2 * start.reused < length;
         const bool small = state_->run->capacity() < capacity && start.reused == 0;
         if (wasteful || small || state_->run_graph != graph) {
             drop_run();  // before the next one is made
@@ -308,6 +311,12 @@ void Generator::forget() {
 }
 
 void Generator::release(const std::string& graph) {
+    const auto& graphs = state_->bundle->manifest().graphs;
+    if (graphs.count(graph) == 0) {
+        std::string names;
+        for (const auto& [name, info] : graphs) names += (names.empty() ? "" : ", ") + name;
+        throw RequestError("the bundle has no graph \"" + graph + "\": release one of " + names);
+    }
     if (graph == contract::vision_encoder || graph == contract::vision_encoder_fopru) {
         state_->vision.reset();
     } else {

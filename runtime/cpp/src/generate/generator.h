@@ -98,7 +98,7 @@ public:
     FeatureCache& features();
 
     void forget();                               // what is kept for later requests
-    void release(const std::string& graph);      // close it, if open
+    void release(const std::string& graph);      // close it, if open; RequestError: there is none
     Session& session(const std::string& graph);  // opened on first use. BundleError, BackendError
 
 private:
