@@ -13,6 +13,7 @@ picture", with a vision tower that was trained on large ones, and costs its full
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from calib.errors import RunError
 from runtime.counts import kept_count
 from runtime.layouts import ImageLayout, ImagePlan
 from runtime.layouts.aspect import AspectLayout
+from runtime.layouts.native import NativeLayout
 from runtime.layouts.single import SingleLayout
 from runtime.layouts.split import SplitLayout
 from runtime.lazy import require
@@ -151,10 +153,15 @@ def _edge(layout: SplitLayout, edge: int) -> dict[str, int]:
 
 
 def _largest(size: tuple[int, int], layout: ImageLayout, limit: int) -> tuple[int, int]:
-    """(height, width), aspect ratio kept, with at most `limit` tokens, by bisection: tokens grow with a
-    picture. The smallest where none has so few."""
+    """(height, width), aspect ratio kept, with at most `limit` tokens; the smallest where none is found."""
     longest = max(size)
     low, high = -(-longest // min(size)), longest  # the shorter edge has one pixel
+    if isinstance(layout, NativeLayout):  # very small pictures are made larger, and may get more tokens
+        side = layout.patch_size * layout.merge_size
+        forms = (_scaled(size, edge) for edge in range(longest, low - 1, -1))
+        fitting = (form for form in forms if math.prod(layout.resized(*form)) // side**2 <= limit)
+        return next(fitting, _scaled(size, low))
+    # By bisection: the tokens of tiles grow with a picture, and planning them takes long.
     while high - low > 1:
         middle = (low + high) // 2
         if _tokens(layout.plan(*_scaled(size, middle)), layout) <= limit:
