@@ -32,7 +32,7 @@ class OrderlyRunner:
 
     `refuse`, `break`, `mix up`: raises as the runtime does, raises as a fault does, answers something else;
     `die`: is killed; `die once`: is killed if `spec.work` has no file of the sample's name yet;
-    `wait`: takes a tenth of a second per setting; `wait long`: a minute.
+    `gate`: waits until `spec.work` has a file `go`.
     Leaves in `spec.work` a file `<sample>.<process>` for every call.
     """
 
@@ -48,11 +48,9 @@ class OrderlyRunner:
             raise ZeroDivisionError("nothing by nothing")
         if sample.prompt == "die" or (sample.prompt == "die once" and not known):
             os.kill(os.getpid(), signal.SIGKILL)
-        records = []
-        for setting in settings:
-            if sample.prompt.startswith("wait"):
-                time.sleep(60 if sample.prompt == "wait long" else 0.1)
-            records.append(self._record(sample, setting))
+        while sample.prompt == "gate" and not (self.spec.work / "go").exists():
+            time.sleep(0.01)
+        records = [self._record(sample, setting) for setting in settings]
         return records[::-1] if sample.prompt == "mix up" else records
 
     def _record(self, sample: Sample, setting: Setting) -> Record:

@@ -193,7 +193,7 @@ def workers_of(work: Path, count: int) -> list[int]:
 
 def test_closing_ends_the_workers_at_once(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    results = executor_of(2).run(the_spec(work), works_of("answer", "wait long", "wait long"))
+    results = executor_of(2).run(the_spec(work), works_of("answer", "gate", "gate"))
     assert next(results)[0].sample == "s0"
     processes = multiprocessing.active_children()
     assert len(processes) == 2
@@ -210,7 +210,7 @@ from tests.test_calib_executors import works_of
 
 if __name__ == "__main__":
     try:
-        works = works_of("wait long", "wait long")
+        works = works_of("gate", "gate")
         list(make_executor(2, None, OrderlyRunner).run(the_spec(Path(sys.argv[1])), works))
     except KeyboardInterrupt:
         print("interrupted", flush=True)

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from calib.data.sample import Data
 from calib.errors import StoreError
 from calib.executors import Work, WorkerError, make_executor
 from calib.measure.spec import RunnerSpec
@@ -149,103 +149,95 @@ def test_a_store_that_fails_ends_the_workers(tmp_path: Path, monkeypatch: pytest
     assert multiprocessing.active_children() == []
 
 
+GATED = samples(*["answer"] * 4, *["gate"] * 3, *["answer"] * 3)
+"""With three workers or fewer, a run stops in the middle until its folder has a file `go`."""
+
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.test_calib_sweep import slow_sweep
+from tests.test_calib_sweep import gated_sweep
 
 if __name__ == "__main__":
-    slow_sweep(Path(sys.argv[1]), int(sys.argv[2]))
+    gated_sweep(Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-def slow_data() -> Data:
-    return samples(*["wait"] * 12)
-
-
-def slow_sweep(folder: Path, workers: int) -> tuple[list[Record], list[str]]:
+def gated_sweep(folder: Path, workers: int) -> tuple[list[Record], list[str]]:
     with ResultStore(folder / "results.arrow", "key") as store:
-        executor = make_executor(workers, None, OrderlyRunner)
-        spec = the_spec(folder / "work", 1)
-        return Sweep(slow_data(), spec, store, executor).measure(SETTINGS), store.notes
+        sweep = Sweep(GATED, the_spec(folder / "work", 1), store, make_executor(workers, None, OrderlyRunner))
+        return sweep.measure(SETTINGS), store.notes
 
 
-def started(folder: Path, workers: int) -> subprocess.Popen[bytes]:
+def resumed(folder: Path, workers: int) -> tuple[list[Record], list[str]]:
+    """What a run comes to that goes on in this folder, or begins there."""
     (folder / "work").mkdir(parents=True, exist_ok=True)
+    (folder / "work" / "go").touch()
+    return gated_sweep(folder, workers)
+
+
+@contextmanager
+def stopped_in_the_middle(folder: Path, workers: int) -> Generator[subprocess.Popen[bytes]]:
+    """A process with a sweep that waits, in each of its workers, for a file that nobody makes."""
+    (folder / "work").mkdir()
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(program), str(folder), str(workers)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,
-    )
-
-
-def wait_for(folder: Path, begun: int) -> None:
-    """Until so many samples have been begun; some in front of them are in the store then."""
-    until = time.monotonic() + 40
-    while len({path.stem for path in (folder / "work").glob("s*.*")}) < begun:
-        assert time.monotonic() < until, f"sample {begun} was not begun"
-        time.sleep(0.005)
-
-
-def uninterrupted(folder: Path) -> list[Record]:
-    """What every run must come to; the waiting is left out."""
-    records = []
-    for sample in slow_data().samples:
-        runner = OrderlyRunner(the_spec(folder, 1))
-        quick = replace(sample, prompt="answer")  # the digest, and so the answer, stays
-        records += runner.run(quick, ORDERED)
-    return untimed(records)
+    ) as process:
+        until = time.monotonic() + 40
+        while len({path.stem for path in (folder / "work").glob("s*.*")}) < 4 + workers:
+            assert time.monotonic() < until, "it did not come to the middle"
+            time.sleep(0.01)
+        yield process
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_kill_9_in_the_middle_then_resume_is_an_uninterrupted_run(tmp_path: Path, workers: int) -> None:
-    for begun in (3, 7):  # killed twice
-        with started(tmp_path, workers) as program:
-            wait_for(tmp_path, begun)
-            program.kill()
-            program.communicate()
-            assert program.returncode == -signal.SIGKILL
+    with stopped_in_the_middle(tmp_path, workers) as process:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     with ResultStore(tmp_path / "results.arrow", "key") as store:
         before = store.records()
-    assert 0 < len(before) < 12 * len(SETTINGS)
-    records, _ = slow_sweep(tmp_path, workers)
-    assert untimed(records) == uninterrupted(tmp_path / "other")
+    # Workers have begun the next samples; the last records may not have been written when it was killed.
+    assert (4 - workers) * len(SETTINGS) < len(before) <= 4 * len(SETTINGS)
+    records, _ = resumed(tmp_path, workers)
+    whole, notes = resumed(tmp_path / "uninterrupted", 1)
+    assert notes == []
+    assert untimed(records) == untimed(whole)
+    assert len(records) == len(GATED.samples) * len(SETTINGS)
     by_cell = {(record.sample, record.setting): record for record in records}
-    assert [by_cell[record.sample, record.setting] for record in before] == before  # timing too: not again
+    assert [by_cell[record.sample, record.setting] for record in before] == before  # not measured again
 
 
 def test_kill_9_in_the_middle_of_an_append(tmp_path: Path) -> None:
-    with started(tmp_path, 1) as program:
-        wait_for(tmp_path, 4)
-        program.kill()
-        program.communicate()
+    with stopped_in_the_middle(tmp_path, 1) as process:
+        process.kill()
     path = tmp_path / "results.arrow"
-    os.truncate(path, path.stat().st_size - 100)  # as if the system had taken that much of it
-    records, notes = slow_sweep(tmp_path, 1)
-    assert untimed(records) == uninterrupted(tmp_path / "other")
+    os.truncate(path, path.stat().st_size - 100)  # as if the system had taken only so much
+    records, notes = resumed(tmp_path, 1)
+    assert untimed(records) == untimed(resumed(tmp_path / "uninterrupted", 1)[0])
     assert len(notes) == 1
-    assert "were an append that was cut short" in notes[0]
+    assert "were an append that was cut short, and were dropped; records kept: 15" in notes[0]
 
 
 def test_ctrl_c_keeps_what_is_measured(tmp_path: Path) -> None:
-    with started(tmp_path, 2) as program:
-        wait_for(tmp_path, 5)
-        os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=30)
+    with stopped_in_the_middle(tmp_path, 2) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
     assert err.decode().splitlines()[-1] == "KeyboardInterrupt"
-    assert err.decode().count("Traceback") == 1  # the workers have none
+    assert err.decode().count("Traceback") == 1, err.decode()  # the workers have none
     with ResultStore(tmp_path / "results.arrow", "key") as store:
         assert store.notes == []
-        assert 0 < len(store.records()) < 12 * len(SETTINGS)
+        assert 2 * len(SETTINGS) < len(store.records()) <= 4 * len(SETTINGS)
 
 
 def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path) -> None:
-    killed = samples("wait", "die once", "wait", "wait", "die once", "wait")
+    killed = samples("answer", "die once", "answer", "answer", "die once", "answer")
+    spec = the_spec(tmp_path / "work", 1)
     with ResultStore(tmp_path / "results.arrow", "key") as store:
-        spec = the_spec(tmp_path / "work", 1)
         records = Sweep(killed, spec, store, make_executor(2, None, OrderlyRunner)).measure(SETTINGS)
     with ResultStore(tmp_path / "alone.arrow", "key") as store:
         alone = Sweep(killed, spec, store, make_executor(1, None, OrderlyRunner)).measure(SETTINGS)

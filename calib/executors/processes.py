@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -53,6 +54,7 @@ class _Processes:
         """See `Pool`."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._factory, self._spec), daemon=True)
+        resource_tracker.ensure_running()  # starting a process would do that, and unblock Ctrl-C
         # Ctrl-C reaches the whole process group. Workers inherit that it is blocked: this process ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
