@@ -73,7 +73,7 @@ def test_records_come_back_exactly_in_order(path: Path) -> None:
 
 
 def test_an_append_says_what_will_be_read(path: Path) -> None:
-    found: Any = Record("a", Setting("rank", 0.5), tokens=tuple(np.array([7, 8])), ttft=np.float64(0.5))  # type: ignore[arg-type]
+    found: Any = Record("a", Setting("rank", 0.5), tokens=tuple(np.array([7, 8])), ttft=np.float64(0.5))
     with ResultStore(path, "key") as store:
         assert store.append([]) == []
         written = store.append([found])
@@ -285,8 +285,8 @@ def test_a_full_disk_leaves_the_store_as_it_was(path: Path, monkeypatch: pytest.
             patch.setattr(os, "fsync", no_room)
             with pytest.raises(
                 StoreError,
-                match=r"results.arrow cannot be written \(No space left on device\): make room and run again, "
-                "what it has is kept$",
+                match=r"results.arrow cannot be written \(No space left on device\): make room and run "
+                "again, what it has is kept$",
             ):
                 store.append([TWO])
         assert path.stat().st_size == size

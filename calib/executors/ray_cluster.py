@@ -6,11 +6,13 @@ paths; pictures travel with the samples.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from calib.data.sample import Sample
 from calib.errors import OptionError, RunError
@@ -21,6 +23,8 @@ from calib.record import Record
 from runtime.lazy import require
 
 __all__ = ["RayExecutor", "plan_seats"]
+
+PATIENCE = 10.0  # seconds for a cluster to answer
 
 
 class RayExecutor:
@@ -141,6 +145,10 @@ class _Actor:
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        where = urlsplit(address if "://" in address else f"//{address}")
+        if where.hostname and where.port:
+            # Ray ends the whole process when nobody answers there.
+            socket.create_connection((where.hostname, where.port), timeout=PATIENCE).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, ValueError, RuntimeError) as error:
         raise RunError(
