@@ -14,7 +14,7 @@ from calib.explain import explain, explain_miss, rebuild_command
 from calib.measure.spec import RunnerSpec
 from calib.options import RatioOptions
 from calib.record import Record
-from calib.scoring import search_scoring
+from calib.scoring import halves, search_scoring
 from calib.search import Measure, Question, search_ratio
 from calib.settings import BASELINES, SELECTORS, Setting
 from calib.statistics import Results
@@ -36,7 +36,7 @@ _PROBE = 0.5  # any ratio below 1 tells whether a setting can be had
 
 @dataclass(frozen=True)
 class Task:
-    """What is calibrated, on what: everything opened and checked.
+    """What is calibrated, on what: everything opened and checked; OptionError: accuracy without labels.
 
     Attributes:
         options: what was asked.
@@ -49,6 +49,13 @@ class Task:
     command: str
     bundle: Bundle
     data: Data
+
+    def __post_init__(self) -> None:
+        if self.options.constraint.metric == "accuracy" and not self.data.labelled:
+            raise OptionError(
+                f"metric is accuracy, but no sample of {self.data.source} has an answer: add `answer` to the "
+                "rows, or give --metric first"
+            )
 
     @property
     def spec(self) -> RunnerSpec:
@@ -68,19 +75,18 @@ def calibrate(task: Task, measure: Measure) -> Study:
     """Search, pick, explain.
 
     Raises:
-        OptionError: the bundle cannot have what was asked for by name, or the data has no labels to count.
+        OptionError: the bundle cannot have what was asked for by name.
         RunError: nothing could be measured.
     """
     options, data = task.options, task.data
-    if options.constraint.metric == "accuracy" and not data.labelled:
-        raise OptionError(
-            f"metric is accuracy, but no sample of {data.source} has an answer: add `answer` to the rows, or "
-            "give --metric first"
-        )
     own = Setting(task.bundle.manifest.pruning.strategy, _PROBE)
     others, notes = _others(task, own)
     groups = {sample.name: sample.group for sample in data.samples}
     question = Question(own, others, options.constraint, groups, options.ratios, options.seed)
+    candidates: list[Setting] = []
+    if options.search:  # refused before anything is measured
+        candidates = _scorings(task, own)
+        halves(groups, options.seed)
     found = search_ratio(question, measure)
     build = str(task.bundle.manifest.created_by.get("command", "python -m export.build"))
     name = str(options.bundle)
@@ -89,7 +95,7 @@ def calibrate(task: Task, measure: Measure) -> Study:
         notes += explain_miss(question, found)
     records = list(found.records)
     if options.search:
-        scoring = search_scoring(question, found, measure, _scorings(task, own))
+        scoring = search_scoring(question, found, measure, candidates)
         records += scoring.records
         notes += scoring.sentences
         if scoring.better is not None:
