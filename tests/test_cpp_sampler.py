@@ -107,6 +107,35 @@ def test_large_vocabularies(size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("order", ["ascending", "descending", "halves"])
+def test_the_largest_scores_are_found_in_any_order(order: str) -> None:
+    """All that a limit lets through, where scores pass it at each place, at none, or in ties of it."""
+    cases = []
+    for size in (31, 32, 33, 64, 700, 5003):
+        logits = np.linspace(-9, 9, size, dtype=np.float32)
+        if order == "descending":
+            logits = logits[::-1]
+        if order == "halves":
+            logits = np.round(np.roll(logits, size // 2))
+        for rules in ({"top_k": 2}, {"top_k": 30}, {"min_p": 0.01}, {"top_k": 9, "top_p": 0.8}):
+            cases.append(Case(np.tile(logits, (5, 1)), {"temperature": 2.0, **rules}, size))
+    assert_same(cases)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_bad_logit_anywhere_is_refused(bad: float, temperature: float) -> None:
+    cases = []
+    for place in [*range(70), 1023, 1024, 1087, 1088, 1099]:
+        logits = np.full((1, 1100), -np.inf, np.float32)
+        logits[0, 500], logits[0, place] = 1.0, bad
+        cases.append(Case(logits, {**GREEDY, "temperature": temperature}))
+        with pytest.raises(BackendError):
+            ours(cases[-1])
+    for answer in theirs(cases):
+        assert "logits that are not numbers" in answer["message"]
+
+
 def test_all_logits_alike_are_added_up_as_numpy_does() -> None:
     """A nucleus of equal weights ends where a sum reaches a part of another: every rounding counts."""
     cases = []

@@ -52,6 +52,42 @@ TEST_CASE("logits that are not numbers are refused") {
     }
 }
 
+TEST_CASE("one NaN at any place is seen, and the largest is found at any") {
+    // Blocks, lanes of blocks, and what is left over.
+    for (const std::size_t size : {1, 31, 63, 64, 65, 1024, 1100, 2500}) {
+        Sampler sampler({}, static_cast<std::int64_t>(size), {});
+        std::vector<float> logits(size, -1.0F);
+        for (std::size_t place = 0; place < size; ++place) {
+            logits[place] = 2.0F;
+            REQUIRE(sampler.pick(logits.data()) == static_cast<std::int64_t>(place));
+            // One behind it, larger than all.
+            const std::size_t behind = size - 1 - place;
+            const float kept = logits[behind];
+            logits[behind] = std::nanf("");
+            REQUIRE_THROWS_AS(sampler.pick(logits.data()), BackendError);
+            logits[behind] = -std::nanf("");
+            REQUIRE_THROWS_AS(sampler.pick(logits.data()), BackendError);
+            logits[behind] = inf;
+            REQUIRE_THROWS_AS(sampler.pick(logits.data()), BackendError);
+            logits[behind] = kept;
+            logits[place] = -1.0F;
+        }
+    }
+}
+
+TEST_CASE("ties go to the lower id wherever they are") {
+    constexpr std::size_t size = 2500;
+    Sampler sampler({}, size, {});
+    for (std::size_t place = 0; place + 1 < size; place += 7) {
+        for (const std::size_t distance : {1, 16, 31, 32, 33, 64, 1000, 1024}) {
+            std::vector<float> logits(size, -inf);
+            logits[place] = 0.0F;
+            if (place + distance < size) logits[place + distance] = place % 2 == 0 ? 0.0F : -0.0F;
+            REQUIRE(sampler.pick(logits.data()) == static_cast<std::int64_t>(place));
+        }
+    }
+}
+
 TEST_CASE("a repetition penalty divides what is positive and multiplies what is negative") {
     Sampling sampling;
     sampling.repetition_penalty = 2.0;

@@ -12,8 +12,8 @@ namespace fopru {
 
 namespace {
 
-// A nucleus is looked for among weights of at least this part of the largest, before all are sorted: a
-// vocabulary has 10^5 tokens and a nucleus mostly a few.
+// A nucleus is looked for among weights of at least this part of the largest, which is 1, before all are
+// sorted: a vocabulary has 10^5 tokens and a nucleus mostly a few.
 constexpr double likely_parts[] = {1e-2, 1e-4, 1e-8, 0.0};
 
 // NumPy's order of adding up, so that a sum that decides is the same to the last bit.
@@ -39,7 +39,9 @@ double pairwise_sum(const double* values, std::size_t count) {
     return pairwise_sum(values, half) + pairwise_sum(values + half, count - half);
 }
 
-constexpr std::size_t lanes = 16;  // that compilers make vectors of
+// That compilers make vectors of. With half as many, GCC writes the steps out one by one instead, which takes
+// four times as long.
+constexpr std::size_t lanes = 32;
 
 struct Most {
     float value;
@@ -51,11 +53,13 @@ Most most_of(const float* scores, std::size_t count) {
     int odd[lanes] = {};
     std::fill(most, most + lanes, -std::numeric_limits<float>::infinity());
     std::size_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
+    // Two at a time, as one comparison tells whether either is a NaN.
+    for (; i + 2 * lanes <= count; i += 2 * lanes) {
         for (std::size_t lane = 0; lane < lanes; ++lane) {
-            const float score = scores[i + lane];
-            most[lane] = score > most[lane] ? score : most[lane];
-            odd[lane] |= score != score;
+            const float one = scores[i + lane], other = scores[i + lanes + lane];
+            const float larger = one > other ? one : other;
+            most[lane] = larger > most[lane] ? larger : most[lane];
+            odd[lane] |= std::isunordered(one, other);
         }
     }
     Most all{most[0], odd[0] != 0};
@@ -68,6 +72,23 @@ Most most_of(const float* scores, std::size_t count) {
         all.odd = all.odd || std::isnan(scores[i]);
     }
     return all;
+}
+
+// `take(place)` for each score of at least `least`, which `take` may raise. By blocks, as most have none.
+template <typename Take>
+void each_reaching(const float* scores, std::size_t count, const float& least, Take take) {
+    for (std::size_t start = 0; start < count; start += lanes) {
+        const std::size_t end = std::min(start + lanes, count);
+        if (end - start == lanes) {
+            const float limit = least;
+            int any = 0;
+            for (std::size_t lane = 0; lane < lanes; ++lane) any |= scores[start + lane] >= limit;
+            if (any == 0) continue;
+        }
+        for (std::size_t i = start; i < end; ++i) {
+            if (scores[i] >= least) take(i);
+        }
+    }
 }
 
 // The first of the largest; a NaN counts as larger than all. By blocks, so that one alone is looked through
@@ -165,10 +186,12 @@ std::size_t Sampler::draw(const float* scores, double best) {
 // Fills the first places of `ids_` and `weights_`; returns how many.
 std::size_t Sampler::candidates(const float* scores, double best) {
     float least = 0.0F;
-    const bool limited = eligible(scores, best, least);
     std::size_t count = 0;
-    for (std::size_t i = 0; i < vocab_size_; ++i) {
-        if (!limited || scores[i] >= least) ids_[count++] = static_cast<Id>(i);
+    if (eligible(scores, best, least)) {
+        each_reaching(scores, vocab_size_, least, [&](std::size_t i) { ids_[count++] = static_cast<Id>(i); });
+    } else {
+        count = vocab_size_;
+        std::iota(ids_.begin(), ids_.end(), Id{0});
     }
     // The difference first: a tiny temperature then makes -inf, whose weight is 0, and never inf - inf.
     for (std::size_t i = 0; i < count; ++i) {
@@ -201,8 +224,7 @@ bool Sampler::eligible(const float* scores, double best, float& least) {
 }
 
 // The K-th largest score: every tie of it stays, as in transformers. The largest so far, the least of them in
-// front, in the memory of the sums, which are not needed yet; for most of a vocabulary that is one
-// comparison.
+// front, in the memory of the sums, which are not needed yet.
 float Sampler::top_score(const float* scores, std::size_t top) {
     const auto begin = sums_.begin(), end = begin + static_cast<std::ptrdiff_t>(top);
     if (top > vocab_size_ / 16) {
@@ -212,23 +234,24 @@ float Sampler::top_score(const float* scores, std::size_t top) {
     }
     std::copy(scores, scores + top, begin);
     std::make_heap(begin, end, std::greater<>());
-    for (std::size_t i = top; i < vocab_size_; ++i) {
-        if (scores[i] <= *begin) continue;
+    auto least = static_cast<float>(*begin);
+    each_reaching(scores + top, vocab_size_ - top, least, [&](std::size_t i) {
+        if (scores[top + i] == least) return;
         std::pop_heap(begin, end, std::greater<>());
-        *(end - 1) = scores[i];
+        *(end - 1) = scores[top + i];
         std::push_heap(begin, end, std::greater<>());
-    }
-    return static_cast<float>(*begin);
+        least = static_cast<float>(*begin);
+    });
+    return least;
 }
 
 // The smallest set of largest weights that has at least `top_p` of their sum, never empty; largest weight
 // first, ties to the lower id.
 std::size_t Sampler::nucleus(std::size_t count) {
     const double goal = sampling_.top_p * pairwise_sum(weights_.data(), count);
-    const double most = *std::max_element(weights_.begin(), weights_.begin() + count);
     std::size_t size = 0;
     for (const double part : likely_parts) {
-        size = likely(count, part * most);
+        size = likely(count, part);
         // Not `stable_sort`, which allocates: the place decides ties.
         std::sort(order_.begin(), order_.begin() + size, [this](Id a, Id b) {
             return weights_[a] != weights_[b] ? weights_[a] > weights_[b] : a < b;
@@ -247,7 +270,8 @@ std::size_t Sampler::nucleus(std::size_t count) {
 std::size_t Sampler::likely(std::size_t count, double least) {
     std::size_t found = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        if (weights_[i] >= least) order_[found++] = static_cast<Id>(i);
+        order_[found] = static_cast<Id>(i);
+        found += weights_[i] >= least ? 1 : 0;
     }
     return found;
 }
