@@ -80,13 +80,13 @@ class Pictures:
             raise RunError(
                 f"{setting} cannot be planned for these pictures ({error}): measure again"
             ) from error
-        ends = np.cumsum([sum(own) for own in counts])
-        if ends[-1] != len(kept):
+        sizes = [sum(own) for own in counts]
+        if sum(sizes) != len(kept):
             raise RunError(
                 f"the record has {len(kept)} kept tokens, but {setting.selector} at ratio {setting.ratio:g} "
-                f"keeps {ends[-1]}: is this the bundle that was measured?"
+                f"keeps {sum(sizes)}: is this the bundle that was measured?"
             )
-        parts = np.split(np.asarray(kept, np.int64), ends[:-1])
+        parts = np.split(np.asarray(kept, np.int64), np.cumsum(sizes)[:-1]) if sizes else []
         return [_by_unit(plan, part) for plan, part in zip(plans, parts, strict=True)]
 
     def overlay(self, sample: Sample, setting: Setting, kept: Sequence[int]) -> bytes:
