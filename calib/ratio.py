@@ -12,7 +12,7 @@ from calib.bundle_default import check_writable, write_default
 from calib.calibrate import Task, calibrate, key_parts
 from calib.errors import CalibError, RunError
 from calib.options import RatioOptions, parse_options
-from calib.ratio_output import pick_lines, skipped_lines, study_json, study_table
+from calib.ratio_output import WIDE, pick_lines, skipped_lines, study_json, study_table
 from calib.record import Record
 from calib.search import Measure
 from calib.settings import Setting
@@ -29,7 +29,6 @@ __all__ = ["main"]
 RESULTS = "results.arrow"
 SUMMARY = "calibration.json"
 SKIPPED = "skipped.txt"
-_WIDTH = 130  # of the table where nobody looks at a terminal
 _NEEDED = {"rich": "rich", "scipy.stats": "scipy", "pyarrow": "pyarrow"}
 _REPORT_NEEDS = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow"}
 
@@ -145,8 +144,8 @@ def _finish(task: Task, study: Study) -> int:
 def _show(study: Study) -> None:
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    console.print(study_table(study))
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(study_table(study, console.width))
     lines = ["nothing was picked"] if study.pick is None else pick_lines(study.pick)
     print("\n".join([*lines, *(f"  note: {note}" for note in study.notes)]), flush=True)
 

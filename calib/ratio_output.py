@@ -14,30 +14,46 @@ from calib.explain import name_of
 from calib.pick import Pick
 from calib.settings import REFERENCE, SELECTORS, Setting
 from calib.study import Study
-from calib.summary import Interval, Summary
+from calib.summary import Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["pick_lines", "skipped_lines", "study_json", "study_table"]
+__all__ = ["WIDE", "pick_lines", "skipped_lines", "study_json", "study_table"]
 
 _SHOWN = 5  # skipped rows on the screen; all of them are in a file
-_COLUMNS = ("selector", "ratio", "samples", "tokens", "first token", "answer", "accuracy", "KL", "TTFT", "KV")
+WIDE = 120  # columns that the whole table takes
 
 
-def study_table(study: Study) -> Table:
-    """A row per setting, high ratios first; the pick is bold."""
+def study_table(study: Study, width: int = WIDE) -> Table:
+    """A row per setting, high ratios first; the pick is bold. Below `WIDE` columns, digits and what can be
+    read elsewhere give way."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    narrow = width < WIDE
+    table = Table(
+        title="agreement with the unpruned model",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0) if narrow else (0, 1),
+        pad_edge=False,
+    )
+    rows = [
+        (setting, _cells(setting, summary, 2 if narrow else 3))
+        for setting, summary in sorted(study.summaries.items(), key=lambda item: _place(item[0]))
+    ]
     labelled = study.data.labelled
-    table = Table(title="agreement with the unpruned model", box=SIMPLE_HEAD, padding=(0, 1))
-    for column in _COLUMNS:
-        if column != "accuracy" or labelled:
-            table.add_column(column, justify="left" if column == "selector" else "right", no_wrap=True)
-    for setting, summary in sorted(study.summaries.items(), key=lambda item: _place(item[0])):
-        cells = _cells(setting, summary, labelled)
-        table.add_row(*cells, style="bold" if study.pick and setting == study.pick.setting else None)
+    hidden = {"samples", "before", *(["KL"] if labelled else [])} if narrow else set()
+    hidden |= set() if labelled else {"right"}
+    shown = [column for column in rows[0][1] if column not in hidden]
+    for column in shown:
+        name = column == "selector"
+        table.add_column(
+            column, justify="left" if name else "right", no_wrap=not name, min_width=8 if name else None
+        )
+    for setting, cells in rows:
+        picked = study.pick is not None and setting == study.pick.setting
+        table.add_row(*(cells[column] for column in shown), style="bold" if picked else None)
     return table
 
 
@@ -92,22 +108,29 @@ def study_json(study: Study, **more: Any) -> str:
     return json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cells(setting: Setting, summary: Summary, labelled: bool) -> list[str]:
+def _cells(setting: Setting, summary: Summary, digits: int) -> dict[str, str]:
+    """By column, in order."""
+    first, accuracy = summary.first, summary.fraction("accuracy")
     failed = f" ({summary.failed} failed)" if summary.failed else ""
-    first = summary.first
-    cells = [
-        "unpruned" if setting == REFERENCE else name_of(setting).rpartition(" at ")[0],
-        f"{setting.ratio:g}",
-        f"{summary.samples}{failed}",
-        f"{_number(summary.before, '.4g')} → {_number(summary.after, '.4g')}",
-        f"{_number(first.mean, '.3f')} [{_number(first.low, '.3f')}, {_number(first.high, '.3f')}]",
-        _number(summary.answer.mean, ".3f"),
-        _number((summary.accuracy or Interval(math.nan, math.nan, math.nan)).mean, ".3f"),
-        _number(summary.divergence.mean, ".2g"),
-        seconds_text(summary.ttft.mean),
-        bytes_text(summary.kv_bytes),
-    ]
-    return cells if labelled else [*cells[:6], *cells[7:]]
+    low, high = _share(first.low, digits), _share(first.high, digits)
+    return {
+        "selector": "unpruned" if setting == REFERENCE else name_of(setting).rpartition(" at ")[0],
+        "ratio": f"{setting.ratio:g}",
+        "samples": f"{summary.samples}{failed}",
+        "before": _number(summary.before, ".4g"),
+        "tokens": _number(summary.after, ".4g"),
+        "first token": f"{_share(first.mean, digits)} [{low}, {high}]",
+        "answer": _share(summary.answer.mean, digits),
+        "right": _share(accuracy.mean, digits),
+        "KL": _number(summary.divergence.mean, f".{digits - 1}g"),
+        "TTFT": seconds_text(summary.ttft.mean),
+        "KV": bytes_text(summary.kv_bytes),
+    }
+
+
+def _share(value: float, digits: int) -> str:
+    """Never 1 for what is not all."""
+    return _number(min(value, 1 - 10.0**-digits) if value < 1 else value, f".{digits}f")
 
 
 def _number(value: float, form: str) -> str:
