@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from runtime.errors import BackendError
 
 __all__ = ["require"]
+
+# The Linux builds of ONNX Runtime from 1.29 on report their use over the network, and keep a queue of that in
+# the user's cache folder, unless they are told otherwise before they are loaded. A device that answers
+# questions about pictures has no business there; whoever wants it sets the variable to 0.
+_SILENT = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
 
 
 def require(module: str, package: str, extra: str = "runtime") -> Any:
@@ -18,6 +24,8 @@ def require(module: str, package: str, extra: str = "runtime") -> Any:
         it is and cannot be imported.
         KeyboardInterrupt: Ctrl-C came during the import, which extension modules turn into an ImportError.
     """
+    if module.partition(".")[0] in _SILENT:
+        os.environ.setdefault(*_SILENT[module.partition(".")[0]])
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import runtime
 from runtime import errors
 from runtime.lazy import require
 
+ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {
     *("Bundle", "load_bundle", "Generator", "Request", "Turn", "Result", "Timings", "Stream"),
     *("EncodedImage", "Selection", "kept_count", "kept_rows", "__version__"),
@@ -35,6 +38,25 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     message = r"needs the package pillow, which is not installed: pip install 'fopru-edge\[gpu\]'"
     with pytest.raises(errors.BackendError, match=message):
         require("PIL.Image", "pillow", extra="gpu")
+
+
+def test_onnx_runtime_reports_nothing_and_keeps_nothing(tmp_path: Path) -> None:
+    code = (
+        "from runtime.backend import BackendOptions, create_backend\n"
+        "create_backend('onnxruntime', BackendOptions())\n"
+        "import onnxruntime; onnxruntime.SessionOptions(); print(onnxruntime.get_available_providers())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "CPUExecutionProvider" in done.stdout
+    assert list(tmp_path.rglob("*")) == []
 
 
 def broken_package(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> str:
