@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from runtime.errors import ImageError
 from runtime.manifest import PruningInfo
 from runtime.rows import HostSpace, Output
 from tests.measuring import noise, photo
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Fidelity
 
@@ -185,6 +189,13 @@ def test_gray_and_palettes_become_rgb() -> None:
         stream = io.BytesIO()
         noise(4, 4).convert(mode).save(stream, "PNG")
         assert open_picture(stream.getvalue()).mode == "RGB"
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    heavy = ("PIL", "onnx_ir", "onnx", "onnxruntime", "tokenizers", "torch", "export")
+    code = f"import sys, calib.measure.runner; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # Encodings that are made once

@@ -79,10 +79,9 @@ class SampleRunner:
         try:
             course = _Course(self, sample)
             reference = self._reference(course)
-        except (FopruError, CalibError) as error:
-            return [Record(sample.name, setting, error=str(error)) for setting in settings]
-        try:
             return [course.record(setting, reference) for setting in settings]
+        except (FopruError, CalibError) as error:  # those of one setting are in its record
+            return [Record(sample.name, setting, error=str(error)) for setting in settings]
         finally:
             for bundle in self._bundles.values():
                 bundle.space.forget()
