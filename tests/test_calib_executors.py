@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from calib.data.sample import Sample
 from calib.errors import OptionError, RunError
-from calib.executors import Executor, RunnerFactory, Work, WorkerError, make_executor
+from calib.executors import RunnerFactory, Work, WorkerError, make_executor
 from calib.executors.base import cores, sample_runner
 from calib.executors.inprocess import InProcessExecutor
 from calib.executors.processes import ProcessExecutor
+from calib.measure.spec import RunnerSpec
 from calib.record import Record
+from calib.settings import Setting
 from runtime.errors import BackendError
 from tests.calib_runner_double import (
     SETTINGS,
@@ -32,11 +35,29 @@ from tests.calib_runner_double import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class Counting:
+    """A runner that counts its calls, as bytes of a cache."""
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        self.spec = spec
+        self.calls = 0
+
+    def run(self, sample: Sample, settings: Sequence[Setting]) -> list[Record]:
+        """One record per setting."""
+        self.calls += 1
+        return [Record(sample.name, setting, kv_bytes=self.calls) for setting in settings]
+
+
 KINDS = [1, 2]  # workers: this process, and others
 
 
-def executor_of(workers: int, runner: RunnerFactory = OrderlyRunner) -> Executor:
-    return make_executor(workers, None, runner)
+def run_all(
+    workers: int, spec: RunnerSpec, works: Sequence[Work], runner: RunnerFactory = OrderlyRunner
+) -> list[list[Record]]:
+    with make_executor(workers, None, runner) as executor:
+        return list(executor.run(spec, works))
 
 
 def works_of(*prompts: str) -> list[Work]:
@@ -68,8 +89,8 @@ def test_the_usual_runner_is_the_one_of_calib_measure(tmp_path: Path) -> None:
 
 def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     works = works_of(*["answer"] * 5)
-    alone = list(executor_of(1).run(the_spec(tmp_path / "a", 1), works))
-    spread = list(executor_of(3).run(the_spec(tmp_path / "b", 1), works))
+    alone = run_all(1, the_spec(tmp_path / "a", 1), works)
+    spread = run_all(3, the_spec(tmp_path / "b", 1), works)
     assert [[record.setting for record in records] for records in alone] == [list(SETTINGS)] * 5
     assert untimed(alone) == untimed(spread)
     assert len(spread) == 5
@@ -82,19 +103,19 @@ def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     ("workers", "asked", "given"), [(1, None, cores()), (2, None, max(1, cores() // 2)), (1, 3, 3), (2, 3, 3)]
 )
 def test_threads_of_a_worker(tmp_path: Path, workers: int, asked: int | None, given: int) -> None:
-    results = list(executor_of(workers).run(the_spec(tmp_path / "work", asked), works_of("answer")))
+    results = run_all(workers, the_spec(tmp_path / "work", asked), works_of("answer"))
     assert {record.kv_bytes for record in results[0]} == {given}
 
 
 @pytest.mark.parametrize("workers", KINDS)
 def test_nothing_to_do_makes_no_runner(tmp_path: Path, workers: int) -> None:
-    assert list(executor_of(workers, no_backend).run(the_spec(tmp_path / "work"), [])) == []
+    assert run_all(workers, the_spec(tmp_path / "work"), [], no_backend) == []
 
 
 @pytest.mark.parametrize("workers", KINDS)
 def test_what_the_runtime_refuses_becomes_records(tmp_path: Path, workers: int) -> None:
     works = works_of("answer", "refuse", "answer")
-    results = list(executor_of(workers).run(the_spec(tmp_path / "work"), works))
+    results = run_all(workers, the_spec(tmp_path / "work"), works)
     assert errors_of(results, "s1") == ["the prompt is refused: ask something else"] * len(SETTINGS)
     assert errors_of(results, "s0") == errors_of(results, "s2") == [None] * len(SETTINGS)
     assert [record.setting for records in results for record in records if record.sample == "s1"] == list(
@@ -115,26 +136,26 @@ def test_what_the_runtime_refuses_becomes_records(tmp_path: Path, workers: int) 
 )
 def test_a_fault_names_the_sample(tmp_path: Path, workers: int, prompt: str, said: str) -> None:
     with pytest.raises(WorkerError, match=said):
-        list(executor_of(workers).run(the_spec(tmp_path / "work"), works_of("answer", prompt)))
+        run_all(workers, the_spec(tmp_path / "work"), works_of("answer", prompt))
 
 
 @pytest.mark.parametrize("workers", KINDS)
 def test_a_runner_that_cannot_be_made_is_the_end(tmp_path: Path, workers: int) -> None:
     with pytest.raises(BackendError, match=r"^backend 'onnxruntime' is not there: install it$"):
-        list(executor_of(workers, no_backend).run(the_spec(tmp_path / "work"), works_of("answer", "answer")))
+        run_all(workers, the_spec(tmp_path / "work"), works_of("answer", "answer"), no_backend)
 
 
 def test_a_runner_with_a_fault_in_its_making_is_the_end(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"^a worker could not start: KeyError: 'threads'\nTraceback"):
-        list(executor_of(2, broken).run(the_spec(tmp_path / "work"), works_of("answer", "answer")))
+        run_all(2, the_spec(tmp_path / "work"), works_of("answer", "answer"), broken)
     with pytest.raises(KeyError, match="threads"):
-        list(executor_of(1, broken).run(the_spec(tmp_path / "work"), works_of("answer")))
+        run_all(1, the_spec(tmp_path / "work"), works_of("answer"), broken)
 
 
 def test_a_killed_worker_is_replaced_and_its_sample_tried_again(tmp_path: Path) -> None:
     works = works_of("answer", "die once", "answer", "die once", "answer")
-    spread = list(executor_of(2).run(the_spec(tmp_path / "work", 1), works))
-    alone = list(executor_of(1).run(the_spec(tmp_path / "work", 1), works))  # nobody dies a second time
+    spread = run_all(2, the_spec(tmp_path / "work", 1), works)
+    alone = run_all(1, the_spec(tmp_path / "work", 1), works)  # nobody dies a second time
     assert len(spread) == 5
     assert untimed(spread) == untimed(alone)
     assert {record.error for records in spread for record in records} == {None}
@@ -142,7 +163,7 @@ def test_a_killed_worker_is_replaced_and_its_sample_tried_again(tmp_path: Path) 
 
 def test_a_sample_that_kills_its_worker_twice_has_an_error(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    results = list(executor_of(2).run(the_spec(work), works_of("answer", "die", "answer", "answer")))
+    results = run_all(2, the_spec(work), works_of("answer", "die", "answer", "answer"))
     assert len(results) == 4
     reason = "the worker that measured it was ended by signal 9, Killed, 2 times: is memory short?"
     assert errors_of(results, "s1") == [reason] * len(SETTINGS)
@@ -151,7 +172,7 @@ def test_a_sample_that_kills_its_worker_twice_has_an_error(tmp_path: Path) -> No
 
 
 def test_every_sample_may_kill(tmp_path: Path) -> None:
-    results = list(executor_of(2).run(the_spec(tmp_path / "work"), works_of("die", "die", "die")))
+    results = run_all(2, the_spec(tmp_path / "work"), works_of("die", "die", "die"))
     assert sorted(records[0].sample for records in results) == ["s0", "s1", "s2"]
     assert None not in {record.error for records in results for record in records}
 
@@ -163,7 +184,7 @@ def test_workers_that_never_start_are_the_end(tmp_path: Path) -> None:
         match="3 workers died before they had measured anything, and the last was ended by signal 9, Killed: "
         "each loads the whole model, so give fewer --workers if memory is short",
     ):
-        list(executor_of(2, stillborn).run(the_spec(work), works_of("answer", "answer")))
+        run_all(2, the_spec(work), works_of("answer", "answer"), stillborn)
     assert 3 <= len(list(work.glob("start.*"))) <= 4  # the fourth may have come so far
 
 
@@ -193,12 +214,57 @@ def workers_of(work: Path, count: int) -> list[int]:
 
 def test_closing_ends_the_workers_at_once(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    results = executor_of(2).run(the_spec(work), works_of("answer", "gate", "gate"))
+    results = make_executor(2, None, OrderlyRunner).run(the_spec(work), works_of("answer", "gate", "gate"))
     assert next(results)[0].sample == "s0"
     processes = multiprocessing.active_children()
     assert len(processes) == 2
     results.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", KINDS)
+def test_workers_are_kept_for_the_next_run_with_the_same_spec(tmp_path: Path, workers: int) -> None:
+    spec = the_spec(tmp_path / "work", 1)
+    with make_executor(workers, None, Counting) as executor:
+        calls = [
+            max(
+                record.kv_bytes
+                for records in executor.run(spec, works_of(*["answer"] * 4))
+                for record in records
+            )
+        ]
+        made = multiprocessing.active_children()
+        calls += [
+            record.kv_bytes for records in executor.run(spec, works_of("answer")) for record in records[:1]
+        ]
+        assert multiprocessing.active_children() == made
+        other = replace(spec, seed=1)
+        calls += [
+            record.kv_bytes for records in executor.run(other, works_of("answer")) for record in records[:1]
+        ]
+        assert not set(multiprocessing.active_children()) & set(made)
+    assert multiprocessing.active_children() == []
+    assert 1 < calls[1] <= calls[0] + 1
+    assert calls[2] == 1
+
+
+def test_a_worker_that_dies_between_runs_is_replaced(tmp_path: Path) -> None:
+    spec = the_spec(tmp_path / "work", 1)
+    with make_executor(2, None, OrderlyRunner) as executor:
+        first = list(executor.run(spec, works_of("answer", "answer", "answer")))
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        assert untimed(list(executor.run(spec, works_of("answer", "answer", "answer")))) == untimed(first)
+
+
+def test_an_executor_goes_on_after_an_error(tmp_path: Path) -> None:
+    spec = the_spec(tmp_path / "work", 1)
+    with make_executor(2, None, OrderlyRunner) as executor:
+        with pytest.raises(WorkerError, match="nothing by nothing"):
+            list(executor.run(spec, works_of("break")))
+        assert multiprocessing.active_children() == []
+        assert len(list(executor.run(spec, works_of("answer")))) == 1
 
 
 PROGRAM = """

@@ -120,7 +120,8 @@ def cluster() -> Iterator[Any]:
 
 
 def on_ray(spec: RunnerSpec, works: Sequence[Work], runner: Any = OrderlyRunner) -> list[list[Record]]:
-    return list(make_executor(None, "auto", runner).run(spec, works))
+    with make_executor(None, "auto", runner) as executor:
+        return list(executor.run(spec, works))
 
 
 def test_ray_gives_what_one_process_gives(cluster: Any, tmp_path: Path) -> None:
@@ -166,11 +167,9 @@ def test_faults_and_refusals_come_through(cluster: Any, tmp_path: Path) -> None:
     spec = the_spec(tmp_path / "work")
     with pytest.raises(WorkerError, match="measuring s0 failed with ZeroDivisionError: nothing by nothing"):
         on_ray(spec, works_of("break"))
-    with pytest.raises(BackendError, match="^backend 'onnxruntime' is not there: install it$"):
+    with pytest.raises(BackendError, match=r"^backend .onnxruntime. is not there"):
         on_ray(spec, works_of("answer"), no_backend)
-    with pytest.raises(
-        RunError, match=r"3 workers died before they had measured anything, and the last died"
-    ):
+    with pytest.raises(RunError, match=r"3 workers died before .* anything, and the last died"):
         on_ray(spec, works_of("answer"), stillborn)
 
 
@@ -185,10 +184,12 @@ def test_closing_ends_the_actors(cluster: Any, tmp_path: Path) -> None:
 
 def begin_a_cluster(work: Path, answer: Any) -> None:
     """In a process of its own, since Ray is once per process."""
-    results = list(make_executor(1, "local", OrderlyRunner).run(the_spec(work, 1), works_of("answer")))
     import ray
 
-    answer.send((len(results), ray.is_initialized()))
+    with make_executor(1, "local", OrderlyRunner) as executor:
+        results = [list(executor.run(the_spec(work, 1), works_of("answer"))) for _ in range(2)]
+        inside = ray.is_initialized()
+    answer.send((list(map(len, results)), inside, ray.is_initialized()))
 
 
 def in_a_process(target: Any, work: Path) -> Any:
@@ -204,4 +205,4 @@ def in_a_process(target: Any, work: Path) -> Any:
 
 
 def test_a_cluster_of_its_own_is_begun_and_ended(cluster: Any, tmp_path: Path) -> None:
-    assert in_a_process(begin_a_cluster, tmp_path / "work") == (1, False)
+    assert in_a_process(begin_a_cluster, tmp_path / "work") == ([1, 1], True, False)

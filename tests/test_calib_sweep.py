@@ -44,6 +44,9 @@ class Recorder:
         random.Random(0).shuffle(mixed)
         yield from self._inner.run(spec, mixed)
 
+    def close(self) -> None:
+        self._inner.close()
+
 
 def untimed(records: Sequence[Record]) -> list[Record]:
     return [replace(record, vision=0.0, prefill=0.0, ttft=0.0) for record in records]
@@ -163,8 +166,11 @@ if __name__ == "__main__":
 
 
 def gated_sweep(folder: Path, workers: int) -> tuple[list[Record], list[str]]:
-    with ResultStore(folder / "results.arrow", "key") as store:
-        sweep = Sweep(GATED, the_spec(folder / "work", 1), store, make_executor(workers, None, OrderlyRunner))
+    with (
+        ResultStore(folder / "results.arrow", "key") as store,
+        make_executor(workers, None, OrderlyRunner) as executor,
+    ):
+        sweep = Sweep(GATED, the_spec(folder / "work", 1), store, executor)
         return sweep.measure(SETTINGS), store.notes
 
 
@@ -237,8 +243,11 @@ def test_ctrl_c_keeps_what_is_measured(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     killed = samples("answer", "die once", "answer", "answer", "die once", "answer")
     spec = the_spec(tmp_path / "work", 1)
-    with ResultStore(tmp_path / "results.arrow", "key") as store:
-        records = Sweep(killed, spec, store, make_executor(2, None, OrderlyRunner)).measure(SETTINGS)
+    with (
+        ResultStore(tmp_path / "results.arrow", "key") as store,
+        make_executor(2, None, OrderlyRunner) as executor,
+    ):
+        records = Sweep(killed, spec, store, executor).measure(SETTINGS)
     with ResultStore(tmp_path / "alone.arrow", "key") as store:
         alone = Sweep(killed, spec, store, make_executor(1, None, OrderlyRunner)).measure(SETTINGS)
     assert untimed(records) == untimed(alone)

@@ -69,6 +69,10 @@ class Executor(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End the workers that are kept for a next run. After an error, or at the end of Python, none is."""
+        ...
+
 
 def sample_runner(spec: RunnerSpec) -> Runner:
     """The usual runner."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from calib.errors import OptionError
-from calib.executors.base import Executor, RunnerFactory, sample_runner
+from calib.executors.base import RunnerFactory, sample_runner
 from calib.executors.inprocess import InProcessExecutor
 from calib.executors.processes import ProcessExecutor
 from calib.executors.ray_cluster import RayExecutor
+from calib.executors.team import TeamExecutor
 
 __all__ = ["make_executor"]
 
 
-def make_executor(workers: int | None, ray: str | None, runner: RunnerFactory = sample_runner) -> Executor:
-    """The executor of `--workers` and `--ray`.
+def make_executor(
+    workers: int | None, ray: str | None, runner: RunnerFactory = sample_runner
+) -> TeamExecutor:
+    """The executor of `--workers` and `--ray`; a `with` block ends its workers.
 
     Args:
         workers: how many; None: one, or on Ray as many as the cluster has cores for. One without Ray is

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -14,25 +13,24 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from calib.executors.base import RunnerFactory, Work, cores
-from calib.executors.supervisor import Answer, Died, answer, prepare, supervise
+from calib.executors.supervisor import Answer, Died, Supervisor, answer, prepare
+from calib.executors.team import Team, TeamExecutor
 from calib.measure.spec import RunnerSpec
-from calib.record import Record
 
 __all__ = ["ProcessExecutor"]
 
 PATIENCE = 5.0  # seconds that a process has to end when it is told to
 
 
-class ProcessExecutor:
+class ProcessExecutor(TeamExecutor):
     """Measures in `workers` processes; they share the cores, unless the spec has a number of threads."""
 
     def __init__(self, workers: int, runner: RunnerFactory) -> None:
         self._workers, self._runner = workers, runner
 
-    def run(self, spec: RunnerSpec, works: Sequence[Work]) -> Generator[list[Record]]:
-        """See `Executor.run`."""
+    def _make_team(self, spec: RunnerSpec) -> Team:
         threads = spec.threads or max(1, cores() // self._workers)
-        return supervise(_Processes(self._runner, replace(spec, threads=threads)), works, self._workers)
+        return Supervisor(_Processes(self._runner, replace(spec, threads=threads)), self._workers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ paths; pictures travel with the samples.
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from calib.data.sample import Sample
 from calib.errors import OptionError, RunError
 from calib.executors.base import Runner, RunnerFactory, Work
-from calib.executors.supervisor import Answer, Died, answer, prepare, supervise
+from calib.executors.supervisor import Answer, Died, Supervisor, answer, prepare
+from calib.executors.team import Team, TeamExecutor
 from calib.measure.spec import RunnerSpec
-from calib.record import Record
 from runtime.lazy import require
 
 __all__ = ["RayExecutor", "plan_seats"]
@@ -27,22 +27,19 @@ __all__ = ["RayExecutor", "plan_seats"]
 PATIENCE = 10.0  # seconds for a cluster to answer
 
 
-class RayExecutor:
-    """Measures in actors of the cluster at `address`; None workers are as many as its cores allow."""
+class RayExecutor(TeamExecutor):
+    """Measures in actors of the cluster at `address`; None workers are as many as its cores allow.
+
+    `run` raises also:
+        OptionError: no node has as many cores as a worker has threads.
+        RunError: no cluster answers at the address.
+        runtime.BackendError: Ray is not installed.
+    """
 
     def __init__(self, address: str, workers: int | None, runner: RunnerFactory) -> None:
         self._address, self._workers, self._runner = address, workers, runner
 
-    def run(self, spec: RunnerSpec, works: Sequence[Work]) -> Generator[list[Record]]:
-        """See `Executor.run`.
-
-        Raises:
-            OptionError: no node has as many cores as a worker has threads.
-            RunError: no cluster answers at the address.
-            runtime.BackendError: Ray is not installed.
-        """
-        if not works:
-            return
+    def _make_team(self, spec: RunnerSpec) -> Team:
         ray = require("ray", "ray", "ray")
         ours = not ray.is_initialized()
         if ours:
@@ -50,11 +47,12 @@ class RayExecutor:
         try:
             nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
             threads, seats = plan_seats(nodes, spec.threads, self._workers)
-            pool = _Actors(ray, self._runner, replace(spec, threads=threads))
-            yield from supervise(pool, works, seats)
-        finally:
+            pool = _Actors(ray, self._runner, replace(spec, threads=threads), ours)
+            return Supervisor(pool, seats)
+        except BaseException:
             if ours:
                 ray.shutdown()
+            raise
 
 
 def plan_seats(nodes: Sequence[int], threads: int | None, workers: int | None) -> tuple[int, int]:
@@ -88,8 +86,8 @@ class _Worker:
 class _Actors:
     """A pool: an actor per worker, and the one call that each has open."""
 
-    def __init__(self, ray: Any, factory: RunnerFactory, spec: RunnerSpec) -> None:
-        self._ray, self._factory, self._spec = ray, factory, spec
+    def __init__(self, ray: Any, factory: RunnerFactory, spec: RunnerSpec, ours: bool) -> None:
+        self._ray, self._factory, self._spec, self._ours = ray, factory, spec, ours
         # An actor that Ray restarts by itself would have no runner, and the sample no limit of tries.
         options = {"num_cpus": spec.threads, "max_restarts": 0, "max_task_retries": 0}
         self._actor = ray.remote(_Actor).options(**options)
@@ -117,6 +115,8 @@ class _Actors:
         for worker in self._workers:
             with suppress(Exception):  # it is gone, or the cluster is
                 self._ray.kill(worker.actor)
+        if self._ours:  # else the connection was there before
+            self._ray.shutdown()
 
     def _answer(self, worker: _Worker, call: Any) -> Answer:
         try:

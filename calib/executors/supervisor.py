@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -17,7 +16,7 @@ from calib.measure.spec import RunnerSpec
 from calib.record import Record
 from runtime.errors import FopruError
 
-__all__ = ["Answer", "Died", "Done", "Fault", "Pool", "Ready", "Refused", "answer", "prepare", "supervise"]
+__all__ = ["Answer", "Died", "Done", "Fault", "Pool", "Ready", "Refused", "Supervisor", "answer", "prepare"]
 
 TRIES = 2  # of one sample
 LOST_STARTS = 3  # workers that die before they are ready, in one run, until it is given up
@@ -102,34 +101,35 @@ def answer(runner: Runner, work: Work) -> Answer:
         return Fault(str(fault))
 
 
-def supervise(pool: Pool[Worker], works: Sequence[Work], workers: int) -> Generator[list[Record]]:
-    """Spread `works` over at most so many workers of the pool, and close it at the end, whatever the end is.
-
-    Raises:
-        CalibError, FopruError, WorkerError: as `Executor.run`.
-        RunError: workers die again and again before they are ready.
-    """
-    with closing(pool):
-        yield from _Supervisor(pool, works).run(min(workers, len(works)))
-
-
 @dataclass
 class _Task:
     work: Work
     tries: int = 0
 
 
-class _Supervisor(Generic[Worker]):
-    def __init__(self, pool: Pool[Worker], works: Sequence[Work]) -> None:
-        self._pool = pool
-        self._waiting = deque(_Task(work) for work in works)
-        self._left = len(works)
+class Supervisor(Generic[Worker]):
+    """Spreads works over workers of a pool; it starts as many as it needs, and at most so many."""
+
+    def __init__(self, pool: Pool[Worker], workers: int) -> None:
+        self._pool, self._workers = pool, workers
         self._busy: dict[Worker, _Task | None] = {}  # None: it starts
         self._idle: list[Worker] = []
+        self._waiting: deque[_Task] = deque()
+        self._left = 0
         self._lost_starts = 0
 
-    def run(self, workers: int) -> Generator[list[Record]]:
-        for _ in range(workers):
+    def run(self, works: Sequence[Work]) -> Generator[list[Record]]:
+        """See `Executor.run`. Workers stay for the next one; where this is not run to its end, `close` it.
+
+        Raises:
+            CalibError, FopruError, WorkerError: as `Executor.run`.
+            RunError: workers die again and again before they are ready.
+        """
+        self._waiting.extend(_Task(work) for work in works)
+        self._left = len(works)
+        self._lost_starts = 0
+        self._hand_out()  # to those of the last run
+        for _ in range(min(self._workers, len(works)) - len(self._busy) - len(self._idle)):
             self._start()
         while self._left:
             for worker, said in self._pool.hear():
@@ -138,6 +138,10 @@ class _Supervisor(Generic[Worker]):
                 if records is not None:
                     self._left -= 1
                     yield records
+
+    def close(self) -> None:
+        """End all workers now."""
+        self._pool.close()
 
     def _start(self) -> None:
         self._busy[self._pool.start()] = None
