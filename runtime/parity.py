@@ -84,8 +84,8 @@ class StageResult:
     compared.
 
     `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
-    compare. `cosine` is the mean over rows of the last axis, of features and logits that could be compared,
-    and `gain` how many times as large they are: a wrong scale turns no row.
+    compare. `cosine` is the mean over rows of the last axis, of features, scores and logits that could be
+    compared, and `gain` how many times as large they are: a wrong scale turns no row.
     `chosen`, of kept indices: how good the choice is by the reference's scores, from 0 (the least ones are
     kept) to 1 (the same or as good).
     """
@@ -198,7 +198,7 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
     ok = largest <= tolerance  # false for NaN
     detail = "" if ok else _first_difference(reference, measured, difference, tolerance)
     result = StageResult(stage.name, largest, tolerance, stage.reason, ok, detail)
-    if stage.scale != OF_MAX:
+    if stage.scale not in (OF_MAX, OF_MEAN):
         return result
     return replace(result, cosine=row_cosine(reference, measured), gain=length_gain(reference, measured))
 
@@ -316,7 +316,7 @@ def format_report(report: ParityReport) -> str:
             lines.append(f"{'':16}{stage.detail}")
     if report.ok:
         priced = any(" costs " in stage.detail for stage in report.stages)  # see runtime.costs
-        rest = ", or costs what the build measured" if priced else ""
+        rest = ", or costs what its precision may" if priced else ""
         lines.append(f"every stage agrees with the reference{rest}")
     else:
         lines.append(f"first stage that diverges: {report.first_divergence}")

@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "runtime" / "cpp" / "kernels"
-STAND_IN = ROOT / "tests" / "cuda_on_cpu"
-STRICT = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+from tests.kernels_on_cpu import (
+    KERNELS,
+    ROOT,
+    STRICT,
+    assert_cases,
+    assert_stands_alone,
+    compiled,
+    need,
+    ptxas,
+)
+
+SOURCES = ("column_score.cu", "column_score_check.cpp", "column_score_reference.cpp")
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 # numpy reads the very bits in float64, so what is left is float32 arithmetic: dot products, exponentials, and
 # two passes that each round the logits. 1e-5 of a uniform score is what the log-sum-exp form has to keep.
@@ -28,25 +36,10 @@ OF_UNIFORM = 1e-5
 Array = np.ndarray[Any, Any]
 
 
-def compiled(output: Path, *flags: str, kernels: Path = KERNELS, programs: tuple[str, ...] = ()) -> Path:
-    """Compile the sources of the GPU build with g++, CUDA's headers replaced; skip where there is no g++."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed: the kernels cannot be compiled for the CPU")
-    sources = [kernels / f"column_score{end}" for end in (".cu", "_check.cpp", "_reference.cpp")]
-    sources += [STAND_IN / name for name in ("controls.cpp", *programs)]  # an absolute path stays what it is
-    # -Wno-unknown-pragmas: `#pragma unroll` is nvcc's
-    command = ["g++", *STRICT, "-Wno-unknown-pragmas", *flags, f"-I{STAND_IN}", f"-I{kernels}"]
-    done = subprocess.run(
-        [*command, "-o", str(output), "-x", "c++", *map(str, sources)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return output
-
-
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = compiled(tmp_path_factory.mktemp("kernels") / "column_score.so", "-O2", "-shared", "-fPIC")
-    loaded = ctypes.CDLL(str(path))
+    output = tmp_path_factory.mktemp("kernels") / "column_score.so"
+    loaded = ctypes.CDLL(str(compiled(output, "-O2", "-shared", "-fPIC", sources=SOURCES)))
     loaded.fopru_column_score_status_string.restype = ctypes.c_char_p
     loaded.fopru_column_score_workspace_bytes.restype = ctypes.c_size_t
     return loaded
@@ -331,10 +324,7 @@ def test_workspace_grows_with_the_tokens_not_with_their_square(library: ctypes.C
 
 
 def test_no_access_outside_a_tensor_and_no_missing_barrier(tmp_path: Path) -> None:
-    sanitizers = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    program = compiled(tmp_path / "cases", *sanitizers, programs=("sanitized_cases.cpp",))
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "10 cases\n"), done.stdout + done.stderr
+    assert_cases(tmp_path, "sanitized_cases.cpp", 10, sources=SOURCES)
 
 
 REMOVED = [
@@ -355,7 +345,8 @@ def test_a_removed_barrier_is_seen(tmp_path: Path, file: str, text: str, said: s
     (kernels / file).write_text(
         source.replace(text, re.sub(r"__(syncthreads|pipeline)\w*\(\w*\);", "", text))
     )
-    program = compiled(tmp_path / "cases", "-O1", kernels=kernels, programs=("sanitized_cases.cpp",))
+    programs = ("sanitized_cases.cpp",)
+    program = compiled(tmp_path / "cases", "-O1", sources=SOURCES, programs=programs, kernels=kernels)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search(said, done.stdout + done.stderr)
@@ -363,11 +354,7 @@ def test_a_removed_barrier_is_seen(tmp_path: Path, file: str, text: str, said: s
 
 @pytest.mark.parametrize("header", ["column_score.h", "column_score_reference.h"])
 def test_public_headers_stand_alone_and_need_no_cuda(header: str) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    command = ["g++", *STRICT, "-fsyntax-only", f"-I{KERNELS}", "-x", "c++", "-"]
-    done = subprocess.run(command, input=f'#include "{header}"\n', capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert_stands_alone(header)
     includes = re.findall(r'#include [<"](\S+)[>"]', (KERNELS / header).read_text())
     assert set(includes) <= {"cstddef", "cstdint", "column_score.h"}
 
@@ -415,8 +402,7 @@ def test_an_installed_package_links_into_a_shared_library(tmp_path: Path) -> Non
 
 
 def test_the_example_of_the_docs_compiles(tmp_path: Path) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
+    need("g++")
     blocks = re.findall(r"```cpp\n(.*?)```", (ROOT / "docs" / "kernels.md").read_text(), re.DOTALL)
     assert len(blocks) == 1
     (tmp_path / "example.cpp").write_text(blocks[0])
@@ -427,7 +413,7 @@ def test_the_example_of_the_docs_compiles(tmp_path: Path) -> None:
 
 def test_the_bench_program_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     bench = str(ROOT / "bench" / "kernel" / "column_score_bench.cu")
-    program = compiled(tmp_path / "bench", "-O2", programs=(bench,))
+    program = compiled(tmp_path / "bench", "-O2", sources=SOURCES, programs=(bench,))
     done = subprocess.run([program, "1", "2,130,72", "1,65,64"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -447,25 +433,18 @@ def test_the_bench_program_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
 
 def kernel_resources(architecture: str, output: Path) -> list[dict[str, str]]:
     """What ptxas says about each kernel of column_score.cu: name, registers, shared memory, stack, spills."""
-    flags = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
-    source = str(KERNELS / "column_score.cu")
-    done = subprocess.run(
-        ["nvcc", *flags, "-o", str(output), source], capture_output=True, text=True, errors="replace"
-    )
-    assert done.returncode == 0, done.stderr
     pattern = (
         r"(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
         r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
         r"(?:.*?(?P<shared>\d+) bytes smem)?"
     )
-    reports = (done.stdout + done.stderr).split("Compiling entry function '")[1:]
+    reports = ptxas("column_score.cu", architecture, output).split("Compiling entry function '")[1:]
     found = [re.match(pattern, report, re.DOTALL) for report in reports]
     return [match.groupdict() for match in found if match is not None]
 
 
 def test_no_kernel_spills_on_orin_hopper_or_thor(tmp_path: Path) -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed: the kernels are compiled for the CPU only")
+    need("nvcc")
     architectures = ["sm_87", "sm_90a", "sm_110"]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda a: kernel_resources(a, tmp_path / f"{a}.cubin"), architectures))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import random
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ import PIL
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "runtime" / "cpp" / "kernels"
-STAND_IN = ROOT / "tests" / "cuda_on_cpu"
+from tests.kernels_on_cpu import KERNELS, assert_cases, assert_stands_alone, compiled, ptxas
+
 SOURCES = ("frame_pixels.cu", "frame_layout.cpp", "frame_pixels_reference.cpp", "resample_weights.cpp")
+EXACT = "-ffp-contract=off"
 FORMATS = ("rgb", "bgr", "rgba", "bgra", "gray", "nv12")
 BYTES = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1, "nv12": 1}
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -32,24 +30,10 @@ Array = npt.NDArray[Any]
 Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]
 
 
-def compiled(output: Path, *flags: str, programs: tuple[str, ...] = ()) -> Path:
-    """The sources of the GPU build by g++, CUDA's headers replaced; skip where there is no g++."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed: the kernels cannot be compiled for the CPU")
-    sources = [KERNELS / name for name in SOURCES] + [STAND_IN / name for name in ("controls.cpp", *programs)]
-    strict = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-ffp-contract=off"]
-    command = ["g++", *strict, *flags, f"-I{STAND_IN}", f"-I{KERNELS}"]
-    done = subprocess.run(
-        [*command, "-o", str(output), "-x", "c++", *map(str, sources)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return output
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    path = compiled(tmp_path_factory.mktemp("kernels") / "frames.so", "-O1", "-shared", "-fPIC")
-    loaded = ctypes.CDLL(str(path))
+    output, flags = tmp_path_factory.mktemp("kernels") / "frames.so", ("-O1", "-shared", "-fPIC", EXACT)
+    loaded = ctypes.CDLL(str(compiled(output, *flags, sources=SOURCES)))
     loaded.fopru_frame_status_string.restype = ctypes.c_char_p
     loaded.fopru_frame_tables_bytes.restype = ctypes.c_size_t
     loaded.fopru_frame_workspace_bytes.restype = ctypes.c_size_t
@@ -259,41 +243,17 @@ def test_a_refused_launch_is_reported(library: ctypes.CDLL, launches: int) -> No
 
 
 def test_no_access_outside_a_buffer(tmp_path: Path) -> None:
-    sanitizers = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    program = compiled(tmp_path / "cases", *sanitizers, programs=("sanitized_frames.cpp",))
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "8 cases\n"), done.stdout + done.stderr
+    assert_cases(tmp_path, "sanitized_frames.cpp", 8, EXACT, sources=SOURCES)
 
 
 @pytest.mark.parametrize("architecture", ["sm_87", "sm_110"])
 def test_the_kernels_compile_without_spills(tmp_path: Path, architecture: str) -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed: the kernels are compiled for the CPU only")
-    flags = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"]
-    command = ["nvcc", *flags, "-o", str(tmp_path / "cubin"), str(KERNELS / "frame_pixels.cu")]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, done.stderr
     stacks = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
-        done.stdout + done.stderr,
+        ptxas("frame_pixels.cu", architecture, tmp_path / "cubin"),
     )
     assert stacks == [("0", "0", "0")] * 4  # two passes in either order
 
 
 def test_the_header_stands_alone_and_needs_no_cuda() -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    command = [
-        "g++",
-        "-std=c++17",
-        "-Wall",
-        "-Wextra",
-        "-Wpedantic",
-        "-Werror",
-        "-fsyntax-only",
-        f"-I{KERNELS}",
-    ]
-    done = subprocess.run(
-        [*command, "-x", "c++", "-"], input='#include "frame_pixels.h"\n', capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert_stands_alone("frame_pixels.h")

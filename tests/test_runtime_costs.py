@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from runtime import contract
-from runtime.costs import HEADROOM, costs_of, judged
+from runtime.costs import FLOORS, HEADROOM, costs_of, judged
 from runtime.parity import STAGES, ParityReport, compare
 
 INT4 = {contract.DECODER: "int4", contract.EMBED_TOKENS: "int4"}
@@ -50,6 +52,42 @@ def test_a_device_is_held_to_what_the_build_measured(value: float, ok: bool) -> 
     logits = next(stage for stage in read.stages if stage.name == "logits")
     assert logits.tolerance == pytest.approx(HEADROOM * 0.5 + 3e-4)
     assert logits.reason == "int4: 1.5 times what the build measured, plus float32's"
+
+
+HALF_DECODER = {contract.DECODER: "fp16", contract.EMBED_TOKENS: "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("logits", "ok"),
+    [
+        ([0.0, 1.0, 2.0, 3.05], True),  # cosine 0.99996, 1.3 % larger
+        ([0.0, 1.03, 2.06, 3.09], False),  # all of it 3 % larger
+        ([0.2, 1.0, 2.0, 3.0], False),  # cosine 0.9986
+        ([0.0, 1.0, 2.0, np.nan], False),
+        ([0.0, 1.0, 2.0, np.inf], False),
+    ],
+)
+def test_sums_in_float16_are_held_to_the_floor_of_the_build(logits: list[float], ok: bool) -> None:
+    recorded = {"costs": {"logits": 0.001}}
+    read = judged(report(logits=logits), HALF_DECODER, recorded)
+    assert read.ok == ok
+    stage = next(stage for stage in read.stages if stage.name == "logits")
+    assert stage.tolerance == pytest.approx(HEADROOM * 0.001 + 3e-4)  # said all the same
+    if np.isfinite(logits).all():
+        assert stage.reason == "fp16: beyond the build, as float16 sums may be; cosine 0.999, size within 2%"
+        assert re.search(r", cosine [01]\.\d{5}, [01]\.\d{3} times as large$", stage.detail)
+    assert FLOORS["fp16"].cosine == 0.999
+    for other in ("bf16", "int8", "int4"):  # whose sums are float32, or whose weights round more
+        precisions = dict.fromkeys(HALF_DECODER, other)
+        assert judged(report(logits=logits), precisions, recorded).first_divergence == "logits"
+
+
+def test_scores_have_a_floor_too() -> None:
+    recorded = {"costs": {"token_scores": 1e-6}}
+    read = judged(report(token_scores=[0, 1, 2, 3.05]), HALF_VISION, recorded)
+    assert read.ok
+    assert not judged(report(token_scores=[0, 1, 2, 3.5]), HALF_VISION, recorded).ok
+    assert not judged(report(token_scores=[0, 1, 2, 3.05]), {}, recorded).ok
 
 
 def test_values_that_are_no_numbers_fail_a_build() -> None:

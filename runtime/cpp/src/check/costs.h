@@ -13,7 +13,8 @@ namespace fopru {
 constexpr double headroom = 1.5;  // a device may differ from float32 by so many times what the build measured
 
 // A strict report read for a bundle with these precisions, by graph. `recorded` is the manifest's parity,
-// null where there is none: then every difference that is a number is taken as measured here.
+// null where there is none: then every difference that is a number is taken as measured here. A stage of fp16
+// that is further off, as sums in float16 may be, is held to the floor of fp16 in runtime/costs.py.
 ParityReport judged(const ParityReport& report, const std::map<std::string, std::string>& precisions,
                     const Json& recorded);
 

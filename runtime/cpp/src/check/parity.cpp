@@ -192,7 +192,7 @@ StageResult compare_stage(const Stage& stage, const Tensor& reference, const Ten
     result.tolerance = stage.tolerance * scale_of(stage, reference);
     result.ok = largest <= result.tolerance;  // false for NaN
     if (!result.ok) result.detail = first_difference(reference, measured, result.tolerance);
-    if (stage.scale == Scale::of_max) {
+    if (stage.scale == Scale::of_max || stage.scale == Scale::of_mean) {
         result.cosine = row_cosine(reference, measured);
         result.gain = length_gain(reference, measured);
     }

@@ -74,7 +74,7 @@ std::string format_report(const ParityReport& report) {
     const std::optional<std::string> first = report.first_divergence();
     if (first) return text + "\nfirst stage that diverges: " + *first;
     return text + "\nevery stage agrees with the reference" +
-           (priced ? ", or costs what the build measured" : "");
+           (priced ? ", or costs what its precision may" : "");
 }
 
 }  // namespace fopru
