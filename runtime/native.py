@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -121,6 +122,13 @@ class NativeGenerator(PythonGenerator):
         fields_ = self.fields_of(request)
         with self.turn:
             self.native.warmup(fields_)
+            self.warn()
+
+    def warn(self) -> None:
+        """Pass on why answers are slower than they could be, as the other backends do."""
+        text: str = self.native.warning
+        if text:
+            warnings.warn(text, stacklevel=3)
 
     @property
     def batches(self) -> bool:
@@ -184,7 +192,9 @@ class _NativeRun:
             yield from answer.pieces()
         finally:  # Ctrl-C, too: it must not wait for the rest of the answer
             answer.leave()
-        return result_of(json.loads(answer.result()))
+        result = result_of(json.loads(answer.result()))
+        self._generator.warn()
+        return result
 
 
 class _Answer:

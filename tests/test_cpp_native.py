@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,6 +280,21 @@ def test_warmup_batches_and_release(native: NativeGenerator, python: Generator) 
     native.release("vision_encoder")
     answer = native.generate(replace(requests[0], ratio=1.0))
     assert answer.token_ids == python.generate(replace(requests[0], ratio=1.0)).token_ids
+
+
+def test_a_warning_is_passed_on(native: NativeGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        warning = "steps are slow"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(quick, name)
+
+    quick = native.native
+    assert quick.warning == ""
+    monkeypatch.setattr(native, "native", Slow())
+    for ask in (native.generate, native.warmup):
+        with pytest.warns(UserWarning, match="^steps are slow$"):
+            ask(Request("hi", (), max_new_tokens=2))
 
 
 def test_the_command_line_takes_it(

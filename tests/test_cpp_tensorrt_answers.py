@@ -32,6 +32,7 @@ DATA = Path(__file__).parent / "data"
 FROZEN = ("bundle_v3",)
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "smolvlm", "internvl")
 IDENTITY = {"gpu": "rtx-3090", "sm": 86, "tensorrt": "10.3.0", "jetpack": None}
+NOT_RECORDED = "decoding steps are not recorded as a CUDA graph, and run slower: CUDA failed in cudaStreamEnd"
 SIZES = ((40, 33), (24, 70), (64, 64), (90, 33))
 
 
@@ -265,6 +266,9 @@ def test_devices_that_record_nothing_or_read_host_memory(
             expected = ours(reference, own)["result"]
             assert answer["result"]["token_ids"] == expected["token_ids"]
             assert ("cudaGraphLaunch" in seen["counts"]) == (setting == "coherent")
+            why = answer.get("warning", "")
+            assert why.startswith(NOT_RECORDED if setting == "unrecordable" else ""), why
+            assert bool(why) == (setting == "unrecordable")
 
 
 def test_requests_past_the_engines_are_refused_as_in_python(

@@ -223,6 +223,7 @@ int bench_command(const Arguments& arguments) {
         write_error("\n");
         return code_interrupted;
     }
+    show_warning(generator);
     if (options.json) {
         write_out(record_of(bench, generator, options).dump(2) + "\n");
         return code_done;

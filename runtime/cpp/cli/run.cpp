@@ -84,6 +84,7 @@ int ask(const RunOptions& options) {
         write_error("\n");
         return code_interrupted;
     }
+    show_warning(generator);
     if (options.json) {
         print_json(*bundle, result);
         return code_done;
@@ -121,6 +122,7 @@ int converse(const RunOptions& options) {
         if (typed) show_prompt(chat);
         if (!std::getline(std::cin, line) || !chat.take(line)) break;
     }
+    show_warning(generator);
     return chat.failures() > 0 && !typed ? code_error : code_done;
 }
 

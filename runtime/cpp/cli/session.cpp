@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/python_text.h"
+#include "output.h"
 #include "pruning/pruning.h"
 
 namespace fopru::cli {
@@ -66,6 +67,10 @@ void RequestOptions::declare_sampling(std::vector<Option>& options) {
 
 SharedImage read_prepared(const Generator& generator, const std::string& path) {
     return std::make_shared<const PreparedImage>(generator.preprocess(read_image(path)));
+}
+
+void show_warning(const Generator& generator) {
+    if (!generator.warning().empty()) write_error("warning: " + generator.warning() + "\n");
 }
 
 Pictures pictures_of(const std::vector<SharedImage>& images, double seconds) {

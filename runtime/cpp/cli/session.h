@@ -34,6 +34,9 @@ struct RequestOptions {
 using SharedImage = std::shared_ptr<const PreparedImage>;
 SharedImage read_prepared(const Generator& generator, const std::string& path);  // ImageError
 
+// Says on stderr why answers were slower than they could be, where there is a reason.
+void show_warning(const Generator& generator);
+
 // Pointers to images, which must outlive it; `seconds` that preparing took.
 Pictures pictures_of(const std::vector<SharedImage>& images, double seconds);
 

@@ -93,6 +93,7 @@ public:
     void forget() { check(fopru_generator_forget(object_)); }
     void release(const std::string& graph) { check(fopru_generator_release(object_, graph.c_str())); }
     std::string device() { return fopru_generator_device(object_); }
+    std::string warning() { return fopru_generator_warning(object_); }
 
     void warmup(const nb::dict& fields) {
         const RequestData request(fields);
@@ -246,5 +247,6 @@ NB_MODULE(_fopru_native, module) {
         .def("detokenize", &Generator::detokenize, nb::arg("ids"))
         .def("prefill", &Generator::prefill, nb::arg("request"), nb::arg("encoded").none() = nb::none())
         .def("step", &Generator::step, nb::arg("token"))
-        .def_prop_ro("device", &Generator::device);
+        .def_prop_ro("device", &Generator::device)
+        .def_prop_ro("warning", &Generator::warning);
 }

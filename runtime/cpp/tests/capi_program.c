@@ -274,6 +274,7 @@ int main(int count, char **arguments) {
     MUST(strstr(fopru_bundle_info(bundle), "\"pruning\"") != NULL);
     OK(fopru_generator_create(bundle, NULL, &generator));
     MUST(fopru_generator_device(generator)[0] != '\0');
+    MUST(fopru_generator_warning(generator)[0] == '\0');
     check_missing(generator, arguments[2]);
     check_sizes(bundle, generator);
     fopru_bundle_free(bundle); /* the generator keeps it */

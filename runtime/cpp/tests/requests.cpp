@@ -95,8 +95,11 @@ Json generated(fopru_generator* generator, const Asked& asked, const Json& line)
     fopru_result* result = nullptr;
     check(fopru_generate(generator, &asked.request, hear, &heard, &result));
     const Freed<fopru_result> owned(result, fopru_result_free);
-    return Json::Object{{"result", parse_json(fopru_result_json(result), "a result")},
-                        {"pieces", heard.pieces}};
+    Json::Object record = {{"result", parse_json(fopru_result_json(result), "a result")},
+                           {"pieces", heard.pieces}};
+    const std::string warning = fopru_generator_warning(generator);
+    if (!warning.empty()) record.emplace_back("warning", warning);
+    return record;
 }
 
 // The same answer from visual tokens that were encoded before.

@@ -72,6 +72,7 @@ public:
     void forget() { check(fopru_generator_forget(get())); }
     void release(const std::string& graph) { check(fopru_generator_release(get(), c_text(graph))); }
     std::string device() const { return fopru_generator_device(get()); }
+    std::string warning() const { return fopru_generator_warning(get()); }
 
     Encoded encode(const Request& request) {
         fopru_encoded* made = nullptr;

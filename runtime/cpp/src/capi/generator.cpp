@@ -73,6 +73,10 @@ const char* fopru_generator_device(fopru_generator* generator) {
     return generator ? generator->worker->device.c_str() : "";
 }
 
+const char* fopru_generator_warning(fopru_generator* generator) {
+    return generator ? generator->worker->warning.c_str() : "";
+}
+
 fopru_status fopru_generator_forget(fopru_generator* generator) {
     return fopru::guarded([&] {
         const fopru::Claim claim(generator);

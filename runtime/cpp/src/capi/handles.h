@@ -33,6 +33,7 @@ struct Worker {
     const std::string device;
     const bool on_device;  // whether visual tokens are where no other generator takes them
     std::atomic<bool> busy{false};
+    std::string warning;           // of the last answer or warm-up
     std::int64_t steps_left = -1;  // behind `fopru_prefill`; -1: there is none to go on from
 };
 

@@ -32,6 +32,7 @@ fopru_status fopru_generate(fopru_generator* generator, const fopru_request* req
         auto made = std::make_unique<fopru_result>();
         made->result =
             claim.generator().generate(given.request, given.pictures, fopru::teller(on_text, user));
+        claim.worker().warning = claim.generator().warning();
         for (const fopru_image* image : given.images) {
             if (!image->told.exchange(true)) made->result.timings.preprocess += image->seconds;
         }
@@ -46,6 +47,7 @@ fopru_status fopru_warmup(fopru_generator* generator, const fopru_request* reque
         claim.worker().steps_left = -1;
         const auto given = fopru::given_request(claim.worker(), request, nullptr);
         claim.generator().warmup(given.request, given.pictures);
+        claim.worker().warning = claim.generator().warning();
     });
 }
 

@@ -53,6 +53,7 @@ struct Generator::State {
 
     Session& session(const std::string& graph);
     VisionEncoder& vision_encoder();
+    void note_warning();
 
     std::shared_ptr<const Bundle> bundle;
     std::unique_ptr<Backend> backend;
@@ -66,7 +67,8 @@ struct Generator::State {
     std::string run_graph;
     std::unique_ptr<DecoderRun> run;
     std::optional<PromptRows> kept;  // what the rows of `run` were made from; none while it is in use
-    bool answering = false;          // between `start_run` and `end_run`
+    std::string warning;
+    bool answering = false;  // between `start_run` and `end_run`
     std::atomic<bool> cancelled{false};
 };
 
@@ -90,6 +92,11 @@ VisionEncoder& Generator::State::vision_encoder() {
                                                  bundle->constant(newline_name));
     }
     return *vision;
+}
+
+void Generator::State::note_warning() {
+    if (run == nullptr || run->refusal().empty()) return;
+    warning = "decoding steps are not recorded as a CUDA graph, and run slower: " + run->refusal();
 }
 
 Generator::Generator(std::shared_ptr<const Bundle> bundle, const GeneratorOptions& options)
@@ -140,12 +147,16 @@ void Generator::warmup(const Request& request, const Pictures& pictures) {
         run.prepare(answer.capacity(), made.positions);
         run.prefill(embeds);
         run.warm();
+        state_->note_warning();
     } catch (...) {
         drop_run();
         throw;
     }
+    if (!state_->reuse_prefix) drop_run();  // as after an answer
     state_->features.clear();
 }
+
+const std::string& Generator::warning() const { return state_->warning; }
 
 PreparedImage Generator::preprocess(const Image& image) const {
     return prepare(image, *manifest().layout, manifest().preprocess);
@@ -294,6 +305,7 @@ Start Generator::start_run(std::int64_t capacity, const Prompt& prompt,
 
 void Generator::end_run(Start start, const std::vector<std::int64_t>& fed) {
     state_->answering = false;
+    state_->note_warning();
     if (!state_->reuse_prefix) return drop_run();
     start.rows.follow(fed);
     state_->kept = std::move(start.rows);

@@ -72,6 +72,8 @@ public:
     // Visual tokens as `generate` would make them, for later requests about the same images.
     std::vector<SharedTokens> encode_all(const Request& request, const Pictures& pictures);
     void warmup(const Request& request, const Pictures& pictures);
+    // Why answers so far were slower than they could be; empty where nothing is to be said.
+    const std::string& warning() const;
 
     // Stages.
     PreparedImage preprocess(const Image& image) const;
