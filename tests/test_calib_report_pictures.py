@@ -97,7 +97,9 @@ def test_an_overlay_dims_what_was_thrown_away(toy: Path) -> None:
     white = io.BytesIO()
     Image.new("RGB", (32, 32), "white").save(white, "PNG")
     shown = sample(0, images=(white.getvalue(),))
-    sheet = opened(Pictures(toy).overlay(shown, PICKED, range(8)))
+    overlay = Pictures(toy).overlay(shown, PICKED, range(8))
+    assert not overlay.wide
+    sheet = opened(overlay.jpeg)
     assert sheet.format == "JPEG"
     assert sheet.height == 520
     # 4 x 4 patches of 168 pixels in a frame of 16, under them a caption of 56, as `runtime.overlay` draws.
@@ -107,6 +109,14 @@ def test_an_overlay_dims_what_was_thrown_away(toy: Path) -> None:
     bright = pixels[np.ix_(centres, centres)]
     assert (bright[:2] > 240).all()  # the first eight tokens are the upper half
     assert (bright[2:] < 120).all()
+
+
+def test_pictures_side_by_side_are_wide(toy: Path) -> None:
+    three = sample(0, images=(picture(1), picture(2), picture(3)))
+    overlay = Pictures(toy).overlay(three, PICKED, [*range(8), *range(8), *range(8)])
+    assert overlay.wide
+    width, height = opened(overlay.jpeg).size
+    assert width > 2 * height
 
 
 def test_a_picture_that_is_gone_is_a_sentence(toy: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from calib.report.canvas import EndLabel, figure, label_ends
 from calib.report.charts import draw_charts
+from calib.report.layers import layers_plot, searched_ratio
 from calib.report.look import DARK, LIGHT, Theme
 from calib.report.pictures import Pictures
 from calib.report.plots import Curve, cost_plot, ratio_plot
@@ -75,9 +77,8 @@ NOTHING = Interval(float("nan"), float("nan"), float("nan"))
         _one(PICKED, summary(0.9, 0.5, samples=0, first=NOTHING)),
         {Setting("rank", ratio): summary(0.5, ratio) for ratio in np.linspace(0.01, 0.99, 60).tolist()},
         {
-            Setting("rank", 0.5, layer, "col_mean", precision): summary(0.5 + layer / 100, 0.5)
-            for layer in range(24)
-            for precision in ("", "int8")
+            Setting("rank", 0.5, precision=f"precision {number}"): summary(0.5 + number / 100, 0.5)
+            for number in range(48)
         },
     ],
     ids=["unpruned", "one", "never", "always", "failed", "many ratios", "many lines"],
@@ -119,7 +120,7 @@ class _NoPictures(Pictures):
 
 
 def test_which_plots_there_are() -> None:
-    def names(**changes: object) -> list[str]:
+    def names(**changes: Any) -> list[str]:
         return [chart.name for chart in draw_charts(study(**changes), None, _NoPictures())]
 
     usual = ["agreement", "agreement_near", "agreement_ttft", "agreement_kv"]
@@ -132,6 +133,8 @@ def test_which_plots_there_are() -> None:
     assert names(metric="accuracy") == usual
     assert names(limits={"ttft": 0.1}) == [name for name in (*usual, "accuracy") if name != "agreement_near"]
     assert names(limits={"agreement": 1.0})[1] == "agreement_ttft"
+    searched = summaries() | {Setting("rank", 0.5, layer, "cls"): summary(0.9, 0.5) for layer in range(3)}
+    assert names(summaries=searched) == [*usual, "layers", "accuracy"]
     assert names(summaries={}) == []
     assert names(summaries={REFERENCE: summary(0, 1, samples=0, first=NOTHING)}) == []
 
@@ -146,3 +149,29 @@ def test_captions_say_what_the_lines_are() -> None:
     )
     assert {chart.light[:4] for chart in charts.values()} == {b"\x89PNG"}
     assert len(SELECTORS) == 6  # markers and colours are made for as many
+
+
+def test_other_layers_are_no_lines_of_the_curves_but_those_of_the_pick() -> None:
+    searched = {Setting("rank", ratio, 3, "cls"): summary(0.9, ratio) for ratio in (0.5, 0.25)}
+    with_search = summaries(("rank", "random")) | searched
+    names = [series[:3] for series in curve(with_search).points()]
+    assert names == [("none", None, None), ("rank", None, None), ("random", None, None)]
+    picked = curve(with_search, Setting("rank", 0.25, 3, "cls")).points()
+    assert [len(picked[series]) for series in picked if series[1] == 3] == [2]
+
+
+def test_layers_are_shown_at_the_ratio_where_most_were_measured() -> None:
+    own = summaries(("rank", "random"))
+    assert searched_ratio(curve(own)) is None
+    tried = {Setting("rank", 0.5, layer, name): summary(0.6 + layer / 20, 0.5)
+             for layer in range(4) for name in ("cls", "col_mean")}  # fmt: skip
+    own |= tried | {Setting("rank", 0.25, 2, "cls"): summary(0.9, 0.25)}
+    assert searched_ratio(curve(own)) == 0.5
+    for theme in (LIGHT, DARK):
+        drawn = layers_plot(curve(own), 0.5, theme)
+        assert has(drawn, theme.colours["rank"]) > 300
+        assert has(drawn, theme.colours["row"]) > 300
+    without = layers_plot(curve(tried), 0.5, LIGHT)
+    assert without != layers_plot(curve(own), 0.5, LIGHT)  # the bundle's own is a level line
+    failed = {Setting("rank", 0.5, 1, "cls"): summary(0, 0.5, samples=0, first=NOTHING)}
+    assert searched_ratio(curve(failed)) is None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from calib.report.heat import draw_map, kept_maps, score_map
+from calib.report.layers import layers_plot, searched_ratio
 from calib.report.look import DARK, LIGHT, Theme
 from calib.report.pictures import Pictures
 from calib.report.plots import Curve, cost_plot, ratio_plot
@@ -100,6 +101,17 @@ def _curves(study: Study) -> list[Chart]:
         _cost(curve, "ttft", lambda summary: 1000 * summary.ttft.mean, limits.get("ttft"), 1000),
         _cost(curve, "kv", lambda summary: summary.kv_bytes / 2**20, limits.get("kv"), 2**-20),
     ]
+    ratio = searched_ratio(curve)
+    if ratio is not None:
+        charts.append(
+            _chart(
+                "layers",
+                lambda theme: layers_plot(curve, ratio, theme),
+                f"{name} by the layer and aggregation that score, at one ratio",
+                "Other layers and aggregations at one ratio, where they were searched; some are measured on "
+                "a part of the samples, which the table counts. The best of many looks better than it is.",
+            )
+        )
     if metric != "accuracy" and any(summary.accuracy is not None for summary in study.summaries.values()):
         accuracy = Curve(
             study.summaries, lambda summary: summary.accuracy, metric_name("accuracy"), None, curve.pick

@@ -16,7 +16,7 @@ from calib.pick import Pick
 from calib.report.charts import Chart, draw_charts
 from calib.report.examples import Example, median_examples, worst_examples
 from calib.report.look import series_label, series_of
-from calib.report.pictures import Pictures
+from calib.report.pictures import Overlay, Pictures
 from calib.report.view import HEAD, beside, cards, headline, rows, shown_setting
 from calib.report.words import as_nats, as_ratio, sentence
 from calib.settings import REFERENCE, Setting
@@ -66,7 +66,13 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
     page = _render(study, charts, pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in {"accuracy", "agreement_near", "scores", *(f"kept_{turn}" for turn in range(1, 4))}:
+        for old in {
+            "accuracy",
+            "agreement_near",
+            "layers",
+            "scores",
+            *(f"kept_{turn}" for turn in range(1, 4)),
+        }:
             if old not in {chart.name for chart in charts}:  # of an earlier report
                 (folder / f"{old}.png").unlink(missing_ok=True)
         for chart in charts:
@@ -169,9 +175,10 @@ def _example_values(study: Study, setting: Setting | None, pictures: Pictures) -
 
 
 def _example(example: Example, setting: Setting, pictures: Pictures) -> dict[str, Any]:
-    picture, missing = _picture(example.sample, setting, example.record.kept, pictures)
+    overlay, missing = _overlay(example.sample, setting, example.record.kept, pictures)
     return {
-        "picture": picture,
+        "picture": None if overlay is None else _data_uri(overlay.jpeg, "jpeg"),
+        "wide": overlay is not None and overlay.wide,
         "missing": missing,
         "name": _short(example.sample.name),
         "prompt": _short(example.sample.prompt),
@@ -183,16 +190,16 @@ def _example(example: Example, setting: Setting, pictures: Pictures) -> dict[str
     }
 
 
-def _picture(
+def _overlay(
     sample: Sample, setting: Setting, kept: Sequence[int], pictures: Pictures
-) -> tuple[str | None, str]:
-    """(data URI of the overlay, or None; then why there is none)."""
+) -> tuple[Overlay | None, str]:
+    """(What was kept of a sample's pictures, or None; then why there is nothing to show)."""
     if not sample.images:
         return None, "This sample has no picture."
     if not kept:
         return None, f"The setting {_label(setting)} selects no tokens, so nothing can be marked."
     try:
-        return _data_uri(pictures.overlay(sample, setting, kept), "jpeg"), ""
+        return pictures.overlay(sample, setting, kept), ""
     except RunError as error:
         return None, str(error)
 

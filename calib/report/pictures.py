@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -31,12 +32,20 @@ from runtime.vision import EncodedImage, Selection
 if TYPE_CHECKING:
     from runtime.generator import Generator
 
-__all__ = ["Pictures"]
+__all__ = ["Overlay", "Pictures"]
 
 _HEIGHT = 520  # pixels of an overlay in the page
 _QUALITY = 88
 _TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A JPEG; `wide`: it is more than twice as wide as high, as several pictures side by side are."""
+
+    jpeg: bytes
+    wide: bool
 
 
 class Pictures:
@@ -89,8 +98,8 @@ class Pictures:
         parts = np.split(np.asarray(kept, np.int64), np.cumsum(sizes)[:-1]) if sizes else []
         return [_by_unit(plan, part) for plan, part in zip(plans, parts, strict=True)]
 
-    def overlay(self, sample: Sample, setting: Setting, kept: Sequence[int]) -> bytes:
-        """JPEG of the pictures side by side, what was thrown away dark and grey.
+    def overlay(self, sample: Sample, setting: Setting, kept: Sequence[int]) -> Overlay:
+        """The pictures side by side, what was thrown away dark and grey.
 
         Raises:
             RunError: a picture cannot be opened any more, or the model's tokens make no grid.
@@ -110,7 +119,7 @@ class Pictures:
             sheet = draw_overlay(prepared, encoded, manifest)
         except FopruError as error:
             raise _gone(sample, error) from error
-        return _jpeg(sheet)
+        return Overlay(_jpeg(sheet), sheet.width > 2 * sheet.height)
 
     def scores(self, sample: Sample) -> list[tuple[npt.NDArray[np.float32], ...]]:
         """The bundle's own token scores, float32 [N] per picture and unit: what the encoder looks at.

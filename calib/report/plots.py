@@ -12,7 +12,7 @@ from calib.report.look import Look, Series, Theme, look_of, order_of, series_lab
 from calib.settings import BASELINES, Setting
 from calib.summary import Interval, Summary
 
-__all__ = ["Curve", "cost_plot", "ratio_plot"]
+__all__ = ["Curve", "cost_plot", "is_searched", "ratio_plot", "share_axis"]
 
 _End = tuple[Series, str, list[tuple[float, float]]]
 """A line's name, colour and points."""
@@ -39,15 +39,23 @@ class Curve:
     pick: Setting | None = None
 
     def points(self) -> dict[Series, list[tuple[Setting, Summary, Interval]]]:
-        """The points of each line, high ratio to low; lines in the order of `order_of`."""
+        """The points of each line, high ratio to low; lines in the order of `order_of`. Other layers and
+        aggregations have a plot of their own, but for those of the pick."""
         lines: dict[Series, list[tuple[Setting, Summary, Interval]]] = {}
         for setting, summary in self.summaries.items():
             value = self.value(summary)
+            if is_searched(setting) and (self.pick is None or series_of(setting) != series_of(self.pick)):
+                continue
             if value is not None and math.isfinite(value.mean):
                 lines.setdefault(series_of(setting), []).append((setting, summary, value))
         for line in lines.values():
             line.sort(key=lambda point: -point[0].ratio)
         return {series: lines[series] for series in sorted(lines, key=order_of)}
+
+
+def is_searched(setting: Setting) -> bool:
+    """Whether it has another layer or aggregation than the bundle."""
+    return (setting.layer, setting.aggregation) != (None, None)
 
 
 def ratio_plot(curve: Curve, theme: Theme, zoom: bool = False) -> bytes:
@@ -70,7 +78,7 @@ def ratio_plot(curve: Curve, theme: Theme, zoom: bool = False) -> bytes:
             ends.append((series, look.colour, list(zip(ratios, means, strict=True))))
     _ratio_axis(axes, [setting.ratio for line in lines.values() for setting, _, _ in line])
     values = [value for line in lines.values() for _, _, value in line]
-    _share_axis(axes, values, curve.least if zoom else None)
+    share_axis(axes, values, curve.least if zoom else None)
     _draw_least(axes, curve, theme)
     _mark_pick(axes, curve, theme, lambda setting, _: setting.ratio, zoom)
     axes.set_xlabel("visual tokens kept, % (logarithmic)")
@@ -103,7 +111,7 @@ def cost_plot(
             )  # fmt: skip
         else:
             ends.append((series, look.colour, list(zip(costs, means, strict=True))))
-    _share_axis(axes, [value for line in lines.values() for _, _, value in line], None)
+    share_axis(axes, [value for line in lines.values() for _, _, value in line])
     costs = [cost(summary) for line in lines.values() for _, summary, _ in line] + (
         [] if most is None else [most]
     )
@@ -200,7 +208,7 @@ def _ratio_axis(axes: Any, ratios: list[float]) -> None:
     axes.set_xlim(max(high, low * 1.3) * 1.08, low / 1.08)
 
 
-def _share_axis(axes: Any, values: list[Interval], zoom: float | None) -> None:
+def share_axis(axes: Any, values: list[Interval], zoom: float | None = None) -> None:
     """Percent; from below the lowest interval, or, if `zoom`, from as far below it as 100 % is above, and
     half of that again."""
     low = min((value.low for value in values), default=0.0)

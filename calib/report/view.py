@@ -126,6 +126,7 @@ def beside(study: Study, setting: Setting) -> str | None:
         (summary.fraction(study.metric).mean, series_label(series_of(other)))
         for other, summary in study.summaries.items()
         if other != setting
+        and (other.layer, other.aggregation) == (None, None)
         and (other.ratio, other.precision) == (setting.ratio, setting.precision)
         and math.isfinite(summary.fraction(study.metric).mean)
     ]
