@@ -318,3 +318,24 @@ def test_the_sanitizers_find_nothing(make: Callable[..., Made], photos: list[str
     lines.append(line("and?", history=[["hi", photos[:1], "one two"]], max_new_tokens=300))
     found = [plain(answer) for answer, _ in theirs(made, lines, Reuse(), "address,undefined")]
     assert found == [plain(answer) for answer, _ in theirs(made, lines, Reuse())]
+
+
+def test_the_command_line_takes_it(make: Callable[..., Made], photos: list[str]) -> None:
+    made = make("bundle_v3")
+    device = ["--backend", "tensorrt", "--engines", str(made.engines)]
+    asked = ["--image", photos[0], "--prompt", "hi", "--max-new-tokens", "9"]
+
+    def fopru(*options: str) -> dict[str, Any]:
+        tool = str(cpp_tool("fopru_double"))
+        done = subprocess.run(
+            [tool, *options, "--json"], capture_output=True, env=cpp_environment(), check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
+        record: dict[str, Any] = json.loads(done.stdout)
+        return record
+
+    found = fopru("run", str(made.bundle), *asked, *device)
+    assert found["token_ids"] == fopru("run", str(made.bundle), *asked)["token_ids"]
+    assert fopru("check", str(made.bundle), *device)["ok"]
+    measured = fopru("bench", str(made.bundle), *asked, "--rounds", "2", *device)
+    assert measured["device"] == "TensorRT 10.3.0, CUDA 12.6, NVIDIA GeForce RTX 3090 (SM86)"
