@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -297,3 +297,20 @@ def test_tensorrt_for_rtx_builds_it_for_the_chips_that_have_it(
     refused = [finding.message for finding in report.findings if finding.severity == "error"]
     assert all("SM86" in message and "fp8" in message for message in refused)
     assert report.points[2].outputs["y"] == (4, 8, 32)
+
+
+def test_unsigned_activations_are_the_same_numbers_in_integer_products(tmp_path: Path) -> None:
+    signed, unsigned = (
+        quantised(folder(tmp_path, f"{flag}"), replace(INT8, unsigned=flag)) for flag in (False, True)
+    )
+    wanted, got = run(signed.path, feeds()), run(unsigned.path, feeds())
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(got[name], array)
+    with pytest.raises(OptionError, match="quantisation fp8 has no unsigned activations"):
+        replace(FP8, unsigned=True)
+
+
+def folder(root: Path, name: str) -> Path:
+    made = root / name
+    made.mkdir()
+    return made

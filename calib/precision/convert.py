@@ -85,8 +85,8 @@ def convert_model(
         precision: what it becomes.
         file: where weights go.
         tensorrt: weights in 4 bits are written as TensorRT reads them, dequantised in front of products in
-            float16 (`qdq`), and not as products of ONNX Runtime's own; what stays around quantised products
-            is float16.
+            float16 (`qdq`), and not as products of ONNX Runtime's own; activations in 8 bits are signed;
+            what stays around quantised products is float16.
         scales: for `w8a8` and `fp8`.
 
     Raises:
@@ -101,7 +101,9 @@ def convert_model(
         if done.left:
             notes.append(_left_note(done.left, precision, "float16"))
     elif precision.name in CALIBRATED:
-        done = add_qdq(model, QdqFormat(_FORMATS[precision.name]), scales.amax, file, skip=scales.skip)
+        unsigned = precision.name == "w8a8" and not tensorrt
+        form = QdqFormat(_FORMATS[precision.name], unsigned=unsigned)
+        done = add_qdq(model, form, scales.amax, file, skip=scales.skip)
         if tensorrt:
             halve(model, file)
         replaced = done.products

@@ -3,7 +3,10 @@
 TensorRT 11 has neither an INT8 mode nor calibrators; what runs in 8 or 4 bits is what the graph says. Three
 formats, all symmetric, all read by the parsers of TensorRT 10.3 to 11:
 
-- `int8`: weights per output channel, activations per tensor; opset 19 or later.
+- `int8`: weights per output channel, activations per tensor; opset 19 or later. `unsigned` activations have the
+  zero point 128 instead of 0, which is the same numbers: on x86 ONNX Runtime multiplies uint8 by int8 alone,
+  and its own way from the one to the other leaves out activations that several products read (queries, keys
+  and values). TensorRT takes no zero point.
 - `fp8`: E4M3, weights and activations per tensor; opset 19 or later, chips from SM89 on.
 - `int4`: weights alone, a scale per block of a row. The standard operator is of opset 21 (`blocked`), which
   TensorRT 10.3 does not document; its parser has the same under the name `trt::TRT_INT4DequantizeLinear` for
@@ -70,17 +73,23 @@ class QdqFormat:
         name: one of `FORMATS`.
         block: int4 only: weights of one row, along the summed axis, that share a scale.
         dialect: int4 only: `blocked` is DequantizeLinear of opset 21, `tensorrt` is TensorRT's own operator.
+        unsigned: int8 only: activations are uint8, for ONNX Runtime.
     """
 
     name: str
     block: int = 128
     dialect: Dialect = "blocked"
+    unsigned: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in FORMATS:
             raise OptionError(f"quantisation is {self.name!r}, expected one of {', '.join(FORMATS)}")
         if self.block < 2 or self.block % 2:
             raise OptionError(f"quantisation block is {self.block}, expected an even number, as 32 or 128")
+        if self.unsigned and self.name != "int8":
+            raise OptionError(
+                f"quantisation {self.name} has no unsigned activations: leave it out, or take int8"
+            )
 
     @property
     def weight_only(self) -> bool:
@@ -241,11 +250,12 @@ def _fits(product: _Product, form: QdqFormat) -> bool:
 
 def _activation(graph: ir.Graph, source: ir.Value, form: QdqFormat, greatest: float) -> ir.Value:
     scale = _constant(graph, f"{source.name}_scale", scale_for(greatest, form))
-    zero = _zero_point(graph, form, ())
+    zero = _zero_point(graph, form, ()) if not form.unsigned else _middle(graph)
+    stored = ir.DataType.UINT8 if form.unsigned else _DTYPES[form.name]
     shape = source.shape
     pair = [_node("QuantizeLinear", [source, scale, zero], f"{source.name}_{form.name}", {})]
     pair.append(_node("DequantizeLinear", [pair[0].outputs[0], scale, zero], f"{source.name}_rounded", {}))
-    for node, dtype in zip(pair, (_DTYPES[form.name], _FULL), strict=True):
+    for node, dtype in zip(pair, (stored, _FULL), strict=True):
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), shape
     producer = source.producer()
     if producer is None:
@@ -350,6 +360,11 @@ def _zero_point(graph: ir.Graph, form: QdqFormat, shape: tuple[int, ...]) -> ir.
     name = f"{_PASS}_zero_{form.name}" + "".join(f"_{size}" for size in shape)
     dtype = np.dtype(np.int8) if form.name == "int8" else np.dtype(ml_dtypes.float8_e4m3fn)
     return initializer_of(graph, ir.tensor(np.zeros(shape, dtype), dtype=_DTYPES[form.name], name=name), name)
+
+
+def _middle(graph: ir.Graph) -> ir.Value:
+    name = f"{_PASS}_zero_uint8"
+    return initializer_of(graph, ir.tensor(np.array(128, np.uint8), name=name), name)
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.float32]) -> ir.Value:
