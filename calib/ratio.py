@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from runtime.lazy import require
 from runtime.output import exit_code_of, write_whole
 
 if TYPE_CHECKING:
-    from calib.store import ResultStore
+    from calib.sweep import Sweep
 
 __all__ = ["main"]
 
@@ -59,7 +60,9 @@ def _main(words: Sequence[str]) -> int:
 
 def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     from calib.data import open_data
+    from calib.executors import make_executor
     from calib.store import ResultStore, store_key
+    from calib.sweep import Sweep
 
     # What would otherwise fail only after hours of measuring comes first.
     for module, package in (_NEEDED | (_REPORT_NEEDS if options.report else {})).items():
@@ -84,23 +87,19 @@ def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
         ) from error
     _say(*skipped_lines(data.skipped, len(data.samples), str(options.work / SKIPPED)))
     parts = key_parts(task)
-    with ResultStore(results, store_key(parts), parts) as store:
+    executor = make_executor(options.workers, options.ray)
+    with ResultStore(results, store_key(parts), parts) as store, closing(executor):
         kept.append(results)
         _say(*store.notes)
-        study = calibrate(task, _measuring(task, store))
+        study = calibrate(task, _measuring(task, Sweep(data, task.spec, store, executor)))
     return _finish(task, study)
 
 
-def _measuring(task: Task, store: ResultStore) -> Measure:
+def _measuring(task: Task, sweep: Sweep) -> Measure:
     """Rounds of a search, each with a line and a bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from calib.executors import make_executor
-    from calib.sweep import Sweep
-
-    executor = make_executor(task.options.workers, task.options.ray)
-    sweep = Sweep(task.data, task.spec, store, executor)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"),
