@@ -98,8 +98,9 @@ class _Processes:
             worker.process.join()
         code = worker.process.exitcode or 0
         worker.process.close()
-        ended = f"was ended by signal {-code}, {signal.strsignal(-code)}"
-        return Died(ended if code < 0 else f"ended with status {code}")
+        if code >= 0:
+            return Died(f"ended with status {code}")
+        return Died(f"was ended by signal {-code}, {signal.strsignal(-code)}")
 
 
 def _serve(connection: Connection, factory: RunnerFactory, spec: RunnerSpec) -> None:
