@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from calib.data import Data, Sample, open_data
+from calib.data import Data, Sample, open_data, pictures
 from calib.data.pictures import Pictures
 from calib.data.row import RowError
 from calib.errors import DataError
+from runtime.errors import BackendError
 
 Paint = Callable[[str], Path]
 
@@ -351,12 +352,41 @@ def test_a_limit_is_met_beside_bad_rows_which_it_opens_only_when_drawn(folder: P
     assert set(few.skipped) <= set(all_of_them.skipped)
 
 
+def test_a_decoder_that_raises_anything_costs_its_picture_only(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png"), paint("b.png")
+    load = pictures.open_picture
+
+    def odd(source: Path | bytes) -> Any:  # as Pillow's AVIF does
+        if str(source).endswith("a.png"):
+            raise RuntimeError("no image item")
+        return load(source)
+
+    monkeypatch.setattr(pictures, "open_picture", odd)
+    data = opened(folder)
+    assert names(data) == ["b.png"]
+    assert reasons(data) == {"a.png": "its picture cannot be read (no image item): the file is damaged"}
+
+
+def test_a_missing_package_is_not_the_pictures_fault(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(source: Path | bytes) -> Any:
+        raise BackendError("install pillow")
+
+    paint("a.png")
+    monkeypatch.setattr(pictures, "open_picture", missing)
+    with pytest.raises(BackendError, match="^install pillow$"):
+        opened(folder)
+
+
 def test_a_file_is_opened_once_however_many_ask(paint: Paint) -> None:
     path = paint("a.png")
-    pictures = Pictures()
-    digest = pictures.digest(path)
+    known = Pictures()
+    digest = known.digest(path)
     path.unlink()
-    assert pictures.digest(path) == digest
+    assert known.digest(path) == digest
     for _ in range(2):
         with pytest.raises(RowError, match="there is no image file at"):
-            pictures.digest(path.with_name("b.png"))
+            known.digest(path.with_name("b.png"))

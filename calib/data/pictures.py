@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib.data.row import RowError
 from calib.measure.pictures import open_picture
-from runtime.errors import ImageError
+from runtime.errors import FopruError, ImageError
 from runtime.lazy import require
 
 __all__ = ["Pictures", "picture_suffixes"]
@@ -47,9 +47,14 @@ class Pictures:
 def _digest(source: Path | bytes) -> str:
     try:
         open_picture(source)
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except ImageError as error:
         raise RowError(str(error)) from None
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except FopruError:
+        raise  # not the picture's fault: Pillow is missing
+    # Of a damaged picture, some decoders raise what nobody expects; it must not cost the others.
+    except Exception as error:
+        raise RowError(f"its picture cannot be read ({error}): the file is damaged") from error
