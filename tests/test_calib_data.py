@@ -17,6 +17,7 @@ from calib.data import Data, Sample, open_data, pictures
 from calib.data.pictures import Pictures
 from calib.data.row import RowError
 from calib.errors import DataError
+from calib.measure.pictures import open_picture
 from runtime.errors import BackendError
 
 Paint = Callable[[str], Path]
@@ -356,7 +357,7 @@ def test_a_decoder_that_raises_anything_costs_its_picture_only(
     folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paint("a.png"), paint("b.png")
-    load = pictures.open_picture
+    load = open_picture
 
     def odd(source: Path | bytes) -> Any:  # as Pillow's AVIF does
         if str(source).endswith("a.png"):
@@ -377,7 +378,7 @@ def test_a_missing_package_is_not_the_pictures_fault(
 
     paint("a.png")
     monkeypatch.setattr(pictures, "open_picture", missing)
-    with pytest.raises(BackendError, match="^install pillow$"):
+    with pytest.raises(BackendError, match=r"^install pillow$"):
         opened(folder)
 
 
