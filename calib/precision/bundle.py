@@ -20,7 +20,7 @@ from runtime.lazy import require
 if TYPE_CHECKING:
     from runtime.manifest import DecoderInfo
 
-__all__ = ["GraphLogits", "convert_bundle"]
+__all__ = ["CaseFeeds", "GraphLogits", "convert_bundle"]
 
 
 def convert_bundle(
@@ -71,24 +71,17 @@ def _external(graph: Path) -> Iterable[ir.ExternalTensor]:
     return (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
 
 
-class GraphLogits:
-    """Logits of a bundle's embedding and decoder graphs through ONNX Runtime on the processor."""
+class CaseFeeds:
+    """What a bundle's decoder reads of a case: its embedding graph through ONNX Runtime on the processor."""
 
     def __init__(self, root: Path, precisions: Precisions, decoder: DecoderInfo) -> None:
-        """`decoder` names the graphs; the first one is run."""
-        runtime = require("onnxruntime", "onnxruntime")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        self._decoder, (graph, kind) = decoder, next(iter(decoder.caches.items()))
+        """For the first graph that `decoder` names."""
+        self._decoder, (self.graph, kind) = decoder, next(iter(decoder.caches.items()))
         self._contract = contract.decoder_contract(decoder, kind)
+        self._embed = _session(root, contract.EMBED_TOKENS, precisions)
 
-        def session(name: str) -> Any:
-            file = root / graph_file_of(name, precisions.of_graph(name))
-            return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-        self._embed, self._run = session(contract.EMBED_TOKENS), session(graph)
-
-    def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
+    def __call__(self, case: LossCase) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the decoder by name, for all positions at once, with an empty cache."""
         rows, axes = len(case.ids), self._decoder.position_axes
         embeds = self._embed.run(None, {contract.INPUT_IDS: case.ids[None]})[0]
         if case.visual is not None:
@@ -104,5 +97,25 @@ class GraphLogits:
         for spec in self._contract.inputs[len(inputs) :]:
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
             inputs[spec.name] = np.zeros(shape, spec.dtype)
-        result: npt.NDArray[np.float32] = self._run.run([contract.LOGITS], inputs)[0][0]
+        return inputs
+
+
+class GraphLogits:
+    """Logits of a bundle's embedding and decoder graphs through ONNX Runtime on the processor."""
+
+    def __init__(self, root: Path, precisions: Precisions, decoder: DecoderInfo) -> None:
+        """`decoder` names the graphs; the first one is run."""
+        self._feeds = CaseFeeds(root, precisions, decoder)
+        self._run = _session(root, self._feeds.graph, precisions)
+
+    def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
+        result: npt.NDArray[np.float32] = self._run.run([contract.LOGITS], self._feeds(case))[0][0]
         return result
+
+
+def _session(root: Path, graph: str, precisions: Precisions) -> Any:
+    runtime = require("onnxruntime", "onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    file = root / graph_file_of(graph, precisions.of_graph(graph))
+    return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from calib.precision.half import halve
 from calib.precision.names import CALIBRATED, HALVES, Precision
 from calib.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
+from calib.precision.scaled import Scaled
 from calib.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
 from calib.precision.weight_only import quantize_weights
 from calib.precision.widened import Widened, fold_casts, numbers_of
@@ -144,7 +145,7 @@ def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:
 
 
 def _is_elsewhere(tensor: ir.TensorProtocol, file: WeightFile) -> bool:
-    if isinstance(tensor, Widened):
+    if isinstance(tensor, (Widened, Scaled)):
         return True
     return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() not in file.paths
 

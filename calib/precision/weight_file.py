@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calib.precision.scaled import Scaled
 from calib.precision.widened import Widened
 
 __all__ = ["INLINE_BYTES", "WeightFile", "initializer_of", "row_chunks", "source_of"]
@@ -73,7 +74,7 @@ class WeightFile:
 
         What is no place in a file is known by its object, which must not be freed while its key is in use.
         """
-        if isinstance(tensor, Widened):
+        if isinstance(tensor, (Widened, Scaled)):
             self.keep(tensor.source)
         elif isinstance(tensor, ir.ExternalTensor):
             tensor.release()
@@ -85,6 +86,8 @@ def source_of(tensor: ir.TensorProtocol) -> Hashable:
     """What two tensors have in common if they are the same bytes: the place in a file, else the object."""
     if isinstance(tensor, Widened):
         return source_of(tensor.source)
+    if isinstance(tensor, Scaled):
+        return (source_of(tensor.source), tensor.digest)
     if isinstance(tensor, ir.ExternalTensor):
         return (str(Path(tensor.path).resolve()), tensor.offset, tensor.length)
     return id(tensor)
