@@ -11,6 +11,7 @@ Modules, in the order data flows through them:
 - ``train``         the command line that runs both stages
 - ``evaluate``      accuracy against ratio, through the deployed runtime
 - ``make_samples``  the sample pictures
+- ``write_data``    pictures and questions for `calib`
 """
 
 from __future__ import annotations
