@@ -225,8 +225,8 @@ def share_axis(axes: Any, values: list[Interval], zoom: float | None = None) -> 
 def _mark_pick(
     axes: Any, curve: Curve, theme: Theme, place: Callable[[Setting, Summary], float], zoom: bool = False
 ) -> None:
-    """A ring around the picked point, and its name at the axis below it, where few lines are: to the left,
-    to the right in a zoomed plot. The limits of the axes must be final."""
+    """A ring around the picked point, and its name at the axis below it, where few lines are: to the left if
+    there is room, to the right in a zoomed plot. The limits of the axes must be final."""
     summary = None if curve.pick is None else curve.summaries.get(curve.pick)
     value = None if summary is None else curve.value(summary)
     if curve.pick is None or summary is None or value is None:
@@ -235,13 +235,16 @@ def _mark_pick(
     axes.plot(*where, marker="o", markersize=15, markerfacecolor="none", markeredgecolor=theme.accent,
               markeredgewidth=2, linestyle="none", zorder=5)  # fmt: skip
     axes.vlines(where[0], axes.get_ylim()[0], value.mean, color=theme.accent, linewidth=1, linestyle=":")
+    # In parts of the axes' width, for which half of a plot is enough for the words.
+    across = axes.transAxes.inverted().transform(axes.transData.transform(where))[0]
+    right = zoom or across < 0.4
     axes.annotate(
         f"picked: {curve.pick.selector}, {100 * curve.pick.ratio:.3g} %",
         (where[0], 0.0),
-        (5 if zoom else -5, 6),
+        (5 if right else -5, 6),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
-        ha="left" if zoom else "right",
+        ha="left" if right else "right",
         va="bottom",
         fontsize=9,
         fontweight="bold",
