@@ -1,0 +1,4 @@
+"""Precision from data, step by step: ranges, what stays float, conversion, what it costs, the bundle.
+
+`python -m calib.quantize` is the command.
+"""
