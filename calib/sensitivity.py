@@ -20,6 +20,7 @@ import onnx_ir as ir
 from calib.errors import OptionError, RunError, StoreError
 from calib.journal import Journal
 from calib.layers import places_of
+from calib.precision.float8 import emulate_float8
 from calib.precision.qdq import QdqFormat, add_qdq, products_of
 from calib.precision.weight_file import WeightFile
 from calib.precision.widened import fold_casts
@@ -86,9 +87,9 @@ def _silent(_done: int, _total: int) -> None:
 def groups_of(model: ir.Model, form: QdqFormat) -> tuple[Group, ...]:
     """The products that a format quantises, by layer and kind, in the order of the graph.
 
-    Names: `patches`, `layers.N.attention`, `layers.N.mlp`, `projector`; `layers.N` where nothing says which of
-    the two; `product.N` in a graph without attention or addresses. A weight is in one group, the first that
-    reads it.
+    Names: `patches`, `layers.N.attention`, `layers.N.mlp`, `projector`; `layers.N` where nothing says which
+    of the two; `product.N` in a graph without attention or addresses. A weight is in one group, the first
+    that reads it.
     """
     wanted = {product.weight for product in products_of(model, form)}
     nodes = [node for node in model.graph if _is_product_with(node, wanted)]
@@ -141,7 +142,7 @@ def measure(
     found: dict[str, GroupLoss] = {}
     with Journal(keep.file, keep.key) as journal:
         found = {loss.group.name: loss for loss in map(_loss_from, journal.lines)}
-        todo = [group for group in groups if found.get(group.name, None) is None]
+        todo = [group for group in groups if found.get(group.name) is None]
         reference = _finite(run(_open(_loaded(source.graph), source.graph))) if todo else ()
         for number, group in enumerate(todo, len(groups) - len(todo)):
             progress(number, len(groups))
@@ -186,8 +187,8 @@ def keep_float(
         low, high = high, min(2 * high, len(worst))
     if high == len(worst) and not (reached := fidelity(high)) >= least:  # also true for NaN
         raise RunError(
-            f"with all {len(worst)} groups in float32 the fidelity is {reached:.4f}, below {least}: check the "
-            "bundle with `python -m runtime.check`, or ask for less with --min-cosine"
+            f"with all {len(worst)} groups in float32 the fidelity is {reached:.4f}, below {least}: check "
+            "the bundle with `python -m runtime.check`, or ask for less with --min-cosine"
         )
     while high - low > 1:
         middle = (low + high) // 2
@@ -229,6 +230,7 @@ def _quantise(model: ir.Model, source: Quantisable, group: Group, path: Path) ->
     skip = {product.weight for product in products_of(model, source.form)} - set(group.weights)
     with WeightFile(path) as file:
         add_qdq(model, source.form, source.amax, file, skip=skip)
+        emulate_float8(model)  # ONNX Runtime fails on the pairs themselves
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == path.resolve():
