@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calib.awq.folds import Fold
 from calib.awq.places import Tensor, place_of
 from calib.precision.scaled import Scaled
 from calib.precision.widened import fold_casts
 
-__all__ = ["AwqScales", "Factor", "FoldScale"]
+__all__ = ["AwqScales", "Factor", "FoldScale", "factors_of"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,14 @@ class AwqScales:
                 value.const_value = Scaled(tensor, tuple((each.axis, each.values) for each in factors))
                 count += 1
         return count
+
+
+def factors_of(scales: Sequence[tuple[Fold, npt.NDArray[np.float32]]]) -> dict[Tensor, tuple[Factor, ...]]:
+    """What each tensor is multiplied by, for folds with the scale of their divided side."""
+    found: dict[Tensor, tuple[Factor, ...]] = {}
+    for fold, scale in scales:
+        more = [(side, fold.spread(scale)) for side in fold.multiplied]
+        more += [(side, np.float32(1) / scale) for side in fold.divided]
+        for side, values in sorted(more, key=lambda each: repr(each[0])):
+            found[side.tensor] = (*found.get(side.tensor, ()), Factor(side.axis, values))
+    return found

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib.awq.scales import AwqScales
-from calib.precision import FLOAT32, Precision, Precisions
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calib.awq.folds import Fold, Heads, folds_of, shared_folds
+from calib.awq.places import Readers
+from calib.awq.rows import Rows, collect_rows
+from calib.awq.scales import AwqScales, FoldScale, factors_of
+from calib.errors import StoreError
+from calib.journal import Journal
+from calib.precision import FLOAT32, Precision, Precisions, graph_file_of
+from calib.precision.bundle import CaseFeeds
 from calib.precision.loss import LossCase
+from calib.precision.rounding import rounded_rows
+from calib.precision.weight_file import row_chunks
+from calib.precision.widened import Widened, fold_casts, numbers_of
 from calib.ranges.collect import Keep
 from runtime.manifest import DecoderInfo
 
-__all__ = ["DecoderSource", "scale_decoder"]
+__all__ = ["ALPHAS", "DecoderSource", "scale_decoder", "scale_for_alpha"]
+
+ALPHAS = tuple(step / 20 for step in range(21))
+"""Exponents that are tried; 0 is no scale at all, so that nothing becomes worse by what is measured."""
+
+_CHANNELS = 1024  # outputs of a weight that are looked at, evenly spaced: an exponent is one number
+_LEAST = 1e-4  # of the mean magnitude, for channels that are almost nothing
+
+_Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,5 +61,148 @@ def scale_decoder(
     keep: Keep,
     progress: Callable[[int, int], None] = _silent,
 ) -> AwqScales:
-    """Find scales for the products of a decoder."""
-    raise NotImplementedError
+    """Find scales of channels for a decoder that is going to be rounded to 8 or 4 bits.
+
+    Args:
+        source: the float32 bundle.
+        precision: int8 or int4, what the weights will be.
+        cases: prompts with the bundle's own answers.
+        keep: a file of JSON lines, one per group of products; its key has to cover everything above.
+        progress: called with groups done and in all.
+
+    Returns:
+        Scales for every graph of the bundle; the same however often a run was cut.
+
+    Raises:
+        DataError: no case.
+        RunError: an activation is not finite.
+        StoreError: the file is damaged.
+        BackendError: ONNX Runtime cannot open a graph.
+    """
+    graph = source.root / graph_file_of(next(iter(source.decoder.caches)), source.precisions.decoder)
+    planned, notes = _plan(source, graph)
+    folds = [fold for fold in planned if _rounded_products(fold, precision)]
+    notes += tuple(
+        f"{fold.name} is not scaled: its rows are not a multiple of {precision.block}"
+        for fold in planned
+        if fold not in folds
+    )
+    chosen: dict[str, FoldScale] = {}
+    scales: dict[str, _Matrix] = {}
+    with Journal(keep.file, keep.key) as journal, tempfile.TemporaryDirectory(dir=keep.file.parent) as folder:
+        for line in journal.lines:
+            found, values = _from_line(line)
+            chosen[found.name], scales[found.name] = found, values
+        todo = [fold for fold in folds if fold.name not in chosen]
+        widths = {fold.activation: fold.channels for fold in todo}
+        feeds = CaseFeeds(source.root, source.precisions, source.decoder) if todo else None
+        rows = {} if feeds is None else collect_rows(graph, feeds, widths, cases, Path(folder))
+        for number, fold in enumerate(todo, len(folds) - len(todo)):
+            progress(number, len(folds))
+            found, values = _search(fold, rows[fold.activation], precision, tensorrt=source.tensorrt)
+            chosen[fold.name], scales[fold.name] = found, values
+            journal.append(_as_line(found, values))
+        rows.clear()
+        progress(len(folds), len(folds))
+    used = [fold for fold in folds if chosen[fold.name].alpha > 0]
+    return AwqScales(
+        tuple(chosen[fold.name] for fold in folds),
+        notes,
+        factors_of([(fold, scales[fold.name]) for fold in used]),
+    )
+
+
+def scale_for_alpha(means: npt.NDArray[np.float64], alpha: float) -> _Matrix:
+    """float32 [K] that weights are multiplied by: magnitudes to the power of `alpha`, with 1 in the middle of
+    their range; a channel that is never anything counts as a very small one."""
+    largest = means.max(initial=0.0)
+    if largest == 0 or alpha == 0:
+        return np.ones(len(means), np.float32)
+    powers = np.maximum(means / means.mean(), _LEAST) ** alpha
+    scale: _Matrix = (powers / np.sqrt(powers.max() * powers.min())).astype(np.float32)
+    return scale
+
+
+def _plan(source: DecoderSource, graph: Path) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+    heads = Heads(source.decoder.kv_heads, source.decoder.head_dim)
+    folds, notes = folds_of(_loaded(graph), heads)
+    others = []
+    for path in sorted((source.root / "onnx").glob("*.onnx")):
+        if path != graph:
+            model = _loaded(path)
+            others.append((Readers.of(model, path.stem), folds_of(model, heads)[0]))
+    kept, more = shared_folds(folds, others)
+    return kept, (*notes, *more)
+
+
+def _loaded(path: Path) -> ir.Model:
+    model = ir.load(path)
+    fold_casts(model)
+    return model
+
+
+def _rounded_products(fold: Fold, precision: Precision) -> tuple[tuple[ir.Value, int], ...]:
+    return fold.products if fold.channels % precision.block == 0 else ()
+
+
+def _search(
+    fold: Fold, rows: Rows, precision: Precision, *, tensorrt: bool
+) -> tuple[FoldScale, npt.NDArray[np.float32]]:
+    means = rows.means
+    if fold.heads is not None:
+        means = means.reshape(fold.heads.keys, -1, fold.heads.size).mean(axis=1).reshape(-1)
+    candidates = [scale_for_alpha(means, alpha) for alpha in ALPHAS]
+    kept, errors, whole = rows.kept, np.zeros(len(ALPHAS)), 0.0
+    for weight in dict.fromkeys(fold.products):
+        for part in _output_rows(*weight):
+            whole += _square(kept @ part.T)
+            for number, scale in enumerate(candidates):
+                wide = fold.spread(scale)
+                rounded = rounded_rows(part * wide, precision, tensorrt=tensorrt)
+                rounded /= wide
+                rounded -= part
+                errors[number] += _square(kept @ rounded.T)
+    best = int(errors.argmin())  # the first of equal ones: the least change
+    relative = errors / whole if whole else errors
+    return FoldScale(fold.name, ALPHAS[best], float(relative[best]), float(relative[0])), candidates[best]
+
+
+def _output_rows(weight: ir.Value, axis: int) -> Iterator[_Matrix]:
+    """float32 [n, K] of one weight at a time, some outputs of it."""
+    tensor = weight.const_value
+    assert tensor is not None
+    array = numbers_of(tensor) if axis == 1 else numbers_of(tensor).T
+    outputs, inputs = array.shape
+    places = np.unique(np.linspace(0, outputs - 1, min(_CHANNELS, outputs)).round().astype(np.int64))
+    for some in row_chunks(len(places), inputs * 4):
+        yield np.ascontiguousarray(array[places[some]], np.float32)
+    del array
+    stored = tensor.source if isinstance(tensor, Widened) else tensor
+    if isinstance(stored, ir.ExternalTensor):
+        stored.release()
+
+
+def _square(matrix: _Matrix) -> float:
+    return float(np.einsum("rn,rn->", matrix, matrix, dtype=np.float64))
+
+
+def _as_line(found: FoldScale, values: _Matrix) -> dict[str, object]:
+    packed = base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+    return {
+        "name": found.name,
+        "alpha": found.alpha,
+        "error": found.error,
+        "plain": found.plain,
+        "scale": packed,
+    }
+
+
+def _from_line(line: Mapping[str, object]) -> tuple[FoldScale, _Matrix]:
+    try:
+        numbers = [float(str(line[key])) for key in ("alpha", "error", "plain")]
+        values = np.frombuffer(base64.b64decode(str(line["scale"]), validate=True), "<f4")
+        return FoldScale(str(line["name"]), *numbers), values.astype(np.float32)
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"the scales that were kept are damaged ({error}): run with --fresh to find them again"
+        ) from error

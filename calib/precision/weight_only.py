@@ -25,7 +25,7 @@ from calib.precision.weight_file import WeightFile, initializer_of, row_chunks, 
 from calib.precision.widened import numbers_of
 from runtime.lazy import require
 
-__all__ = ["Packed", "WeightOnly", "quantize_weights"]
+__all__ = ["Packed", "WeightOnly", "quantize_weights", "quantized_rows"]
 
 _DOMAIN = "com.microsoft"
 _FLOAT = ir.DataType.FLOAT
@@ -190,7 +190,7 @@ def _write(matrix: npt.NDArray[Any], name: str, precision: Precision, file: Weig
 
     def values() -> Iterator[npt.NDArray[np.uint8]]:
         for rows in row_chunks(outputs, inputs * 4):
-            packed, scale, zero = _quantized(matrix[rows], precision)
+            packed, scale, zero = quantized_rows(matrix[rows], precision)
             scales.append(scale)
             zeros.append(zero)
             yield packed
@@ -207,7 +207,7 @@ def _write(matrix: npt.NDArray[Any], name: str, precision: Precision, file: Weig
     return Packed(packed, scale, zero)
 
 
-def _quantized(
+def quantized_rows(
     rows: npt.NDArray[Any], precision: Precision
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """ONNX Runtime's packing of [N, K]: values, scales, zero points, shaped as in `Packed`."""
