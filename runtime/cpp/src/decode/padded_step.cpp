@@ -35,7 +35,7 @@ PaddedStep::PaddedStep(Backend& backend, const DecoderGraphs& graphs, StackedCac
 }
 
 void PaddedStep::prepare() {
-    for (std::int64_t length = cache_.length(); length < cache_.capacity();) {
+    for (std::int64_t length = cache_.length(); length < cache_.capacity() && length <= limit_;) {
         const std::int64_t rows = block(length);
         step(rows);
         length = rows + 1;
@@ -50,6 +50,7 @@ void PaddedStep::run(std::int64_t position) {
     std::fill(positions_.begin(), positions_.end(), position);
     backend_.upload({position_.get(), Dtype::int64, {tensors_.axes}, 0}, positions_.data());
     own.recorded->run();
+    note(*own.recorded);
     cache_.take_row();
 }
 
@@ -80,6 +81,10 @@ void PaddedStep::show(std::int64_t length, std::int64_t block) {
     shown_block_ = block;
 }
 
+void PaddedStep::note(const Recorded& recorded) {
+    if (refusal_.empty() && !recorded.refusal().empty()) refusal_ = recorded.refusal();
+}
+
 PaddedStep::Step& PaddedStep::step(std::int64_t block) {
     const auto found = steps_.find(block);
     if (found != steps_.end()) return found->second;
@@ -106,7 +111,7 @@ PaddedStep::Step& PaddedStep::step(std::int64_t block) {
     if (made.recorded == nullptr) {
         throw BackendError(std::string("backend ") + backend_.name() + " records no decoding steps");
     }
-    if (!made.recorded->refusal().empty()) refusal_ = made.recorded->refusal();
+    note(*made.recorded);
     return steps_[block] = std::move(made);
 }
 

@@ -49,6 +49,7 @@ private:
     std::int64_t block(std::int64_t length) const;
     void show(std::int64_t length, std::int64_t block);
     Step& step(std::int64_t block);
+    void note(const Recorded& recorded);  // its refusal
 
     Backend& backend_;
     const DecoderGraphs graphs_;

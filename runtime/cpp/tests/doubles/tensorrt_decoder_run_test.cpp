@@ -159,6 +159,8 @@ TEST_CASE_FIXTURE(TensorRtTest, "steps that cannot be recorded run, and say why"
     Answer answer(*this, *backend);
     answer.begin(prompt, 60);
     CHECK(answer.run.refusal().empty());
+    answer.run.warm();
+    CHECK_FALSE(answer.run.refusal().empty());
     answer.steps(20);
     CHECK(answer.run.refusal().find("CUDA failed in cudaStreamEndCapture: ") == 0);
     CHECK(device().counts["cudaGraphLaunch"] == 0);
