@@ -22,7 +22,7 @@ __all__ = ["PATCHES", "PROJECTOR", "Place", "places_of"]
 PATCHES, PROJECTOR = "patches", "projector"
 
 _LAYER = re.compile(r"(?:layers?|blocks?|resblocks|\bh)[._/]?(\d+)")
-_ATTENTION = re.compile(r"attn|attention|qkv|\b(?:q|k|v|o|out|query|key|value)_proj\b|to_[qkv]\b")
+_ATTENTION = re.compile(r"attn|attention|qkv|\b(?:q|k|v|o|out|query|key|value)_proj\b|to_[qkv]\b|\bproj$")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|\bfc_?\d|intermediate|\bdense_\w*to|gate_proj|up_proj|down_proj")
 _PROJECTOR = re.compile(r"projector|merger|connector|mm_proj|modality_projection|\bmlp1\b")
 _PATCHES = re.compile(r"patch_?embed|embeddings|\bconv1\b|\bconv_proj\b")

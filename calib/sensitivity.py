@@ -20,7 +20,6 @@ import onnx_ir as ir
 from calib.errors import OptionError, RunError, StoreError
 from calib.journal import Journal
 from calib.layers import places_of
-from calib.precision.float8 import emulate_float8
 from calib.precision.qdq import QdqFormat, add_qdq, products_of
 from calib.precision.weight_file import WeightFile
 from calib.precision.widened import fold_casts
@@ -143,13 +142,13 @@ def measure(
     with Journal(keep.file, keep.key) as journal:
         found = {loss.group.name: loss for loss in map(_loss_from, journal.lines)}
         todo = [group for group in groups if found.get(group.name) is None]
-        reference = _finite(run(_open(_loaded(source.graph), source.graph))) if todo else ()
+        reference = _finite(run(_open(_loaded(source.graph), source))) if todo else ()
         for number, group in enumerate(todo, len(groups) - len(todo)):
             progress(number, len(groups))
             with tempfile.TemporaryDirectory() as folder:
                 model = _loaded(source.graph)
                 _quantise(model, source, group, Path(folder) / "weights")
-            cosine, largest = _compared(reference, run(_open(model, source.graph)))
+            cosine, largest = _compared(reference, run(_open(model, source)))
             found[group.name] = GroupLoss(group, 1.0 - cosine, largest)
             journal.append(asdict(found[group.name]))
         progress(len(groups), len(groups))
@@ -230,7 +229,6 @@ def _quantise(model: ir.Model, source: Quantisable, group: Group, path: Path) ->
     skip = {product.weight for product in products_of(model, source.form)} - set(group.weights)
     with WeightFile(path) as file:
         add_qdq(model, source.form, source.amax, file, skip=skip)
-        emulate_float8(model)  # ONNX Runtime fails on the pairs themselves
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == path.resolve():
@@ -238,10 +236,10 @@ def _quantise(model: ir.Model, source: Quantisable, group: Group, path: Path) ->
             tensor.release()
 
 
-def _open(model: ir.Model, graph: Path) -> Session:
-    """A session of a model in memory, whose weights stay in the files beside `graph`."""
-    runtime = require("onnxruntime", "onnxruntime")
-    options = session_options(runtime, None)
+def _open(model: ir.Model, source: Quantisable) -> Session:
+    """A session of a model in memory, whose weights stay in the files beside the graph it is of."""
+    runtime, graph = require("onnxruntime", "onnxruntime"), source.graph
+    options = session_options(runtime, None, float8=source.form.name == "fp8")
     options.add_session_config_entry(_FOLDER, str(graph.resolve().parent))
     try:
         opened = runtime.InferenceSession(
@@ -294,7 +292,8 @@ def _cosines(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> np
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     same = (one == other).all(axis=1)
     products = np.einsum("rd,rd->r", one, other)
-    return np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1.0), same.astype(np.float64))
+    found: npt.NDArray[np.float64] = products / np.where(lengths > 0, lengths, 1.0)
+    return np.where(lengths > 0, found, same.astype(np.float64))
 
 
 def _loss_from(line: Mapping[str, object]) -> GroupLoss:

@@ -123,9 +123,8 @@ def folds_of(model: ir.Model, heads: Heads) -> tuple[tuple[Fold, ...], tuple[str
     folds, notes = list[Fold](), list[str]()
     for activation, numbers in groups.items():
         nodes, name = [products[number] for number in numbers], names[numbers[0]]
-        found = _source(activation, nodes, heads)
-        if isinstance(found, _Source):
-            found = _fold(name, activation, nodes, found, readers)
+        made = _source(activation, nodes, heads)
+        found = made if isinstance(made, str) else _fold(name, activation, nodes, made, readers)
         if isinstance(found, Fold):
             taken = sum(fold.name.split("#")[0] == found.name for fold in folds)
             folds.append(replace(found, name=f"{found.name}#{taken + 1}") if taken else found)
@@ -173,9 +172,8 @@ def _fold(
 
 
 def _source(activation: ir.Value, nodes: Sequence[ir.Node], heads: Heads) -> _Source | str:
-    if activation.is_graph_output() or {use.node for use in activation.uses()} != set(nodes):
-        return "its input is read by more than products"
-    if any(use.idx != 0 for use in activation.uses()):
+    good = all(node in nodes and place == 0 for node, place in _readers(activation))
+    if activation.is_graph_output() or not good:
         return "its input is read by more than products"
     width = _shape(_value(nodes[0], 1))[_summed_axis(nodes[0]) or 0]
     source = _before_moves(activation, width)
@@ -192,7 +190,7 @@ def _source(activation: ir.Value, nodes: Sequence[ir.Node], heads: Heads) -> _So
 
 
 def _before_moves(value: ir.Value, width: int) -> ir.Value:
-    """What a value is some rows of, where nothing else reads what is between: an LM head reads the last ones."""
+    """What a value is some rows of, as an LM head reads the last ones, if nothing else reads it."""
     node = value.producer()
     while node is not None and node.domain == "" and node.op_type in ("Reshape", "Slice", "Identity"):
         source = node.inputs[0]
@@ -271,7 +269,7 @@ def _linear_of(
     value: ir.Value, width: int
 ) -> tuple[tuple[tuple[ir.Value, int], ...], frozenset[ir.Node]] | None:
     """As `_linear`, for a value with any one reader."""
-    users = list({use.node for use in value.uses()})
+    users = list({node for node, _ in _readers(value)})
     return _linear(value, users[0], width) if len(users) == 1 else None
 
 
@@ -292,7 +290,12 @@ def _summed_axis(node: ir.Node) -> int | None:
 
 
 def _is_read_by(value: ir.Value, user: ir.Node) -> bool:
-    return not value.is_graph_output() and {use.node for use in value.uses()} == {user}
+    return not value.is_graph_output() and {node for node, _ in _readers(value)} == {user}
+
+
+def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads the numbers of a value, and at which place."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.op_type != "Shape"]
 
 
 def _is_vector(value: ir.Value, width: int) -> bool:

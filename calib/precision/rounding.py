@@ -30,7 +30,8 @@ def rounded_rows(
         form = QdqFormat("int4", precision.block)
         parts = np.asarray(rows, np.float32).reshape(count, blocks, precision.block)
         scales = scale_for(np.abs(parts).max(axis=2, keepdims=True), form)
-        return (np.clip(np.rint(parts / scales), -7, 7) * scales).reshape(count, width)
+        found: npt.NDArray[np.float32] = np.clip(np.rint(parts / scales), -7, 7) * scales
+        return found.reshape(count, width)
     values, scales, zeros = quantized_rows(rows, precision)
     numbers = _unpacked(values.reshape(count, -1), precision.bits).reshape(count, blocks, precision.block)
     middle: npt.NDArray[Any] = np.array(1 << (precision.bits - 1), np.float32)
