@@ -1,5 +1,4 @@
-"""Twins of graphs for a processor without kernels for them: bfloat16, float8 (`calib.precision.float8`), and
-weights in int4 for TensorRT.
+"""Twins of graphs for a processor without kernels for them: bfloat16, and weights in int4 for TensorRT.
 
 ONNX Runtime's CPU provider multiplies no bfloat16. What a GPU computes is near to this: it reads numbers of
 8 bits, sums products in float32 and rounds the sum. So each operator runs in float32 on rounded inputs, and
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.precision.float8 import emulate_float8, is_float8
 from calib.precision.qdq import INT4_OPSET, TENSORRT_DOMAIN
 from runtime.bundle import MANIFEST_FILE
 from runtime.contract import TensorSpec
@@ -108,13 +106,13 @@ def emulate_int4(model: ir.Model) -> int:
 
 @contextmanager
 def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
-    """A bundle directory that ONNX Runtime runs as TensorRT would: `root` itself, or, with bf16 or fp8 among
-    its precisions or weights in int4 for TensorRT, a copy of twins (hard links, for as long as the context is
-    open).
+    """A bundle directory that ONNX Runtime runs as TensorRT would: `root` itself, or, with bf16 among its
+    precisions or weights in int4 for TensorRT, a copy (of hard links, for as long as the context is open) of
+    twins.
 
     Graphs and manifest keep their names; a cache in bfloat16 is float32 in the copy.
     """
-    if "bf16" not in precisions and not any(map(_needs_twin, root.rglob("*.onnx"))):
+    if "bf16" not in precisions and not any(map(_has_int4, root.rglob("*.onnx"))):
         yield root
         return
     copy = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
@@ -127,7 +125,6 @@ def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
                 model = ir.load(path)
                 emulate_bfloat16(model)
                 emulate_int4(model)
-                emulate_float8(model)
                 ir.save(model, target)
             else:
                 os.link(path, target)
@@ -159,8 +156,8 @@ def emulated_decoder(info: DecoderInfo) -> DecoderInfo:
     return replace(info, cache_dtype="float32") if info.cache_dtype == BFLOAT16 else info
 
 
-def _needs_twin(graph: Path) -> bool:
-    return any(_is_int4(node) or is_float8(node) for node in ir.load(graph).graph)
+def _has_int4(graph: Path) -> bool:
+    return any(_is_int4(node) for node in ir.load(graph).graph)
 
 
 def _is_int4(node: ir.Node) -> bool:

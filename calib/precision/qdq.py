@@ -3,8 +3,8 @@
 TensorRT 11 has neither an INT8 mode nor calibrators; what runs in 8 or 4 bits is what the graph says. Three
 formats, all symmetric, all read by the parsers of TensorRT 10.3 to 11:
 
-- `int8`: weights per output channel, activations per tensor; opset 19 or later. `unsigned` activations have the
-  zero point 128 instead of 0, which is the same numbers: on x86 ONNX Runtime multiplies uint8 by int8 alone,
+- `int8`: weights per output channel, activations per tensor; opset 19 or later. `unsigned` activations have
+  the zero point 128, not 0, which is the same numbers: on x86 ONNX Runtime multiplies uint8 by int8 alone,
   and its own way from the one to the other leaves out activations that several products read (queries, keys
   and values). TensorRT takes no zero point.
 - `fp8`: E4M3, weights and activations per tensor; opset 19 or later, chips from SM89 on.

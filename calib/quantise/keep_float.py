@@ -43,9 +43,10 @@ def choose_float(
         RunError: nothing would be quantised.
     """
     groups = [loss.group for loss in losses]
+    judged: dict[frozenset[str], VisionFidelity] = {}
 
     def evaluate(weights: frozenset[str]) -> float:
-        found = judge(weights)
+        found = judged[weights] = judge(weights)
         return found.cosine if found.chosen is None or found.chosen >= MIN_CHOSEN else 0.0
 
     if wanted == (AUTO,):
@@ -60,5 +61,5 @@ def choose_float(
             f"{why}, so that nothing of the vision encoder would be quantised: lower --min-cosine, try "
             "--ranges percentile, or leave vision out of --precision"
         )
-    fidelity = judge(weights)
+    fidelity = judged.get(weights) or judge(weights)
     return FloatChoice(names, weights, fidelity, fidelity.holds(min_cosine))

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from calib.data.sample import Sample
 from calib.errors import DataError
 from calib.precision import graph_file_of
-from calib.precision.float8 import emulate_float8
 from calib.quantise.encode import Encoding, SampleVision
 from calib.quantise.graphs import Recipe, write_graphs
 from calib.quantise.memory import key_of
@@ -108,12 +106,7 @@ def _judge(task: Task, recipe: Recipe, references: Sequence[tuple[Sample, Encodi
         write_graphs(task, folder, VISION, recipe)
 
         def graph(name: str) -> Path:
-            path = folder / graph_file_of(name, task.change[name])
-            if task.change[name].name == "fp8":
-                model = ir.load(path)
-                emulate_float8(model)
-                ir.save(model, path)
-            return path
+            return folder / graph_file_of(name, task.change[name])
 
         vision = SampleVision(task.bundle, task.ratio, _sessions(task, graph))
         return _mean([(wanted, vision.encoding(sample)) for sample, wanted in references])

@@ -24,6 +24,7 @@ __all__ = [
     "OrtBinding",
     "OrtSession",
     "create",
+    "is_float8",
     "message_of",
     "session_options",
     "shapes_of",
@@ -31,7 +32,7 @@ __all__ = [
 
 _LOG_FATAL = 4
 _MAX_LINES = 6
-_BF16 = "_bf16"  # how names of graph files in this precision end
+_BF16, _FP8 = "_bf16", "_fp8"  # how names of graph files in these precisions end
 
 
 def create(options: BackendOptions) -> Backend:
@@ -39,17 +40,27 @@ def create(options: BackendOptions) -> Backend:
     return OrtBackend(require("onnxruntime", "onnxruntime"), options)
 
 
-def session_options(ort: Any, threads: int | None) -> Any:
-    """The `SessionOptions` of every session; `threads` None leaves the choice to ONNX Runtime."""
+def session_options(ort: Any, threads: int | None, *, float8: bool = False) -> Any:
+    """The `SessionOptions` of every session; `threads` None leaves the choice to ONNX Runtime. `float8`: the
+    graph has numbers of that kind."""
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     # A plan of memory is kept for every combination of input shapes: decoding has a new one for each token.
     options.enable_mem_pattern = False
     # Products with dequantised 4-bit weights would round their activations to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    # On x86 without VNNI sums of two products of 8 bits would overflow; elsewhere this changes nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if float8:  # products that are fused with their (de)quantisation take integers alone
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def is_float8(graph: Path) -> bool:
+    """Whether a graph file is in float8, by its name."""
+    return graph.stem.endswith(_FP8)
 
 
 class OrtBackend:
@@ -71,7 +82,7 @@ class OrtBackend:
 
     def open(self, graph: Path) -> Session:
         """Load an ONNX file with its weight file beside it."""
-        settings = session_options(self._ort, self._options.threads)
+        settings = session_options(self._ort, self._options.threads, float8=is_float8(graph))
         try:
             session = self._ort.InferenceSession(str(graph), settings, providers=["CPUExecutionProvider"])
         # ONNX Runtime has a dozen exception classes with no common base of its own.

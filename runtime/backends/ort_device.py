@@ -19,7 +19,7 @@ import numpy as np
 from runtime import contract
 from runtime.backend import Array, BackendOptions, View
 from runtime.backends.cudart import DeviceCopies
-from runtime.backends.onnxruntime import message_of, session_options, shapes_of
+from runtime.backends.onnxruntime import is_float8, message_of, session_options, shapes_of
 from runtime.dtypes import BFLOAT16, storage_dtype
 from runtime.errors import BackendError
 
@@ -124,7 +124,8 @@ class OrtDeviceBackend:
         Raises:
             BackendError: the provider did not start, or left work to the CPU; or the graph is refused.
         """
-        device, settings = self._device_for(graph), session_options(self._ort, self._options.threads)
+        device = self._device_for(graph)
+        settings = session_options(self._ort, self._options.threads, float8=is_float8(graph))
         # Versions that do not know it, ignore it.
         settings.add_session_config_entry(_RECORD, "1")
         providers = [(name, dict(values)) for name, values in device.providers]
