@@ -21,14 +21,14 @@ __all__ = ["plan_decoder"]
 def plan_decoder(
     task: Task, say: Callable[[str], None], progress: Callable[[str, int, int], None]
 ) -> AwqScales | None:
-    """Scales for weights in 4 bits; None: the weights are quantised as they are.
+    """Scales for weights in 8 or 4 bits; None: the weights are quantised as they are.
 
     Raises:
         DataError: no sample can be answered.
     """
     precision = task.options.precisions.decoder
     changes = any(name in task.change for name in task.decoder.caches)
-    if precision.name != "int4" or not changes or not task.options.awq:
+    if not precision.weight_only or not changes or not task.options.awq:
         return None
     from calib.awq import DecoderSource, scale_decoder
 

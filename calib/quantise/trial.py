@@ -143,7 +143,7 @@ def _mean(pairs: Sequence[tuple[Encoding, Encoding]]) -> VisionFidelity:
 
 
 def _chosen(wanted: Encoding, got: Encoding) -> float | None:
-    arrays = [
+    arrays: list[dict[str, Any]] = [
         {"token_scores": each.scores, "kept_indices": each.kept, "kept_counts": each.counts}
         for each in (wanted, got)
     ]

@@ -1,0 +1,333 @@
+"""Options of `python -m calib.quantize`, targets, the split of samples, and what stays float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calib.data.sample import Sample
+from calib.errors import CalibError, OptionError, RunError, StoreError
+from calib.precision import Precision
+from calib.quantise.keep_float import choose_float
+from calib.quantise.memory import Memory, key_of
+from calib.quantise.options import QuantizeOptions, parse_options
+from calib.quantise.split import pictures_of, split_samples
+from calib.quantise.targets import check_target, decoders_of, is_tensorrt, target_notes
+from calib.quantise.trial import VisionFidelity
+from calib.ranges import Method
+from calib.sensitivity import Group, GroupLoss
+from fopru_graph.lint.targets import TARGETS
+from runtime import contract
+
+
+def options(*more: str, precision: str = "vision=int8,decoder=int4") -> QuantizeOptions:
+    return parse_options(["bundles/b", "--precision", precision, "--data", "photos", *more])
+
+
+# --- options
+
+
+def test_defaults() -> None:
+    parsed = options()
+    assert parsed.precisions.names == ("w8a8", "int4", "int4")
+    assert parsed.output == Path.cwd() / "bundles/b-vision-int8-decoder-int4"
+    assert parsed.work == Path.cwd() / "bundles/b-calibration"
+    assert (parsed.samples, parsed.seed, parsed.ranges) == (64, 0, Method("minmax"))
+    assert (parsed.keep_float, parsed.min_cosine, parsed.awq) == (("auto",), 0.99, True)
+    assert (parsed.ratio, parsed.target, parsed.tensorrt) == (None, None, False)
+
+
+def test_everything_can_be_said() -> None:
+    parsed = options(
+        "--ranges", "percentile:99.9", "--keep-float", "patches, projector", "--ratio", "0.5",
+        "--samples", "8", "--output", "o", "--work", "w", "--no-awq", "--fresh", "--json", "--threads", "2", "--seed", "3",
+        "--target", "jetpack6", "--max-new-tokens", "4", "--min-cosine", "0.9",
+    )  # fmt: skip
+    assert parsed.ranges == Method("percentile", 99.9)
+    assert parsed.keep_float == ("patches", "projector")
+    assert (parsed.output, parsed.work) == (Path("o"), Path("w"))
+    assert parsed.tensorrt
+    assert parsed.precisions.names == ("w8a8", "fp16", "int4")  # TensorRT has no tables in 4 bits
+
+
+@pytest.mark.parametrize(
+    ("precision", "names"),
+    [
+        ("vision=int8", ("w8a8", "fp32", "fp32")),
+        ("vision=w8a8", ("w8a8", "fp32", "fp32")),
+        ("decoder=int8:block=128", ("fp32", "int8", "int8")),
+        ("int8", ("w8a8", "int8", "int8")),
+        ("vision=fp16,embed=fp16", ("fp16", "fp16", "fp32")),
+    ],
+)
+def test_what_parts_become(precision: str, names: tuple[str, ...]) -> None:
+    assert options(precision=precision).precisions.names == names
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--samples", "0"), "samples is 0: give at least 1"),
+        (("--max-new-tokens", "0"), "max-new-tokens is 0: give at least 1"),
+        (("--threads", "-1"), "threads is -1: give at least 1"),
+        (("--seed", "-1"), "seed is -1: give 0 or more"),
+        (
+            ("--ratio", "0"),
+            "ratio is 0.0, but it is the fraction of tokens kept: give a number in (0, 1], as 0.3",
+        ),
+        (("--ratio", "nan"), "ratio is nan, but it is the fraction of tokens kept"),
+        (("--min-cosine", "1.5"), "min-cosine is 1.5: give a number in (0, 1], as 0.99"),
+        (
+            ("--output", "bundles/b"),
+            "output is the bundle bundles/b itself, which stays as it is: give --output",
+        ),
+        (("--ranges", "max"), "ranges is 'max', expected one of minmax, percentile, entropy"),
+        (
+            ("--keep-float", "auto,patches"),
+            "keep-float is 'auto,patches': give auto, none, or names of groups",
+        ),
+        (("--keep-float", ""), "keep-float is '': give auto, none, or names of groups"),
+        (("--target", "orin"), "target is 'orin', but it is one of jetpack6"),
+    ],
+)
+def test_refused_options(given: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(CalibError) as error:
+        options(*given)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("precision", "sentence"),
+    [
+        ("visoin=int8", "precision is given for 'visoin', expected one of vision, embed, decoder"),
+        ("vision=int3", "precision is 'int3', expected one of"),
+        (
+            "vision=int4",
+            "precision of vision is int4, but ONNX Runtime has fp32, fp16, int8: give one of these",
+        ),
+        (
+            "vision=int8:block=128",
+            "precision of vision is int8:block=128, but its 8 bits have a scale per channel",
+        ),
+        (
+            "vision=fp8",
+            "precision of vision is fp8, but ONNX Runtime has fp32, fp16, int8: give one of these with "
+            "--precision, or a --target of TensorRT, whose chips have fp8",
+        ),
+        ("decoder=fp8", "precision of embed is fp8, but ONNX Runtime has fp32, fp16, int8, int4: give one"),
+        (
+            "decoder=w8a8,embed=fp32",
+            "precision of decoder is int8, but ONNX Runtime has fp32, fp16, int8, int4",
+        ),
+        ("vision=fp32", "precision is 'vision=fp32', which changes nothing: give vision=int8,decoder=int4"),
+    ],
+)
+def test_refused_precisions(precision: str, sentence: str) -> None:
+    with pytest.raises(OptionError) as error:
+        options(precision=precision)
+    assert str(error.value).startswith(sentence)
+
+
+# --- targets
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "sentence"),
+    [
+        (
+            "jetpack6",
+            "vision=fp8",
+            r"precision of vision is fp8, but target jetpack6 \(JetPack 6.1 and 6.2: TensorRT 10.3 on "
+            r"Orin \(SM87\)\) has fp16, int8: give one of these with --precision$",
+        ),
+        ("jetpack6", "decoder=int8", "precision of decoder is int8, but target jetpack6 .* has fp16, int4"),
+        ("jetpack6", "vision=fp32", "precision of vision is fp32, but target jetpack6 .* has fp16, int8"),
+        (
+            "jetpack6",
+            "decoder=int4,embed=int4",
+            "precision of embed is int4, but target jetpack6 .* has fp16",
+        ),
+        (
+            "jetpack7",
+            "decoder=int4:asymmetric",
+            r"precision of decoder is int4:asymmetric, but TensorRT \(jetpack7\) has neither zero points nor "
+            "an accuracy for weights in 4 bits: give int4$",
+        ),
+        ("ort", "vision=fp8", r"precision of vision is fp8, but target ort .* or a --target of TensorRT"),
+    ],
+)
+def test_what_a_target_lacks(target: str, precision: str, sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        options("--target", target, precision=precision)
+
+
+def test_targets_with_fp8() -> None:
+    having = [name for name in TARGETS if is_tensorrt(name) and "fp8" in TARGETS[name].precisions]
+    assert having == ["jetpack7", "tensorrt10", "tensorrt11", "tensorrt-rtx"]
+    for name in having:
+        check_target(name, options("--target", name, precision="vision=fp8").precisions)
+
+
+def test_chips_without_a_precision_are_noted() -> None:
+    fp8 = options("--target", "jetpack7", precision="vision=fp8").precisions
+    assert target_notes("jetpack7", fp8) == ("fp8 needs SM89 or newer: not for SM87",)
+    assert target_notes("jetpack6", options("--target", "jetpack6").precisions) == ()
+    assert target_notes(None, fp8) == ()
+
+
+def test_decoders_that_are_kept() -> None:
+    both = {contract.DECODER: contract.SHARED, contract.DECODER_PORTABLE: contract.APPEND}
+    assert list(decoders_of(True, Precision("int4"), both)) == [contract.DECODER_PORTABLE]
+    assert list(decoders_of(False, Precision("int4"), both)) == [contract.DECODER]
+    assert decoders_of(False, Precision(), both) == both
+    portable = {contract.DECODER_PORTABLE: contract.APPEND}
+    assert decoders_of(False, Precision("int4"), portable) == portable
+    with pytest.raises(
+        OptionError, match="the bundle has decoder_model_merged alone, whose operators are ONNX"
+    ):
+        decoders_of(True, Precision("int4"), {contract.DECODER: contract.SHARED})
+
+
+# --- the split
+
+
+def sample(name: str, group: str) -> Sample:
+    return Sample(name, (b"",), "?", None, f"{name} {group}", group)
+
+
+def test_a_quarter_of_the_pictures_is_held_out_whole() -> None:
+    samples = [sample(f"{number}", f"picture {number // 2}") for number in range(40)]
+    split = split_samples(samples, 0)
+    groups = [{each.group for each in part} for part in (split.collect, split.judge)]
+    assert not groups[0] & groups[1]
+    assert [len(own) for own in groups] == [15, 5]
+    assert len(split.collect) + len(split.judge) == 40
+    assert not split.shared
+    assert split == split_samples(samples, 0)
+    assert split != split_samples(samples, 1)
+    assert {each.name for each in split_samples(samples[::-1], 0).judge} == {
+        each.name for each in split.judge
+    }
+
+
+def test_two_pictures_and_one() -> None:
+    split = split_samples([sample("a", "1"), sample("b", "2")], 0)
+    assert [len(split.collect), len(split.judge)] == [1, 1]
+    alone = split_samples([sample("a", "1"), sample("b", "1")], 0)
+    assert alone.shared
+    assert alone.collect == alone.judge
+    assert [each.name for each in pictures_of(alone.judge)] == ["a"]
+
+
+# --- memory
+
+
+def test_an_answer_is_found_once_with_every_bit(tmp_path: Path) -> None:
+    memory, calls = Memory(tmp_path / "m"), []
+
+    def find() -> dict[str, float]:
+        calls.append(1)
+        return {"x": 1 / 3}
+
+    assert memory.answer("a", key_of(1), find) == memory.answer("a", key_of(1), find) == {"x": 1 / 3}
+    assert len(calls) == 1
+    memory.answer("a", key_of(2), find)
+    memory.begin(fresh=False)
+    memory.answer("a", key_of(1), find)
+    assert len(calls) == 2
+    memory.begin(fresh=True)
+    memory.answer("a", key_of(1), find)
+    assert len(calls) == 3
+
+
+def test_arrays_are_found_once(tmp_path: Path) -> None:
+    memory, calls = Memory(tmp_path), []
+
+    def find() -> dict[str, Any]:
+        calls.append(1)
+        return {"x": np.array([1 / 3], np.float32)}
+
+    for _ in range(2):
+        np.testing.assert_array_equal(memory.arrays("a", "k", find)["x"], np.array([1 / 3], np.float32))
+    assert len(calls) == 1
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["k.npz"]
+
+    def fail() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        memory.arrays("a", "other", fail)
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["k.npz"]
+
+
+def test_damage_is_said(tmp_path: Path) -> None:
+    memory = Memory(tmp_path)
+    (tmp_path / "a").mkdir()
+    for name in ("k.json", "k.npz"):
+        (tmp_path / "a" / name).write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"k.json is damaged \(.*\): remove the file, or run with --fresh"):
+        memory.answer("a", "k", dict)
+    with pytest.raises(StoreError, match=r"k.npz is damaged \(.*\): remove the file, or run with --fresh"):
+        memory.arrays("a", "k", dict)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/w cannot be written \(.*\): give another folder with --work"):
+        Memory(tmp_path / "file" / "w").begin(fresh=False)
+
+
+# --- what stays float32
+
+LOSSES = tuple(
+    GroupLoss(Group(name, (f"{name}.w",)), loss, loss)
+    for name, loss in (("a", 0.01), ("b", 0.3), ("c", 0.002), ("d", 0.1))
+)
+
+
+def fidelity(cosine: float, chosen: float | None = 1.0) -> VisionFidelity:
+    return VisionFidelity(1, cosine, cosine, chosen, chosen, 1.0, 1.0)
+
+
+def lost(weights: frozenset[str]) -> VisionFidelity:
+    """A cosine of 1 less all losses of groups that are quantised."""
+    return fidelity(1 - sum(each.loss for each in LOSSES if not set(each.group.weights) & weights))
+
+
+def test_auto_leaves_the_fewest_of_the_worst() -> None:
+    found = choose_float(("auto",), LOSSES, 0.95, lost)
+    assert (found.groups, found.weights) == (("b", "d"), frozenset({"b.w", "d.w"}))
+    assert found.fidelity.cosine == pytest.approx(0.988)  # a sum of two losses
+    assert found.holds
+    assert choose_float(("auto",), LOSSES, 0.5, lost).groups == ()
+
+
+def test_auto_looks_at_kept_tokens_too() -> None:
+    def judge(weights: frozenset[str]) -> VisionFidelity:
+        return fidelity(1.0, 0.99 if "d.w" in weights else 0.97)
+
+    assert choose_float(("auto",), LOSSES, 0.5, judge).groups == ("b", "d")
+    undefined = choose_float(("auto",), LOSSES, 0.5, lambda _: fidelity(1.0, None))
+    assert undefined.groups == ()
+
+
+def test_names_and_none_are_taken_as_they_are() -> None:
+    found = choose_float(("c",), LOSSES, 0.99, lost)
+    assert (found.groups, found.holds) == (("c",), False)
+    assert choose_float(("none",), LOSSES, 0.99, lost).groups == ()
+
+
+def test_nothing_left_to_quantise() -> None:
+    with pytest.raises(
+        RunError, match=r"the cosine 0.9999 holds with all 4 groups in float32 alone, so that noth"
+    ):
+        choose_float(("auto",), LOSSES, 0.9999, lost)
+    with pytest.raises(
+        RunError, match=r"keep-float names all 4 groups, so that nothing of the vision encoder"
+    ):
+        choose_float(("a", "b", "c", "d"), LOSSES, 0.5, lost)
+    with pytest.raises(OptionError, match=r"keep-float names 'x', which the graph does not have.*a, b, c, d"):
+        choose_float(("x",), LOSSES, 0.5, lost)
