@@ -118,13 +118,13 @@ def _remarks(task: Task) -> list[str]:
 
 
 def key_parts(task: Task) -> dict[str, str]:
-    """What makes results comparable, by name. The default ratio is left out: writing it changes no result."""
+    """What makes results comparable, by name. The default ratio is left out: writing it changes no result; so
+    is the data: a record says which sample it is about."""
     manifest, options = task.bundle.manifest, task.options
     pruning = replace(manifest.pruning, default_ratio=None, default_tokens=None)
     model = (manifest.files, manifest.prompt, manifest.tokens, manifest.preprocess, manifest.layout, pruning)
     return {
         "bundle": hashlib.sha256(repr(model).encode()).hexdigest(),
-        "data": task.data.digest,
         "backend": f"{options.backend} {_version(options.backend)}",
         "max-new-tokens": str(options.max_new_tokens),
         "seed": str(options.seed),

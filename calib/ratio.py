@@ -90,8 +90,9 @@ def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     executor = make_executor(options.workers, options.ray)
     with ResultStore(results, store_key(parts), parts) as store, closing(executor):
         kept.append(results)
-        _say(*store.notes)
-        study = calibrate(task, _measuring(task, Sweep(data, task.spec, store, executor)))
+        sweep = Sweep(data, task.spec, store, executor)
+        _say(*store.notes, *sweep.notes)
+        study = calibrate(task, _measuring(task, sweep))
     return _finish(task, study)
 
 

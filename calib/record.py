@@ -14,7 +14,7 @@ class Record:
     """A row of the results.
 
     Attributes:
-        sample: its name, unique in the data.
+        sample: its name, unique in the data of one run; another run's data may give it another one.
         setting: what was measured. The row of `REFERENCE` holds the unpruned model's own answer.
         before, after: visual tokens without and with pruning, as they go into the prompt.
         kept: kept positions as `Result.kept_indices` has them, all images one behind the other; empty where
@@ -29,6 +29,7 @@ class Record:
         ttft: seconds from opened pictures to the first token, graphs loaded.
         kv_bytes: rows of the KV cache that the answer used.
         error: why there is no measurement: a sentence; the other fields are zeros then. None: there is one.
+        digest: `Sample.digest`, by which it is known in every run; a sweep writes it, "" before that.
     """
 
     sample: str
@@ -47,3 +48,4 @@ class Record:
     ttft: float = 0.0
     kv_bytes: int = 0
     error: str | None = None
+    digest: str = ""

@@ -1,11 +1,23 @@
 """Results on disk, durable record by record: an Arrow IPC stream that grows by one record batch per sample.
 
-Any Arrow library reads it:
+A row is a `Record`: its fields are columns, those of its setting (`selector`, `ratio`, `layer`,
+`aggregation`, `precision`) among them. Nothing is ever taken out: samples that have left the data keep their
+rows, and what failed once and was measured again has several, of which the last counts. `digest` says which
+sample a row is about; `sample` is what it was called when it was measured. Any Arrow library reads it:
 
     import pyarrow as pa
     table = pa.ipc.open_stream(pa.OSFile("results.arrow")).read_all()
-    table.to_pandas()                                     # a row per sample and setting
+
+    import pyarrow.parquet
     pyarrow.parquet.write_table(table, "results.parquet")
+
+    frame = table.to_pandas()
+    key = ["digest", "selector", "ratio", "layer", "aggregation", "precision"]
+    frame = frame.drop_duplicates(key, keep="last")       # one row per sample and setting
+    good = frame[frame.error.isna()]
+    good.groupby(["selector", "ratio"])[["same_first", "same_answer", "ttft"]].mean()
+
+Times are in seconds, `kv_bytes` in bytes, `kept` and `tokens` lists of numbers, `divergence` in nats.
 """
 
 from __future__ import annotations
@@ -38,6 +50,7 @@ class ResultStore:
     Attributes:
         path: the file.
         notes: sentences about what was found when it was opened, as a torn end.
+        earlier: how many records it had then; those behind are of this run.
     """
 
     def __init__(self, path: Path, key: str, parts: Mapping[str, str] | None = None) -> None:
@@ -62,6 +75,7 @@ class ResultStore:
         self._file = _open_locked(path)
         try:
             self._end = self._load()
+            self.earlier = len(self._records)
         except BaseException:
             self._file.close()
             raise

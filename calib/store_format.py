@@ -14,7 +14,7 @@ from runtime.lazy import require
 
 __all__ = ["FORMAT_VERSION", "read_batches", "records_from_batch", "records_to_batch", "store_schema"]
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 VERSION, KEY, PARTS = b"fopru.calib.version", b"fopru.calib.key", b"fopru.calib.parts"
 MARKER = b"\xff\xff\xff\xff"
 
@@ -42,6 +42,7 @@ RECORD_COLUMNS = {
     "ttft": "double",
     "kv_bytes": "int64",
     "error": "string?",
+    "digest": "string",
 }
 WAY_OUT = "choose another --work folder, or start again with --fresh"
 

@@ -108,8 +108,8 @@ def _read_file(path: Path, pil: Any, ops: Any) -> Image.Image:
         raise ImageError(f"{path} is not an image that Pillow can read: convert it to PNG or JPEG") from None
     except (pil.DecompressionBombError, pil.DecompressionBombWarning) as error:
         raise ImageError(f"{path} is too large to open safely ({error}): make it smaller first") from error
-    # Pillow's decoders report damage as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    # Pillow's decoders report damage as any of these, that of AVIF as RuntimeError.
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise ImageError(f"{path} cannot be read as an image ({error}): the file is damaged") from error
 
 

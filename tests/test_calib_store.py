@@ -41,6 +41,7 @@ ONE = Record(
     prefill=0.2,
     ttft=0.30000000000000004,
     kv_bytes=2**40,
+    digest="d1",
 )
 TWO = Record("rows.jsonl:17", REFERENCE, correct=None)
 THREE = Record("rows.jsonl:18", REFERENCE, error="there is no image file: check the path")
@@ -224,9 +225,9 @@ def test_unreadable_parts_do_not_hide_the_refusal(path: Path) -> None:
 def test_another_version_and_other_columns_are_refused(path: Path) -> None:
     schema = store_format.store_schema("key", {})
     path.parent.mkdir()
-    newer = schema.with_metadata(schema.metadata | {b"fopru.calib.version": b"2"})
+    newer = schema.with_metadata(schema.metadata | {b"fopru.calib.version": b"3"})
     path.write_bytes(newer.serialize().to_pybytes())
-    with pytest.raises(StoreError, match=rf"has format version 2, expected 1: {WAY_OUT}$"):
+    with pytest.raises(StoreError, match=rf"has format version 3, expected 2: {WAY_OUT}$"):
         ResultStore(path, "key")
     path.write_bytes(schema.remove(0).serialize().to_pybytes())
     with pytest.raises(StoreError, match=rf"has other columns than this version writes: {WAY_OUT}$"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 from calib.measure.spec import RunnerSpec
@@ -25,7 +26,8 @@ def describe(spec: RunnerSpec) -> dict[str, Any]:
 
     `model`, `source`, `family`, `layout`; `tokens` of a picture and `tokens_of`, which one; `strategy`,
     `layer`, `aggregation`, `default_ratio`, `default_tokens`, `position_ids`; `backend`, `threads`,
-    `max_new_tokens`, `seed`; `precisions`: by label, of each graph; `machine`; `versions`.
+    `max_new_tokens`, `seed`; `precisions`: by label, of each graph; `device`: the CPU's name; `machine`;
+    `versions`.
 
     Raises:
         BundleError: a bundle is missing or damaged.
@@ -55,6 +57,7 @@ def describe(spec: RunnerSpec) -> dict[str, Any]:
             label: {name: graph.precision for name, graph in bundle.manifest.graphs.items()}
             for label, bundle in bundles.items()
         },
+        "device": _cpu_name(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"fopru-edge": __version__, "python": platform.python_version(), **_versions()},
     }
@@ -71,6 +74,16 @@ def _typical(bundle: Bundle) -> tuple[int | None, str]:
     except ImageError:
         return None, which
     return plan.placeholders - layout.prefix_tokens * len(plan.units), which
+
+
+def _cpu_name(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """What the system calls its CPU (`Model`: boards whose kernel names no CPU), else the architecture."""
+    if listing.is_file():
+        for line in listing.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -45,8 +45,8 @@ def _decoded(data: bytes) -> Any:
         raise ImageError(
             f"an image of the data is too large to open safely ({error}): make it smaller first"
         ) from error
-    # Pillow's decoders report damage as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    # Pillow's decoders report damage as any of these, that of AVIF as RuntimeError.
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         raise ImageError(
             f"{len(data)} bytes of the data cannot be read as an image ({error}): they are damaged"
         ) from error
