@@ -43,7 +43,8 @@ def test_defaults() -> None:
 def test_everything_can_be_said() -> None:
     parsed = options(
         "--ranges", "percentile:99.9", "--keep-float", "patches, projector", "--ratio", "0.5",
-        "--samples", "8", "--output", "o", "--work", "w", "--no-awq", "--fresh", "--json", "--threads", "2", "--seed", "3",
+        "--samples", "8", "--output", "o", "--work", "w", "--no-awq", "--fresh", "--json", "--threads", "2",
+        "--seed", "3",
         "--target", "jetpack6", "--max-new-tokens", "4", "--min-cosine", "0.9",
     )  # fmt: skip
     assert parsed.ranges == Method("percentile", 99.9)

@@ -49,8 +49,6 @@ def session_options(ort: Any, threads: int | None, *, float8: bool = False) -> A
     options.enable_mem_pattern = False
     # Products with dequantised 4-bit weights would round their activations to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    # On x86 without VNNI sums of two products of 8 bits would overflow; elsewhere this changes nothing.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if float8:  # products that are fused with their (de)quantisation take integers alone
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:

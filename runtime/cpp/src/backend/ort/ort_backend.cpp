@@ -117,8 +117,6 @@ Owned<SessionOptions> OrtBackend::options_for(const std::string& file) {
     check(api, api.disable_mem_pattern(made), what);
     // Products with dequantised 4-bit weights would round their activations to 8 bits.
     check(api, api.add_config(made, "session.qdq_matmulnbits_accuracy_level", "0"), what);
-    // On x86 without VNNI sums of two products of 8 bits would overflow; elsewhere this changes nothing.
-    check(api, api.add_config(made, "session.x64quantprecision", "1"), what);
     // Products that are fused with their (de)quantisation take integers alone.
     if (ends_with(stem_of(file), "_fp8")) {
         check(api, api.add_config(made, "session.disable_quant_qdq", "1"), what);
