@@ -23,7 +23,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_BUNDLE := bundles/checkpoint
-DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py)
+DEMO_SOURCES := $(wildcard demo/checkpoint/* export/*.py export/*/*.py fopru_graph/*.py fopru_graph/*/*.py runtime/*.py calib/bundle_writer.py calib/precision/*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo build test test-gpu device-report lint check bench train-demo sizes clean cpp cpp-python test-cpp cpp-aarch64 ort-aarch64 fuzz

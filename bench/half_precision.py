@@ -39,10 +39,10 @@ from bench.options import Settings, add_common_options, report, run_script, sett
 from bench.results import Result, Table, write_markdown
 from bench.torch_reference import load_reference
 from bench.workspace import DEMO, single_layout
+from calib.bundle_writer import file_infos
 from calib.precision import Precision, Precisions, graph_file_of
 from calib.precision.bundle import convert_bundle
 from calib.precision.emulate import emulate_bfloat16
-from calib.bundle_writer import file_infos
 from runtime import Generator, contract, load_bundle
 from runtime.bundle import MANIFEST_FILE
 from runtime.parity import length_gain, measure, row_cosine

@@ -19,7 +19,7 @@ __all__ = ["DEFAULT_WORK", "DEMO", "BuildCost", "Workspace", "measure_build", "s
 
 DEFAULT_WORK = ROOT / "bundles" / "bench"
 DEMO = "demo"
-BUILT_FROM = ("export", "fopru_graph", "runtime")
+BUILT_FROM = ("export", "fopru_graph", "runtime", "calib/precision")
 
 
 @dataclass(frozen=True)
