@@ -39,8 +39,13 @@ def summary(selector: str, ratio: float, share: float) -> dict[str, Any]:
     interval = {"mean": share, "low": share - 0.02, "high": min(1.0, share + 0.02)}
     return {
         "setting": {"selector": selector, "ratio": ratio, "layer": None, "aggregation": None},
-        **{"samples": 5, "after": 196 * ratio, "first": interval, "answer": interval, "kv_bytes": 1 << 20},
-        **{"accuracy": interval, "divergence": {"mean": 1 - share, "low": 0.0, "high": 1.0}},
+        "samples": 5,
+        "after": 196 * ratio,
+        "first": interval,
+        "answer": interval,
+        "kv_bytes": 1 << 20,
+        "accuracy": interval,
+        "divergence": {"mean": 1 - share, "low": 0.0, "high": 1.0},
     }
 
 
@@ -52,8 +57,11 @@ def settings(tmp_path: Path) -> Settings:
 def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """What `calib.ratio` is made to answer, one after the other; commands go into `answers.commands`."""
     queue: list[Any] = []
+    real = subprocess.run
 
-    def run(command: Sequence[str], **_: object) -> SimpleNamespace:
+    def run(command: Sequence[str], **options: Any) -> Any:
+        if "--work" not in command:  # git, for the commit
+            return real(command, **options)
         work = Path(command[command.index("--work") + 1])
         work.mkdir(parents=True, exist_ok=True)
         for name in calibration._PLOTS:
@@ -62,7 +70,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         return SimpleNamespace(returncode=status, stdout="" if study is None else json.dumps(study))
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(Workspace, "bundle", lambda self, name: tmp_path / name)
+    monkeypatch.setattr(Workspace, "bundle", lambda _, name: tmp_path / name)
     (tmp_path / "results").mkdir()
     return queue
 
