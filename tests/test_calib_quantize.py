@@ -1,0 +1,318 @@
+"""`python -m calib.quantize`, from the command line to a bundle that answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from calib.data import open_data
+from calib.quantise.options import parse_options
+from calib.quantise.ranges import products_by_graph, ranges_of
+from calib.quantise.task import open_task
+from calib.quantize import main
+from calib.ranges import Collector, ObservingSession
+from runtime import NO_REUSE, Generator, Request, contract, load_bundle
+from runtime.backends.onnxruntime import OrtSession
+from runtime.bundle import sha256_of
+from runtime.check import main as check
+from tests.measuring import PROMPT, edited, noise
+
+VISION = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run of the command."""
+
+    bundle: Path
+    output: Path
+    work: Path
+    pictures: Path
+    report: dict[str, Any]
+
+
+def photos(folder: Path, count: int = 4) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        noise(60 + number, 80, seed=number).save(folder / f"{number}.png")
+    return folder
+
+
+def run(bundle: Path, pictures: Path, *more: str, precision: str = "vision=int8,decoder=int8") -> int:
+    words = ["--precision", precision, "--data", str(pictures), "--threads", "1", "--max-new-tokens", "3"]
+    return main([str(bundle), *words, *more])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(toy_bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("quantised")
+    bundle = root / "toy"
+    shutil.copytree(toy_bundle_dir, bundle)
+    pictures, output, work = photos(root / "photos"), root / "new", root / "work"
+    assert run(bundle, pictures, "--output", str(output), "--work", str(work), "--keep-float", "none") == 0
+    report = json.loads((work / "precision" / "quantize.json").read_text())
+    return Made(bundle, output, work, pictures, report)
+
+
+def test_the_new_bundle_says_what_it_holds_and_checks_itself(
+    made: Made, toy_bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = load_bundle(made.output).manifest
+    assert {name: info.precision for name, info in manifest.graphs.items()} == {
+        "vision_encoder": "w8a8",
+        "vision_encoder_fopru": "w8a8",
+        "embed_tokens": "int8",
+        "decoder_model_merged": "int8",
+    }
+    assert manifest.parity is not None
+    assert manifest.parity["ok"]
+    assert [each["name"] for each in manifest.parity["components"]][:1] == ["vision"]
+    assert str(manifest.created_by["quantize"]).startswith("python -m calib.quantize toy --precision")
+    assert check([str(made.output)]) == 0
+    assert "costs what the build measured" in capsys.readouterr().out
+    assert hashes(made.bundle) == hashes(toy_bundle_dir)  # the bundle is left as it is
+
+
+def test_it_answers(made: Made) -> None:
+    request = Request(PROMPT, (made.pictures / "0.png",), max_new_tokens=3)
+    wanted, got = (
+        Generator(load_bundle(path), "onnxruntime", 1, NO_REUSE).generate(request)
+        for path in (made.bundle, made.output)
+    )
+    assert len(got.token_ids) == len(wanted.token_ids)
+    assert got.visual_tokens_after == wanted.visual_tokens_after
+    assert sum(got.visual_tokens_after) < sum(got.visual_tokens_before)
+
+
+def test_quantised_weights_are_written_once_for_both_encoders(made: Made) -> None:
+    places = []
+    for name in VISION:
+        graph = ir.load(load_bundle(made.output).graph(name)).graph
+        tensors = {value.name: value.const_value for value in graph.initializers.values()}
+        assert {node.op_type for node in graph if node.op_type == "Conv"} == {"Conv"}
+        places.append(
+            {
+                key: (tensor.location, tensor.offset, tensor.dtype)
+                for key, tensor in tensors.items()
+                if isinstance(tensor, ir.ExternalTensor) and str(key).endswith("_int8")
+            }
+        )
+    assert len(places[0]) >= 8
+    assert places[0] == places[1]
+    assert {dtype for _, _, dtype in places[0].values()} == {ir.DataType.INT8}
+    assert len(list((made.output / "onnx").glob("vision*.onnx_data"))) == 1
+
+
+def test_the_report_has_every_number(made: Made) -> None:
+    report = made.report
+    assert report["samples"] == {"collect": 3, "judge": 1}
+    assert report["vision"]["ranges"]["graphs"]["vision_encoder_fopru"] == {
+        "used": 3,
+        "failed": 0,
+        "found": 0,
+    }
+    losses = [group["loss"] for group in report["vision"]["groups"]]
+    assert losses == sorted(losses, reverse=True)
+    assert min(losses) > 0
+    # 8 bits of a random toy; a broken graph would be far below.
+    assert 0.99 < report["vision"]["fidelity"]["cosine"] < 1.0
+    assert report["loss"]["positions"] > 3
+    assert report["bytes"]["after"]["decoder"] < report["bytes"]["before"]["decoder"]
+    assert report["parity"]["ok"]
+    assert report["failures"] == []
+
+
+def test_layers_behind_selection_see_kept_tokens_alone(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+    update, bundle = Collector.update, load_bundle(made.bundle)
+
+    def spy(self: Collector, tensors: Mapping[str, Any]) -> None:
+        for name, values in tensors.items():
+            seen.setdefault(name, []).append(values.shape[-2])
+        update(self, tensors)
+
+    monkeypatch.setattr(Collector, "update", spy)
+    observed = {}
+    for graph in VISION:
+        task = open_task(
+            parse_options(words(made, tmp_path)), bundle, open_data(made.pictures, None, "?", 4, 0)
+        )
+        products = products_by_graph(task, (graph,))[graph]
+        seen.clear()
+        ranges_of(task, graph, products, lambda *_: None)
+        observed[graph] = {product.weight: set(seen[product.activation]) for product in products}
+    tokens = bundle.manifest.layout.tokens
+    kept = round(0.3 * tokens)
+    whole, pruned = observed[VISION[0]], observed[VISION[1]]
+    behind = [name for name in whole if name.startswith("multi_modal_projector")]
+    assert len(behind) == 2
+    for name in behind:
+        assert (whole[name], pruned[name]) == ({tokens}, {kept})
+    first = next(name for name in whole if "layers.0.self_attn.q_proj" in name)
+    assert pruned[first] == whole[first]
+
+
+def words(made: Made, folder: Path) -> list[str]:
+    given = ["--precision", "vision=int8", "--data", str(made.pictures), "--threads", "1"]
+    return [str(made.bundle), *given, "--work", str(folder), "--output", str(folder / "o")]
+
+
+def test_a_second_run_runs_no_graph_and_writes_the_same(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a graph is run")
+
+    for kind in (ObservingSession, OrtSession):
+        monkeypatch.setattr(kind, "run", fail)
+    again = ("--output", str(tmp_path / "again"), "--work", str(made.work), "--keep-float", "none", "--json")
+    assert run(made.bundle, made.pictures, *again) == 0
+    assert hashes(tmp_path / "again") == hashes(made.output)
+    found = json.loads(capsys.readouterr().out)
+    assert found["vision"]["ranges"]["graphs"]["vision_encoder"] == {"used": 3, "failed": 0, "found": 3}
+    for key in ("loss", "whole", "parity"):
+        assert found[key] == made.report[key]
+    with pytest.raises(AssertionError, match="a graph is run"):  # the spy works
+        run(made.bundle, made.pictures, *again, "--fresh")
+
+
+def test_groups_by_name_stay_float32(made: Made, tmp_path: Path) -> None:
+    more = (
+        "--output",
+        str(tmp_path / "o"),
+        "--work",
+        str(made.work),
+        "--keep-float",
+        "projector,layers.0.mlp",
+    )
+    assert run(made.bundle, made.pictures, *more, precision="vision=int8") == 0
+    for name in VISION:
+        names = set(ir.load(load_bundle(tmp_path / "o").graph(name)).graph.initializers)
+        floats = {each for each in names if "projector" in each or "layers.0.mlp" in each}
+        assert floats
+        assert not any(each.endswith("_int8") for each in floats)
+        assert any(each.endswith("_int8") for each in names)
+    manifest = load_bundle(tmp_path / "o").manifest
+    assert (
+        manifest.graphs["decoder_model_merged"]
+        == load_bundle(made.bundle).manifest.graphs["decoder_model_merged"]
+    )
+    assert "decoder_model_portable" in manifest.graphs
+
+
+def test_below_what_was_asked_for_is_exit_code_1(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--output", str(tmp_path / "o"), "--work", str(made.work), "--keep-float", "none")
+    assert run(made.bundle, made.pictures, *more, "--min-cosine", "1", precision="vision=int8") == 1
+    assert "below what was asked for: vision has the cosine 0.99" in capsys.readouterr().out
+    assert check([str(tmp_path / "o")]) == 0
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "idefics3"])
+def test_families(
+    family: str, family_bundle: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = photos(tmp_path / "photos", 3)
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--keep-float", "none")
+    code = run(family_bundle(family), pictures, *more, "--min-cosine", "0.9", precision="vision=int8")
+    assert code == 0, capsys.readouterr()
+    assert check([str(tmp_path / "o")]) == 0
+
+
+# --- what cannot be done
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], bundle: Path, pictures: Path, *more: str, **given: str
+) -> str:
+    assert run(bundle, pictures, *more, **given) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_a_bundle_that_is_quantised_already(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
+    said = refused(capsys, made.output, made.pictures, *more, precision="vision=fp16")
+    assert "vision_encoder of" in said
+    assert said.endswith(
+        "is in int8 already, and only float32 is converted: build the bundle again with --precision "
+        "vision=fp32, or leave vision out"
+    )
+    said = refused(capsys, made.output, made.pictures, *more, precision="vision=int8")
+    assert "has the precision vision=int8 already: give a bundle in float32, or another --precision" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_is_no_bundle(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "letter.txt").touch()
+    said = refused(capsys, made.bundle, made.pictures, "--output", str(tmp_path / "o"))
+    assert "exists, is not empty and is not a bundle (it has no bundle.json)" in said
+    assert [file.name for file in (tmp_path / "o").iterdir()] == ["letter.txt"]
+
+
+def test_data_without_a_usable_sample(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"no picture")
+    said = refused(
+        capsys, made.bundle, folder, "--output", str(tmp_path / "o"), "--work", str(tmp_path / "w")
+    )
+    assert "none of the 1 rows of" in said
+
+
+def test_a_bundle_without_a_default_ratio(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = edited(made.bundle, tmp_path / "b", pruning={"default_ratio": None, "default_tokens": 4})
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
+    said = refused(capsys, bundle, made.pictures, *more)
+    assert said.endswith("has 4 tokens as default, not a ratio: give --ratio, as 0.3")
+    assert (
+        run(bundle, made.pictures, *more, "--ratio", "0.4", "--min-cosine", "0.9", precision="vision=int8")
+        == 0
+    )
+
+
+def test_weights_that_are_hard_links(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made.bundle, tmp_path / "b", copy_function=os.link)
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
+    said = refused(capsys, tmp_path / "b", made.pictures, *more, precision="decoder=int8")
+    assert "are hard links, which are not read for safety: copy the bundle with plain `cp -r`" in said
+
+
+def test_an_opset_without_the_operators(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "b"
+    shutil.copytree(made.bundle, bundle)
+    for name in VISION:
+        path = bundle / contract.graph_file(name)
+        model = ir.load(path)
+        model.opset_imports[""] = 18
+        ir.save(model, path)
+    edited(made.bundle, bundle)
+    said = refused(capsys, bundle, made.pictures, "--output", str(tmp_path / "o"))
+    assert said.endswith("has opset 18, and quantised activations need 19: build it again with --opset 20")
