@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import product
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from calib.errors import OptionError
 from calib.explain import explain, explain_miss, rebuild_command
 from calib.measure.spec import RunnerSpec
 from calib.options import RatioOptions
 from calib.record import Record
+from calib.run_options import RunOptions
 from calib.scoring import halves, search_scoring
 from calib.search import Measure, Question, search_ratio
 from calib.settings import BASELINES, SELECTORS, Setting
@@ -27,7 +29,19 @@ if TYPE_CHECKING:
     from calib.data.sample import Data
     from runtime.bundle import Bundle
 
-__all__ = ["Task", "calibrate", "encoder_layers", "key_parts"]
+__all__ = [
+    "Task",
+    "calibrate",
+    "check_labelled",
+    "comparable",
+    "encoder_layers",
+    "key_parts",
+    "remarks",
+    "sort_records",
+    "spec_of",
+    "version_of",
+    "versions_of",
+]
 
 _PACKAGES = ("scipy", "pyarrow", "ray")  # beside those that measure
 _AGGREGATIONS = ("col_mean", "col_mean_patch", "cls")
@@ -51,24 +65,33 @@ class Task:
     data: Data
 
     def __post_init__(self) -> None:
-        if self.options.constraint.metric == "accuracy" and not self.data.labelled:
-            raise OptionError(
-                f"metric is accuracy, but no sample of {self.data.source} has an answer: add `answer` to the "
-                "rows, or give --metric first"
-            )
+        check_labelled(self.options.constraint.metric, self.data)
 
     @property
     def spec(self) -> RunnerSpec:
         """How samples are measured."""
-        options = self.options
-        return RunnerSpec(
-            bundles=(("", options.bundle),),
-            backend=options.backend,
-            threads=options.threads,
-            max_new_tokens=options.max_new_tokens,
-            seed=options.seed,
-            work=options.work,
+        return spec_of(self.options, (("", self.options.bundle),))
+
+
+def check_labelled(metric: str, data: Data) -> None:
+    """OptionError: accuracy is asked for without labels."""
+    if metric == "accuracy" and not data.labelled:
+        raise OptionError(
+            f"metric is accuracy, but no sample of {data.source} has an answer: add `answer` to the "
+            "rows, or give --metric first"
         )
+
+
+def spec_of(options: RunOptions, bundles: tuple[tuple[str, Path], ...]) -> RunnerSpec:
+    """How samples are measured, with these bundles by label."""
+    return RunnerSpec(
+        bundles=bundles,
+        backend=options.backend,
+        threads=options.threads,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        work=options.work,
+    )
 
 
 def calibrate(task: Task, measure: Measure) -> Study:
@@ -100,36 +123,46 @@ def calibrate(task: Task, measure: Measure) -> Study:
         notes += scoring.sentences
         if scoring.better is not None:
             notes.append(f"it takes a new bundle: {rebuild_command(build, name, scoring.better)}")
-    study = _study(task, question, _sorted(records, data), [*notes, *_remarks(task)])
+    study = _study(task, question, sort_records(records, data), [*notes, *remarks(options, data)])
     return replace(study, pick=pick)
 
 
-def _remarks(task: Task) -> list[str]:
+def remarks(options: RunOptions, data: Data) -> list[str]:
     """What a reader should know about how it was measured."""
-    remarks = list(task.data.notes)
-    if task.data.skipped:
-        remarks.append(f"skipped rows of the data, which cannot be used: {len(task.data.skipped)}")
-    if task.options.ray is not None or (task.options.workers or 1) > 1:
-        remarks.append(
+    found = list(data.notes)
+    if data.skipped:
+        found.append(f"skipped rows of the data, which cannot be used: {len(data.skipped)}")
+    if options.ray is not None or (options.workers or 1) > 1:
+        found.append(
             "several workers measured at once, so that times are longer than one request alone would take: "
             "compare them with each other, and set --max-ttft with --workers 1"
         )
-    return remarks
+    return found
 
 
 def key_parts(task: Task) -> dict[str, str]:
     """What makes results comparable, by name. The default ratio is left out: writing it changes no result; so
     is the data: a record says which sample it is about."""
-    manifest, options = task.bundle.manifest, task.options
-    pruning = replace(manifest.pruning, default_ratio=None, default_tokens=None)
-    model = (manifest.files, manifest.prompt, manifest.tokens, manifest.preprocess, manifest.layout, pruning)
+    return comparable(task.options, {"bundle": task.bundle})
+
+
+def comparable(options: RunOptions, bundles: Mapping[str, Bundle]) -> dict[str, str]:
+    """As `key_parts`, of several bundles, by the name that a refusal gives them."""
     return {
-        "bundle": hashlib.sha256(repr(model).encode()).hexdigest(),
-        "backend": f"{options.backend} {_version(options.backend)}",
+        **{name: _bundle_key(bundle) for name, bundle in bundles.items()},
+        "backend": f"{options.backend} {version_of(options.backend)}",
         "max-new-tokens": str(options.max_new_tokens),
         "seed": str(options.seed),
         "version": __version__,
     }
+
+
+def _bundle_key(bundle: Bundle) -> str:
+    """Hash of all that results depend on, but not of the default ratio."""
+    manifest = bundle.manifest
+    pruning = replace(manifest.pruning, default_ratio=None, default_tokens=None)
+    model = (manifest.files, manifest.prompt, manifest.tokens, manifest.preprocess, manifest.layout, pruning)
+    return hashlib.sha256(repr(model).encode()).hexdigest()
 
 
 def encoder_layers(bundle: Bundle) -> tuple[int, ...]:
@@ -184,7 +217,7 @@ def _refused(task: Task, settings: Sequence[Setting]) -> Mapping[Setting, str]:
     return check_settings(task.spec, settings)
 
 
-def _sorted(records: Iterable[Record], data: Data) -> tuple[Record, ...]:
+def sort_records(records: Iterable[Record], data: Data) -> tuple[Record, ...]:
     """By sample in the order of the data, then setting; each once."""
     places = {sample.name: place for place, sample in enumerate(data.samples)}
     once = {(record.sample, record.setting): record for record in records}
@@ -196,8 +229,7 @@ def _study(task: Task, question: Question, records: tuple[Record, ...], notes: S
 
     results = Results(records, question.groups, seed=question.seed)
     constraint, facts = question.constraint, describe(task.spec)
-    versions = {"fopru-edge": __version__, **facts.pop("versions")}
-    versions |= {package: found for package in _PACKAGES if (found := _version(package))}
+    versions = versions_of(facts)
     return Study(
         data=task.data,
         records=records,
@@ -214,7 +246,14 @@ def _study(task: Task, question: Question, records: tuple[Record, ...], notes: S
     )
 
 
-def _version(package: str) -> str:
+def versions_of(facts: dict[str, Any]) -> dict[str, str]:
+    """Versions of all that measured, by name; those of `describe` are taken out of `facts`."""
+    versions = {"fopru-edge": __version__, **facts.pop("versions")}
+    return versions | {package: found for package in _PACKAGES if (found := version_of(package))}
+
+
+def version_of(package: str) -> str:
+    """Of an installed package; empty: it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

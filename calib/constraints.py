@@ -123,13 +123,13 @@ def seconds_of(text: str) -> float:
     return _quantity("max-ttft", text, _SECONDS, "150ms")
 
 
-def bytes_of(text: str) -> int:
-    """`64MiB`, `1.5GB`, `4096B`.
+def bytes_of(text: str, option: str = "max-kv") -> int:
+    """`64MiB`, `1.5GB`, `4096B`; `option` is named where it is something else.
 
     Raises:
         OptionError: no number above 0 with one of these units.
     """
-    return math.ceil(_quantity("max-kv", text, _BYTES, "64MiB"))
+    return math.ceil(_quantity(option, text, _BYTES, "64MiB"))
 
 
 def seconds_text(seconds: float) -> str:

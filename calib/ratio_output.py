@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from calib.constraints import bytes_text, seconds_text
-from calib.data.sample import Skipped
 from calib.explain import name_of
 from calib.pick import Pick
 from calib.settings import REFERENCE, SELECTORS, Setting
@@ -19,9 +17,8 @@ from calib.summary import Summary
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["WIDE", "pick_lines", "skipped_lines", "study_json", "study_table"]
+__all__ = ["WIDE", "pick_lines", "study_json", "study_table"]
 
-_SHOWN = 5  # skipped rows on the screen; all of them are in a file
 WIDE = 120  # columns that the whole table takes
 
 
@@ -64,18 +61,6 @@ def pick_lines(pick: Pick) -> list[str]:
     lines += [f"  note: {note}" for note in pick.notes]
     if pick.rebuild is not None:
         lines.append(f"  to get there, build another bundle and calibrate it: {pick.rebuild}")
-    return lines
-
-
-def skipped_lines(skipped: Sequence[Skipped], samples: int, where: str) -> list[str]:
-    """The count, the first five, and where all are; nothing where no row was skipped."""
-    if not skipped:
-        return []
-    rows = "1 row" if len(skipped) == 1 else f"{len(skipped)} rows"
-    lines = [f"skipped, as they cannot be used: {rows}; samples left: {samples}"]
-    lines += [f"  {row.where}: {row.reason}" for row in skipped[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        lines.append(f"  and {len(skipped) - _SHOWN} more, all of them in {where}")
     return lines
 
 

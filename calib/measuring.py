@@ -1,0 +1,155 @@
+"""From a command's options to a measure: the work folder, the store, the workers, a bar on stderr.
+
+with measuring(options, data, spec, parts, kept) as measure:
+    records = measure(settings)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib.errors import CalibError, RunError
+from calib.measure.spec import RunnerSpec
+from calib.record import Record
+from calib.run_options import RunOptions
+from calib.search import Measure
+from calib.settings import Setting
+from runtime.lazy import require
+from runtime.output import exit_code_of, write_whole
+
+if TYPE_CHECKING:
+    from calib.data.sample import Data, Skipped
+    from calib.sweep import Sweep
+
+__all__ = ["RESULTS", "measuring", "need_packages", "run_command", "say", "skipped_lines"]
+
+RESULTS = "results.arrow"
+_SKIPPED = "skipped.txt"
+_SHOWN = 5  # skipped rows on the screen; all of them are in a file
+_NEEDED = {"rich": "rich", "scipy.stats": "scipy", "pyarrow": "pyarrow"}
+_REPORT_NEEDS = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow"}
+
+
+def run_command(run: Callable[[list[Path]], int]) -> int:
+    """The exit code of a command: what it returns, 2 after an error in one line on stderr, 130 after Ctrl-C.
+
+    `run` is given a list for the file that keeps its results, once there is one.
+    """
+    return exit_code_of(lambda: _caught(run))
+
+
+def need_packages(*, report: bool) -> None:
+    """What would otherwise fail only after hours of measuring.
+
+    Raises:
+        BackendError: a package is not installed.
+    """
+    for module, package in (_NEEDED | (_REPORT_NEEDS if report else {})).items():
+        require(module, package, "calib")
+
+
+@contextmanager
+def measuring(
+    options: RunOptions, data: Data, spec: RunnerSpec, parts: Mapping[str, str], kept: list[Path]
+) -> Iterator[Measure]:
+    """A measure whose results are kept in `options.work`, each of its rounds with a line and a bar on stderr.
+
+    Args:
+        options: where results go, and who measures.
+        data: the samples; skipped rows are said, and listed in a file.
+        spec: how they are measured.
+        parts: what makes results comparable, by name.
+        kept: gets the path of the results.
+
+    Raises:
+        RunError: the work folder cannot be written.
+        StoreError: it holds results that cannot be compared with these.
+    """
+    from calib.executors import make_executor
+    from calib.store import ResultStore, store_key
+    from calib.sweep import Sweep
+
+    _prepare(options, data)
+    results = options.work / RESULTS
+    executor = make_executor(options.workers, options.ray)
+    with ResultStore(results, store_key(parts), parts) as store, closing(executor):
+        kept.append(results)
+        say(*store.notes)
+        yield _with_a_bar(Sweep(data, spec, store, executor))
+
+
+def skipped_lines(skipped: Sequence[Skipped], samples: int, where: str) -> list[str]:
+    """The count, the first five, and where all are; nothing where no row was skipped."""
+    if not skipped:
+        return []
+    rows = "1 row" if len(skipped) == 1 else f"{len(skipped)} rows"
+    lines = [f"skipped, as they cannot be used: {rows}; samples left: {samples}"]
+    lines += [f"  {row.where}: {row.reason}" for row in skipped[:_SHOWN]]
+    if len(skipped) > _SHOWN:
+        lines.append(f"  and {len(skipped) - _SHOWN} more, all of them in {where}")
+    return lines
+
+
+def say(*lines: str) -> None:
+    """On stderr, at once."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _caught(run: Callable[[list[Path]], int]) -> int:
+    from calib.executors.base import WorkerError
+
+    kept: list[Path] = []
+    try:
+        return run(kept)
+    except (CalibError, WorkerError) as error:
+        say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        if kept:
+            say(f"stopped: what was measured is kept in {kept[0]}, run again to go on")
+        else:
+            say("stopped: nothing was measured yet")
+        return 130
+
+
+def _prepare(options: RunOptions, data: Data) -> None:
+    """The work folder, with what was skipped."""
+    where = options.work / _SKIPPED
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        where.unlink(missing_ok=True)
+        if data.skipped:
+            write_whole(where, "".join(f"{row.where}: {row.reason}\n" for row in data.skipped).encode())
+        if options.fresh:
+            (options.work / RESULTS).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{options.work} cannot be written ({error.strerror or error}): give another folder with --work"
+        ) from error
+    say(*skipped_lines(data.skipped, len(data.samples), str(where)))
+
+
+def _with_a_bar(sweep: Sweep) -> Measure:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+
+    def measure(settings: Sequence[Setting]) -> Sequence[Record]:
+        ratios = sorted({setting.ratio for setting in settings if setting.ratio < 1.0}, reverse=True)
+        samples = len(sweep.data.samples)
+        say(f"{samples} samples x {len(settings)} settings, ratios {', '.join(f'{r:g}' for r in ratios)}")
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            row = bar.add_task("answers", total=samples * len(settings))
+            return sweep.measure(settings, lambda done, total: bar.update(row, completed=done, total=total))
+
+    return measure
