@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from calib.errors import OptionError
 from calib.measure import whole
@@ -182,6 +182,21 @@ def test_damaged_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(ImageError, match=r"an image of the data is too large to open safely"):
         open_picture(whole_file)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damaged_avif() -> None:
+    stream = io.BytesIO()
+    noise(64, 64).save(stream, "AVIF")
+    content = bytearray(stream.getvalue())
+    start = content.index(b"mdat") + 4
+    content[start : start + 64] = bytes(64)
+    with pytest.raises(RuntimeError), Image.open(io.BytesIO(content)) as opened:
+        opened.load()
+    with pytest.raises(
+        ImageError, match=r"bytes of the data cannot be read as an image \(.*\): they are dam"
+    ):
+        open_picture(bytes(content))
 
 
 def test_gray_and_palettes_become_rgb() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.environment import cpu_name
 from calib.data.sample import Sample
+from calib.measure.describe import _cpu_name
 from calib.measure.encode import seed_of
 from calib.measure.runner import RunnerSpec, SampleRunner, check_settings, describe
 from calib.record import Record
@@ -284,6 +286,7 @@ def test_describe(family_bundle: Bundles, tmp_path: Path) -> None:
     }
     assert (facts["layer"], facts["aggregation"], facts["default_ratio"]) == (1, "col_mean", 0.3)
     assert facts["precisions"][""]["vision_encoder"] == "fp32"
+    assert facts["device"] == cpu_name()
     assert {"fopru-edge", "python", "numpy"} <= set(facts["versions"])
     next_facts = describe(spec_of(tmp_path, family_bundle("llava_next")))
     assert next_facts["tokens_of"] == "a picture of 640 x 480 pixels"
@@ -292,3 +295,22 @@ def test_describe(family_bundle: Bundles, tmp_path: Path) -> None:
     spec = RunnerSpec((("", family_bundle("qwen2_5_vl")),), "onnxruntime", 1, 4, 0, tmp_path)
     narrow = edited(family_bundle("qwen2_5_vl"), tmp_path / "small", layout={"max_pixels": 4096})
     assert describe(replace(spec, bundles=(("", narrow),)))["tokens"] <= 4096 // 64
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("processor\t: 0\nmodel\t\t: 2\nmodel name\t: Some CPU: fast\nmodel name\t: b\n", "Some CPU: fast"),
+        ("processor\t: 0\nmodel name\t:\n\nModel\t\t: Some Board Rev 1.4\n", "Some Board Rev 1.4"),
+        ("processor\t: 0\n", "riscv64"),
+        (None, "riscv64"),
+    ],
+)
+def test_name_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, name: str
+) -> None:
+    monkeypatch.setattr("platform.processor", str)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    if content is not None:
+        (tmp_path / "cpuinfo").write_text(content)
+    assert _cpu_name(tmp_path / "cpuinfo") == name

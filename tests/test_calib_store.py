@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calib import store as store_module
 from calib import store_format
 from calib.errors import StoreError
 from calib.record import Record
@@ -115,6 +116,26 @@ def test_any_arrow_library_reads_it(path: Path) -> None:
     assert table.column("sample").to_pylist() == ["photo.jpg#2", "rows.jsonl:17"]
     assert table.column("ratio").to_pylist() == [0.126, 1.0]
     assert table.schema.metadata[b"fopru.calib.key"] == b"key"
+
+
+def test_the_documented_way_to_read_it_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    failed, again = replace(TWO, error="no memory", digest="d2"), replace(TWO, ttft=0.25, digest="d2")
+    filled(path, [ONE, failed], [again])
+    monkeypatch.chdir(path.parent)
+    lines = (store_module.__doc__ or "").splitlines()
+    found: dict[str, Any] = {}
+    exec("\n".join(line.strip() for line in lines if line.startswith("    ")), found)
+    assert found["good"][["digest", "ttft"]].values.tolist() == [["d1", ONE.ttft], ["d2", 0.25]]
+    assert found["good"]["kept"].map(list).tolist() == [[0, 5, 575], []]
+    assert found["pyarrow"].parquet.read_table("results.parquet").equals(found["table"])
+
+
+def test_it_knows_what_is_of_an_earlier_run(path: Path) -> None:
+    filled(path, [ONE, TWO])
+    with ResultStore(path, "key") as store:
+        store.append([THREE])
+        assert store.records()[store.earlier :] == [THREE]
 
 
 def test_a_torn_append_is_dropped_wherever_it_was_torn(path: Path) -> None:
@@ -225,10 +246,11 @@ def test_unreadable_parts_do_not_hide_the_refusal(path: Path) -> None:
 def test_another_version_and_other_columns_are_refused(path: Path) -> None:
     schema = store_format.store_schema("key", {})
     path.parent.mkdir()
-    newer = schema.with_metadata(schema.metadata | {b"fopru.calib.version": b"3"})
-    path.write_bytes(newer.serialize().to_pybytes())
-    with pytest.raises(StoreError, match=rf"has format version 3, expected 2: {WAY_OUT}$"):
-        ResultStore(path, "key")
+    for version in ("1", "3"):  # the one before this, and one to come
+        other = schema.with_metadata(schema.metadata | {b"fopru.calib.version": version.encode()})
+        path.write_bytes(other.serialize().to_pybytes())
+        with pytest.raises(StoreError, match=rf"has format version {version}, expected 2: {WAY_OUT}$"):
+            ResultStore(path, "key")
     path.write_bytes(schema.remove(0).serialize().to_pybytes())
     with pytest.raises(StoreError, match=rf"has other columns than this version writes: {WAY_OUT}$"):
         ResultStore(path, "key")

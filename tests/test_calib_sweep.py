@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from calib.data.sample import Data
 from calib.errors import StoreError
 from calib.executors import Work, WorkerError, make_executor
 from calib.measure.spec import RunnerSpec
@@ -22,7 +23,7 @@ from calib.record import Record
 from calib.settings import REFERENCE, Setting
 from calib.store import ResultStore
 from calib.sweep import Sweep, setting_order
-from tests.calib_runner_double import SETTINGS, OrderlyRunner, samples, the_spec
+from tests.calib_runner_double import SETTINGS, OrderlyRunner, sample, samples, the_spec
 
 pytest.importorskip("pyarrow")
 
@@ -97,7 +98,7 @@ def test_only_what_is_missing_is_measured(sweep: Sweep, recorder: Recorder) -> N
     assert recorder.works == []
 
 
-def test_a_failed_record_is_not_tried_again(tmp_path: Path, recorder: Recorder) -> None:
+def test_a_failed_record_is_not_tried_again_in_the_same_run(tmp_path: Path, recorder: Recorder) -> None:
     data = samples("answer", "refuse")
     with ResultStore(tmp_path / "results.arrow", "key") as store:
         sweep = Sweep(data, the_spec(tmp_path / "work"), store, recorder)
@@ -109,11 +110,62 @@ def test_a_failed_record_is_not_tried_again(tmp_path: Path, recorder: Recorder) 
         assert recorder.works == []
 
 
+def test_the_next_run_tries_again_what_failed(tmp_path: Path, recorder: Recorder) -> None:
+    good, bad, gone = (
+        replace(each, digest=each.name) for each in samples("answer", "refuse", "refuse").samples
+    )
+    path, spec = tmp_path / "results.arrow", the_spec(tmp_path / "work")
+    with ResultStore(path, "key") as store:
+        sweep = Sweep(Data("double", (good, bad, gone)), spec, store, recorder)
+        first = sweep.measure(SETTINGS[:2])
+        assert sweep.notes == []  # nothing of an earlier run
+    cured = Data("double", (good, replace(bad, prompt="answer")))
+    with ResultStore(path, "key") as store:
+        sweep = Sweep(cured, spec, store, recorder)
+        assert sweep.notes == [
+            "measurements of these samples that failed in an earlier run: 2; those that are needed are made "
+            "again, as the cause may be gone"
+        ]
+        second = sweep.measure(SETTINGS[:2])
+        assert [(work.sample.name, len(work.settings)) for work in recorder.works] == [("s1", 2)]
+        assert second[:2] == first[:2]
+        assert [(record.sample, record.error) for record in second[2:]] == [("s1", None)] * 2
+    with ResultStore(path, "key") as store:
+        sweep = Sweep(cured, spec, store, recorder)
+        assert (sweep.notes, sweep.measure(SETTINGS[:2]), recorder.works) == ([], second, [])
+
+
+def test_a_sample_more_is_measured_alone_and_digests_decide(tmp_path: Path, recorder: Recorder) -> None:
+    """As a row inserted before the others: what was s0 is s1 now, and another one is s0."""
+    path, spec = tmp_path / "results.arrow", the_spec(tmp_path / "work")
+    with ResultStore(path, "key") as store:
+        first = Sweep(DATA, spec, store, recorder).measure(SETTINGS)
+    new = replace(sample("new"), name="s0")
+    moved = [replace(each, name=f"s{place}") for place, each in enumerate(DATA.samples, 1)]
+    with ResultStore(path, "key") as store:
+        records = Sweep(replace(DATA, samples=(new, *moved)), spec, store, recorder).measure(SETTINGS)
+        assert [(work.sample, work.settings) for work in recorder.works] == [(new, tuple(ORDERED))]
+    count = len(SETTINGS)
+    assert [record.sample for record in records] == [f"s{place}" for place in range(7) for _ in SETTINGS]
+    assert {record.digest for record in records[:count]} == {new.digest}
+    assert [replace(record, sample="") for record in records[count:]] == [
+        replace(record, sample="") for record in first
+    ]
+    with ResultStore(path, "key") as store:  # and the first data again: all of it is there
+        before = path.read_bytes()
+        assert Sweep(DATA, spec, store, recorder).measure(SETTINGS) == first
+        assert recorder.works == []
+    assert path.read_bytes() == before
+
+
 def test_samples_that_are_not_in_the_data_stay_out(sweep: Sweep) -> None:
-    sweep.store.append([Record("stranger", REFERENCE)])
+    stranger = Record("s0", REFERENCE, text="stranger", digest="another")
+    sweep.store.append([stranger])
     told: list[tuple[int, int]] = []
     records = sweep.measure([REFERENCE], lambda done, total: told.append((done, total)))
     assert [record.sample for record in records] == [sample.name for sample in DATA.samples]
+    assert stranger.text not in {record.text for record in records}
+    assert sweep.store.records()[0] == stranger
     assert told == [(done, 6) for done in range(7)]
 
 

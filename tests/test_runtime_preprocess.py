@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from sklearn.datasets import load_sample_images
 from transformers.image_utils import load_image as theirs_load_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -236,6 +236,20 @@ def test_truncated_file(tmp_path: Path, photo: Image.Image, suffix: str) -> None
     photo.save(file)
     file.write_bytes(file.read_bytes()[:9000])
     with pytest.raises(ImageError, match=rf"cut.{suffix} cannot be read as an image .*the file is damaged"):
+        load_image(file)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damaged_avif(tmp_path: Path, photo: Image.Image) -> None:
+    file = tmp_path / "bad.avif"
+    photo.save(file)
+    content = bytearray(file.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start : start + 64] = bytes(64)
+    file.write_bytes(content)
+    with pytest.raises(RuntimeError), Image.open(file) as opened:
+        opened.load()
+    with pytest.raises(ImageError, match=r"bad.avif cannot be read as an image .*the file is damaged"):
         load_image(file)
 
 
