@@ -78,8 +78,9 @@ def measuring(
     executor = make_executor(options.workers, options.ray)
     with ResultStore(results, store_key(parts), parts) as store, closing(executor):
         kept.append(results)
-        say(*store.notes)
-        yield _with_a_bar(Sweep(data, spec, store, executor))
+        sweep = Sweep(data, spec, store, executor)
+        say(*store.notes, *sweep.notes)
+        yield _with_a_bar(sweep)
 
 
 def skipped_lines(skipped: Sequence[Skipped], samples: int, where: str) -> list[str]:
