@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +90,14 @@ def scale_decoder(
     )
     chosen: dict[str, FoldScale] = {}
     scales: dict[str, _Matrix] = {}
-    with Journal(keep.file, keep.key) as journal, tempfile.TemporaryDirectory(dir=keep.file.parent) as folder:
+    with Journal(keep.file, keep.key) as journal, _folder(keep.file) as folder:
         for line in journal.lines:
             found, values = _from_line(line)
             chosen[found.name], scales[found.name] = found, values
         todo = [fold for fold in folds if fold.name not in chosen]
         widths = {fold.activation: fold.channels for fold in todo}
         feeds = CaseFeeds(source.root, source.precisions, source.decoder) if todo else None
-        rows = {} if feeds is None else collect_rows(graph, feeds, widths, cases, Path(folder))
+        rows = {} if feeds is None else collect_rows(graph, feeds, widths, cases, folder)
         for number, fold in enumerate(todo, len(folds) - len(todo)):
             progress(number, len(folds))
             found, values = _search(fold, rows[fold.activation], precision, tensorrt=source.tensorrt)
@@ -121,6 +122,18 @@ def scale_for_alpha(means: npt.NDArray[np.float64], alpha: float) -> _Matrix:
     powers = np.maximum(means / means.mean(), _LEAST) ** alpha
     scale: _Matrix = (powers / np.sqrt(powers.max() * powers.min())).astype(np.float32)
     return scale
+
+
+@contextmanager
+def _folder(file: Path) -> Iterator[Path]:
+    """A folder for rows beside a file, without what a killed run left in it."""
+    folder = file.with_name(f"{file.name}.rows")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _plan(source: DecoderSource, graph: Path) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
