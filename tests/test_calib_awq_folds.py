@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calib.awq.folds import Fold, Heads, folds_of, shared_folds
+from calib.awq.folds import Fold, folds_of, shared_folds
 from calib.awq.places import Readers
-from calib.precision import FLOAT32, Precision
-from calib.precision.bundle import GraphLogits
-from calib.precision.convert import convert_model
-from calib.precision.loss import LossCase
-from calib.precision.weight_file import WeightFile
-from fopru_graph.files import write_model
-from runtime.bundle import load_bundle
-from runtime.contract import EMBED_TOKENS
 from tests.awq_graphs import ATTENTION, HEADS, NORMS, decoder, random_scales, run, scaled
 
 # Of the largest output: each weight is multiplied by up to 4 and divided again, a rounding of 2^-24 each, and
@@ -223,41 +210,3 @@ def test_two_names_of_the_same_bytes() -> None:
     for name in ("w16x8_q", "w16x8_k"):
         external(model, name, (0, 512), (16, 8))
     assert folds_of(model, HEADS)[1] == ("w16x8_q is not scaled: two of its weights are the same tensor",)
-
-
-def logits_of(root: Path, graph: str) -> np.ndarray:
-    decoder_info = load_bundle(root).manifest.decoder
-    info = replace(decoder_info, caches={graph: decoder_info.caches[graph]})
-    ids = np.random.default_rng(3).integers(0, info.vocab_size, 24)
-    return GraphLogits(root, FLOAT32, info)(LossCase(ids))
-
-
-@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "qwen2_5_vl", "internvl"])
-def test_every_decoder_of_an_exported_bundle(
-    family: str, family_bundle: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """Fused and portable graphs, Qwen2 with its biases, grouped queries: they read the same new weights."""
-    root = family_bundle(family)
-    manifest = load_bundle(root).manifest
-    info = manifest.decoder
-    models = {name: ir.load(root / manifest.graphs[name].file) for name in (*info.caches, EMBED_TOKENS)}
-    heads = Heads(info.kv_heads, info.head_dim)
-    plans = {name: folds_of(model, heads)[0] for name, model in models.items()}
-    first, *rest = models
-    folds, _ = shared_folds(plans[first], [(Readers.of(models[name], name), plans[name]) for name in rest])
-    names = [fold.name for fold in folds]
-    for layer in range(info.layers):
-        for part in ("attention.input", "attention.output", "mlp.input", "mlp.output"):
-            assert f"layers.{layer}.{part}" in names
-    scales = random_scales(folds)
-    shutil.copytree(root, tmp_path / "b")
-    with WeightFile(tmp_path / "b/onnx/scaled.onnx_data") as file:
-        for name in info.caches:
-            count = scales.apply(models[name])
-            assert count == len(scales.factors)
-            convert_model(models[name], Precision("fp32"), file)
-            write_model(models[name], tmp_path / "b" / manifest.graphs[name].file)
-    for name in info.caches:
-        before, after = logits_of(root, name), logits_of(tmp_path / "b", name)
-        assert close(after, before)
-        assert not np.array_equal(after, before)
