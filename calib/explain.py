@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
 
-from calib.pick import Check, Pick
+from calib.pick import Pick
 from calib.search import Found, Question, reach, setting_at
 from calib.settings import BASELINES, METHODS, REFERENCE, Setting
-from calib.statistics import CONFIDENCE
+from calib.shortfall import by_how_much, doubts, largest_miss
 
 __all__ = ["explain", "explain_miss", "name_of", "rebuild_command"]
 
@@ -32,7 +31,7 @@ def explain(question: Question, found: Found, build: str, bundle: str) -> Pick:
         *_baselines(question, found, chosen),
         *(_reaches(question, found, chosen, other) for other in others),
         *_lucky(question, found, chosen),
-        *_doubts(question, found, chosen),
+        *doubts(question.constraint, found.results, chosen),
     ]
     checks = question.constraint.checks(found.results, chosen)
     return Pick(chosen, tuple(_reasons(question, found, chosen)), checks, tuple(notes), rebuild)
@@ -46,7 +45,7 @@ def explain_miss(question: Question, found: Found) -> tuple[str, ...]:
     sentences = [
         f"nothing that was tried meets the constraint ({question.constraint}); closest is "
         f"{name_of(closest)}, where {' and '.join(check.text for check in missed) or 'a higher ratio fails'}"
-        f"{_by_how_much(missed)}"
+        f"{by_how_much(missed)}"
     ]
     for selector in question.others:
         other = reach(question, found.results, Setting(selector, question.own.ratio), found.ratios)
@@ -167,45 +166,6 @@ def _lucky(question: Question, found: Found, chosen: Setting) -> list[str]:
     ]
 
 
-def _doubts(question: Question, found: Found, chosen: Setting) -> list[str]:
-    summary, least = found.results.summary(chosen), question.constraint.min_agreement
-    doubts = []
-    if found.results.pictures == 1:
-        doubts.append("all samples are of one picture, so that the intervals say nothing about others")
-    if summary.failed:
-        doubts.append(
-            f"{summary.failed} of {summary.samples + summary.failed} samples could not be measured at "
-            f"{chosen.ratio:g} and are left out"
-        )
-    bound = summary.first_bound if question.constraint.metric == "first" else summary.answer_bound
-    if least is None or question.constraint.metric == "accuracy" or bound >= least:
-        return doubts
-    doubt = (
-        f"{summary.samples} samples prove no more than {bound:.3f} (exact one-sided bound at 95 %, "
-        f"independent samples), which is below {least:g}"
-    )
-    if least < 1:
-        needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
-        doubt += f": it takes {needed} that all agree"
-    return [*doubts, doubt]
-
-
 def _misses(question: Question, found: Found, setting: Setting) -> float:
     """The largest relative miss of a limit; infinite where nothing was measured."""
-    return max((_miss(check) for check in question.constraint.checks(found.results, setting)), default=0.0)
-
-
-def _miss(check: Check) -> float:
-    if check.met:
-        return 0.0
-    if math.isnan(check.value):
-        return math.inf
-    return abs(check.value - check.limit) / check.limit
-
-
-def _by_how_much(missed: Sequence[Check]) -> str:
-    agreement = [check for check in missed if check.name == "agreement" and not math.isnan(check.value)]
-    over = [check for check in missed if check.name != "agreement" and not math.isnan(check.value)]
-    parts = [f"{check.limit - check.value:.3f} short" for check in agreement]
-    parts += [f"{100 * _miss(check):.3g} % over" for check in over]
-    return f": {', '.join(parts)}" if parts else ""
+    return largest_miss(question.constraint.checks(found.results, setting))

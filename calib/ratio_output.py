@@ -17,7 +17,7 @@ from calib.summary import Summary
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["WIDE", "pick_lines", "study_json", "study_table"]
+__all__ = ["WIDE", "number_text", "pick_lines", "share_text", "study_json", "study_table"]
 
 WIDE = 120  # columns that the whole table takes
 
@@ -97,28 +97,29 @@ def _cells(setting: Setting, summary: Summary, digits: int) -> dict[str, str]:
     """By column, in order."""
     first, accuracy = summary.first, summary.fraction("accuracy")
     failed = f" ({summary.failed} failed)" if summary.failed else ""
-    low, high = _share(first.low, digits), _share(first.high, digits)
+    low, high = share_text(first.low, digits), share_text(first.high, digits)
     return {
         "selector": "unpruned" if setting == REFERENCE else name_of(setting).rpartition(" at ")[0],
         "ratio": f"{setting.ratio:g}",
         "samples": f"{summary.samples}{failed}",
-        "before": _number(summary.before, ".4g"),
-        "tokens": _number(summary.after, ".4g"),
-        "first token": f"{_share(first.mean, digits)} [{low}, {high}]",
-        "answer": _share(summary.answer.mean, digits),
-        "right": _share(accuracy.mean, digits),
-        "KL": _number(summary.divergence.mean, f".{digits - 1}g"),
+        "before": number_text(summary.before, ".4g"),
+        "tokens": number_text(summary.after, ".4g"),
+        "first token": f"{share_text(first.mean, digits)} [{low}, {high}]",
+        "answer": share_text(summary.answer.mean, digits),
+        "right": share_text(accuracy.mean, digits),
+        "KL": number_text(summary.divergence.mean, f".{digits - 1}g"),
         "TTFT": seconds_text(summary.ttft.mean),
         "KV": bytes_text(summary.kv_bytes),
     }
 
 
-def _share(value: float, digits: int) -> str:
-    """Never 1 for what is not all."""
-    return _number(min(value, 1 - 10.0**-digits) if value < 1 else value, f".{digits}f")
+def share_text(value: float, digits: int) -> str:
+    """A fraction; never 1 for what is not all."""
+    return number_text(min(value, 1 - 10.0**-digits) if value < 1 else value, f".{digits}f")
 
 
-def _number(value: float, form: str) -> str:
+def number_text(value: float, form: str) -> str:
+    """In a form of `format`; `?` for what was not measured."""
     return "?" if math.isnan(value) else format(value, form)
 
 

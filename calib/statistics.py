@@ -135,6 +135,11 @@ class Results:
             after=self.mean(setting, "after").mean,
         )
 
+    def first_error(self, setting: Setting) -> str | None:
+        """Why the first sample, by name, that could not be measured could not; None: all could."""
+        rows = sorted(self._rows[setting].items())
+        return next((record.error for _, record in rows if record.error is not None), None)
+
     def fraction(self, setting: Setting, metric: str) -> Interval:
         """Mean of a metric of `METRICS`."""
         return self.mean(setting, field_of(metric))
