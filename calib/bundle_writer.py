@@ -19,7 +19,7 @@ from calib.errors import OutputError
 from runtime.bundle import MANIFEST_FILE
 from runtime.manifest import FileInfo
 
-__all__ = ["BundleWriter", "file_infos"]
+__all__ = ["BundleWriter", "file_infos", "is_gone"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -91,13 +91,13 @@ class BundleWriter:
     def _recover(self) -> None:
         """Clean up after builds whose process is gone."""
         for leftover in self.target.parent.glob(f".{self.target.name}.old-*"):
-            if _is_gone(leftover):
+            if is_gone(leftover):
                 if self.target.exists():
                     shutil.rmtree(leftover)
                 else:
                     leftover.rename(self.target)
         for leftover in self.target.parent.glob(f".{self.target.name}.building-*"):
-            if _is_gone(leftover):
+            if is_gone(leftover):
                 shutil.rmtree(leftover)
 
     def _output_error(self, error: OSError) -> OutputError:
@@ -147,8 +147,8 @@ def _is_full_disk(error: OSError) -> bool:
     return error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error))
 
 
-def _is_gone(leftover: Path) -> bool:
-    """Whether the process that made a leftover has ended."""
+def is_gone(leftover: Path) -> bool:
+    """Whether the process that made a leftover, whose id its name ends with, has ended."""
     pid = leftover.name.rpartition("-")[2]
     if not pid.isdigit():
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def test_the_new_bundle_says_what_it_holds_and_checks_itself(
     assert [each["name"] for each in manifest.parity["components"]][:1] == ["vision"]
     assert str(manifest.created_by["quantize"]).startswith("python -m calib.quantize toy --precision")
     assert check([str(made.output)]) == 0
-    assert "costs what the build measured" in capsys.readouterr().out
+    assert "every stage agrees with the reference, or costs what" in capsys.readouterr().out
     assert hashes(made.bundle) == hashes(toy_bundle_dir)  # the bundle is left as it is
 
 
@@ -225,17 +225,6 @@ def test_below_what_was_asked_for_is_exit_code_1(
     assert check([str(tmp_path / "o")]) == 0
 
 
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "idefics3"])
-def test_families(
-    family: str, family_bundle: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures = photos(tmp_path / "photos", 3)
-    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--keep-float", "none")
-    code = run(family_bundle(family), pictures, *more, "--min-cosine", "0.9", precision="vision=int8")
-    assert code == 0, capsys.readouterr()
-    assert check([str(tmp_path / "o")]) == 0
-
-
 # --- what cannot be done
 
 
@@ -300,7 +289,10 @@ def test_weights_that_are_hard_links(made: Made, tmp_path: Path, capsys: pytest.
     shutil.copytree(made.bundle, tmp_path / "b", copy_function=os.link)
     more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
     said = refused(capsys, tmp_path / "b", made.pictures, *more, precision="decoder=int8")
-    assert "are hard links, which are not read for safety: copy the bundle with plain `cp -r`" in said
+    assert said.endswith(
+        "is a link to a file that something else has too, and weights are not read through links: copy the "
+        "bundle with `cp -rL`"
+    )
 
 
 def test_an_opset_without_the_operators(

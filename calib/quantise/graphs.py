@@ -11,7 +11,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from calib.errors import RunError
 from calib.precision import PARTS, Precision, Precisions, data_file_of, graph_file_of
 from calib.precision.convert import NO_SCALES, Converted, Scales, convert_model
 from calib.precision.weight_file import WeightFile
@@ -38,7 +37,6 @@ def write_graphs(task: Task, root: Path, graphs: tuple[str, ...], recipe: Recipe
         The converted ones, by name.
 
     Raises:
-        RunError: the weights cannot be read.
         OptionError: a weight that float16 cannot hold.
     """
     (root / "onnx").mkdir(parents=True, exist_ok=True)
@@ -73,17 +71,9 @@ def _convert(task: Task, name: str, root: Path, file: WeightFile, recipe: Recipe
     precision: Precision = task.change[name]
     model = ir.load(task.bundle.graph(name))
     fold_casts(model)
-    try:
-        if name in recipe.prepare:
-            recipe.prepare[name](model)
-        scales = recipe.scales.get(name, NO_SCALES)
-        found = convert_model(model, precision, file, tensorrt=task.options.tensorrt, scales=scales)
-    except ValueError as error:
-        if "hard link" not in str(error):
-            raise
-        raise RunError(
-            f"the weights of {task.bundle.path} are hard links, which are not read for safety: copy the "
-            "bundle with plain `cp -r`"
-        ) from error
+    if name in recipe.prepare:
+        recipe.prepare[name](model)
+    scales = recipe.scales.get(name, NO_SCALES)
+    found = convert_model(model, precision, file, tensorrt=task.options.tensorrt, scales=scales)
     write_model(model, root / graph_file_of(name, precision))
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from calib.bundle_writer import is_gone
 from calib.errors import RunError, StoreError
 from runtime.output import write_whole
 
@@ -42,6 +43,9 @@ class Memory:
             if fresh and self.folder.exists():
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob("trial-*"):  # of killed runs
+                if is_gone(leftover):
+                    shutil.rmtree(leftover)
         except OSError as error:
             raise RunError(
                 f"{self.folder} cannot be written ({error.strerror or error}): give another folder with "

@@ -114,6 +114,7 @@ def open_task(options: QuantizeOptions, bundle: Bundle, data: Data) -> Task:
             "--precision"
         )
     _check_opsets(bundle, change)
+    _check_links(bundle, change)
     return Task(
         options,
         bundle,
@@ -176,3 +177,15 @@ def _check_opsets(bundle: Bundle, change: Mapping[str, Precision]) -> None:
                 f"{name} of {bundle.path} has opset {opset}, and quantised activations need {_LEAST_OPSET}: "
                 "build it again with --opset 20"
             )
+
+
+def _check_links(bundle: Bundle, change: Mapping[str, Precision]) -> None:
+    """onnx-ir reads no weights through links, which could lead anywhere, and says so late."""
+    for graph in change:
+        for name in external_files(bundle, graph):
+            path = bundle.path / name
+            if path.is_symlink() or path.stat().st_nlink > 1:
+                raise OptionError(
+                    f"{path} is a link to a file that something else has too, and weights are not read "
+                    "through links: copy the bundle with `cp -rL`"
+                )
