@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from calib.awq import AwqScales, DecoderSource, FoldScale, scale_decoder
+from calib.awq import AwqScales, DecoderSource, scale_decoder
 from calib.awq.search import ALPHAS, scale_for_alpha
 from calib.errors import DataError, RunError, StoreError
 from calib.precision import FLOAT32, Precision, Precisions, graph_file_of
@@ -72,7 +71,7 @@ def bundle(root: Path, width: int = 64, middle: int = 96, outlier: float = 30.0)
     rng = np.random.default_rng(3)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) / rows**0.5).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, columns)) / rows**0.5, np.float32)
 
     gains = [np.ones(width, np.float32) for _ in range(2)]
     for gain in gains:
@@ -288,9 +287,9 @@ def rounded_by_runtime(rows: np.ndarray, precision: Precision) -> np.ndarray:
 
     values, scales, zeros = quantized_rows(rows, precision)
     count, width = rows.shape
-    weights = {"w": values, "s": scales.reshape(-1)} | (
-        {} if precision.symmetric else {"z": zeros.reshape(-1)}
-    )
+    weights: dict[str, np.ndarray] = {"w": values, "s": scales.reshape(-1)}
+    if not precision.symmetric:
+        weights["z"] = zeros.reshape(-1)
     node = helper.make_node(
         "MatMulNBits",
         ["x", *weights],
@@ -341,9 +340,10 @@ def test_scaled_weights() -> None:
     assert np.array_equal(numbers_of(wide), [0, 2, 4])
 
 
-def test_names(tmp_path: Path) -> None:
-    """What a report reads."""
-    scales = found(bundle(tmp_path / "b"), tmp_path / "s")
-    each: Sequence[FoldScale] = scales.folds
-    assert all(fold.alpha in ALPHAS for fold in each)
-    assert all(0 < fold.error < 1 for fold in each)
+def test_scales_are_applied_once(tmp_path: Path) -> None:
+    source = bundle(tmp_path / "b")
+    scales = found(source, tmp_path / "s")
+    assert all(fold.alpha > 0 for fold in scales.folds)
+    model = ir.load(source.root / contract.graph_file(contract.DECODER))
+    assert scales.apply(model) == len(scales.factors) == 7
+    assert scales.apply(model) == 0

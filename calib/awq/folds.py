@@ -290,7 +290,8 @@ def _summed_axis(node: ir.Node) -> int | None:
 
 
 def _is_read_by(value: ir.Value, user: ir.Node) -> bool:
-    return not value.is_graph_output() and {node for node, _ in _readers(value)} == {user}
+    """Whether a node reads a value at one place, and nothing else does: the square of `up` is not linear."""
+    return not value.is_graph_output() and [node for node, _ in _readers(value)] == [user]
 
 
 def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:

@@ -60,14 +60,14 @@ class AwqScales:
         """Scale the weights of a graph in place, each when it is read: nothing is computed here.
 
         Returns:
-            Tensors that are scaled.
+            Tensors that are scaled; those that are already, by a call before, are left as they are.
         """
         fold_casts(model)
         count = 0
         for value in model.graph.initializers.values():
             tensor = value.const_value
             factors = self.factors.get(place_of(value)) if tensor is not None else None
-            if tensor is not None and factors:
+            if tensor is not None and factors and not isinstance(tensor, Scaled):
                 value.const_value = Scaled(tensor, tuple((each.axis, each.values) for each in factors))
                 count += 1
         return count

@@ -139,11 +139,14 @@ def _folder(file: Path) -> Iterator[Path]:
 def _plan(source: DecoderSource, graph: Path) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
     heads = Heads(source.decoder.kv_heads, source.decoder.head_dim)
     folds, notes = folds_of(_loaded(graph), heads)
+    precision = source.precisions.decoder
+    decoders = [source.root / graph_file_of(name, precision) for name in source.decoder.caches]
     others = []
     for path in sorted((source.root / "onnx").glob("*.onnx")):
         if path != graph:
             model = _loaded(path)
-            others.append((Readers.of(model, path.stem), folds_of(model, heads)[0]))
+            theirs = folds_of(model, heads)[0] if path in decoders else ()
+            others.append((Readers.of(model, path.stem), theirs))
     kept, more = shared_folds(folds, others)
     return kept, (*notes, *more)
 

@@ -12,10 +12,9 @@ __all__ = ["attention_values"]
 _CACHED = re.compile(r"(?:past_key_values|present)\.(\d+)\.value")
 # Inputs whose channels come out scaled where they go in scaled.
 _MOVES = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity")
-_VALUES = {
+_VALUES: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "MatMul"): (1,),  # behind probabilities
     ("", "Add"): (0, 1),  # of what is in the cache and what is new
-    ("", "Concat"): None,
     ("", "Attention"): (2, 5),
     ("com.microsoft", "GroupQueryAttention"): (2, 4),
     ("com.microsoft", "MultiHeadAttention"): (2, 7),
@@ -93,6 +92,8 @@ def _places(node: ir.Node, output: ir.Value) -> tuple[int, ...] | None:
         return (0,)
     if node.domain == "" and node.op_type == "Concat":
         return tuple(range(len(node.inputs)))
+    if node.op_type == "MultiHeadAttention" and len(node.inputs) > 3 and node.inputs[3] is not None:
+        return None  # a bias of its own, that of values with it
     return _VALUES.get((node.domain, node.op_type))
 
 
