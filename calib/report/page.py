@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +12,18 @@ from calib.pick import Pick
 from calib.report.charts import Chart, draw_charts
 from calib.report.examples import Example, median_examples, worst_examples
 from calib.report.look import series_label, series_of
+from calib.report.markup import data_uri, origin_values, render, shortened, shown_chart
 from calib.report.pictures import Overlay, Pictures
 from calib.report.view import HEAD, beside, cards, headline, rows, shown_setting
 from calib.report.words import as_nats, as_ratio, sentence
 from calib.settings import REFERENCE, Setting
 from calib.study import Study
-from runtime.lazy import require
 from runtime.output import write_whole
 
 __all__ = ["PAGE", "write_report"]
 
 PAGE = "report.html"
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_LONGEST = 600  # characters of a prompt or an answer
-_MOST_ROWS = 200  # skipped rows, and failed samples
 _MEANING = {
     "first": "This is agreement with the unpruned model on these pictures. It is not accuracy: where the "
     "unpruned model is wrong, so is an answer that agrees with it.",
@@ -38,16 +31,6 @@ _MEANING = {
     "unpruned model is wrong, so is an answer that agrees with it.",
     "accuracy": "Right means: the text is the answer that the data gives, blanks at its ends aside.",
 }
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A plot in the page: data URIs for light and dark, a description, and what to see in it."""
-
-    light: str
-    dark: str
-    alt: str
-    caption: str
 
 
 def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
@@ -63,7 +46,7 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
         BackendError: matplotlib, jinja2 or pillow is not installed.
     """
     charts = draw_charts(study, shown_setting(study), pictures)
-    page = _render(study, charts, pictures)
+    page = render("page.html", _values(study, charts, pictures))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in {
@@ -85,25 +68,10 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
     return folder / PAGE
 
 
-def _render(study: Study, charts: Sequence[Chart], pictures: Pictures) -> str:
-    jinja = require("jinja2", "jinja2", "calib")
-    markup = require("markupsafe", "jinja2", "calib").Markup
-    files = resources.files("calib.report")
-    environment = jinja.Environment(
-        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
-    values = _values(study, charts, pictures)
-    css = markup((files / "page.css").read_text(encoding="utf-8"))
-    text: str = template.render(**_printable(values), css=css)
-    return text
-
-
 def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[str, Any]:
     """What the template shows, by name."""
     setting, pick = shown_setting(study), study.pick
     notes = dict.fromkeys((*study.notes, *(pick.notes if pick else ())))
-    failed = [record for record in study.records if record.error is not None]
     return {
         "name": study.facts.get("name", "bundle"),
         "source": study.data.source,
@@ -114,22 +82,14 @@ def _values(study: Study, charts: Sequence[Chart], pictures: Pictures) -> dict[s
         "reasons": _reasons(study, pick) if pick else [],
         "rebuild": pick.rebuild if pick else None,
         "cards": cards(study, _card_setting(study, setting)) if study.summaries else [],
-        "plots": [_shown(chart) for chart in charts if not _is_map(chart)],
-        "maps": [_shown(chart) for chart in charts if _is_map(chart)],
+        "plots": [shown_chart(chart) for chart in charts if not _is_map(chart)],
+        "maps": [shown_chart(chart) for chart in charts if _is_map(chart)],
         **_example_values(study, setting, pictures),
         "head": HEAD,
         "rows": rows(study),
         "labelled": study.data.labelled,
         "device": study.facts.get("device") or study.facts.get("machine"),
-        "facts": _facts(study),
-        "command": study.command,
-        "skipped": [{"where": row.where, "reason": row.reason} for row in study.data.skipped[:_MOST_ROWS]],
-        "skipped_count": len(study.data.skipped),
-        "failed": [
-            {"where": f"{record.sample}, {_label(record.setting)}", "reason": record.error}
-            for record in failed[:_MOST_ROWS]
-        ],
-        "failed_count": len(failed),
+        **origin_values(study, _label),
     }
 
 
@@ -177,15 +137,15 @@ def _example_values(study: Study, setting: Setting | None, pictures: Pictures) -
 def _example(example: Example, setting: Setting, pictures: Pictures) -> dict[str, Any]:
     overlay, missing = _overlay(example.sample, setting, example.record.kept, pictures)
     return {
-        "picture": None if overlay is None else _data_uri(overlay.jpeg, "jpeg"),
+        "picture": None if overlay is None else data_uri(overlay.jpeg, "jpeg"),
         "wide": overlay is not None and overlay.wide,
         "missing": missing,
-        "name": _short(example.sample.name),
-        "prompt": _short(example.sample.prompt),
-        "unpruned": _short(example.unpruned.text),
-        "pruned": _short(example.record.text),
+        "name": shortened(example.sample.name),
+        "prompt": shortened(example.sample.prompt),
+        "unpruned": shortened(example.unpruned.text),
+        "pruned": shortened(example.record.text),
         "changed": not example.record.same_answer,
-        "truth": None if example.sample.answer is None else _short(example.sample.answer),
+        "truth": None if example.sample.answer is None else shortened(example.sample.answer),
         "divergence": f"{as_nats(example.record.divergence)} nats",
     }
 
@@ -204,66 +164,8 @@ def _overlay(
         return None, str(error)
 
 
-def _facts(study: Study) -> list[tuple[str, str]]:
-    """What was measured with, name and value."""
-    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
-    images = len({sample.group for sample in study.data.samples})
-    found = [
-        ("data", study.data.source),
-        ("samples", f"{len(study.data.samples)}, of {images} different pictures or sets of pictures"),
-        ("skipped rows", str(len(study.data.skipped))),
-        ("constraint", study.constraint),
-        ("seed", str(study.seed)),
-    ]
-    known = {name for name, _ in found}
-    found += [
-        (name.replace("_", " "), _text(value))
-        for name, value in study.facts.items()
-        if value is not None and name not in known
-    ]
-    return [*found, ("versions", versions or "–")]
-
-
-def _text(value: object) -> str:
-    """A fact: JSON values, of which records become `name value, …`."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(item)}".strip() for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    return str(value)
-
-
 def _label(setting: Setting) -> str:
     """`rank, 25 %`."""
     if setting == REFERENCE:
         return "unpruned"
     return f"{series_label(series_of(setting))}, {as_ratio(setting.ratio)}"
-
-
-def _shown(chart: Chart) -> _Shown:
-    return _Shown(_data_uri(chart.light, "png"), _data_uri(chart.dark, "png"), chart.alt, chart.caption)
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _short(text: str) -> str:
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[:_LONGEST]} … ({len(text):,} characters in all)"
-
-
-def _printable(value: Any) -> Any:
-    """The same with text that HTML can hold: no control characters, no halves of surrogate pairs (as in file
-    names that are not UTF-8)."""
-    if isinstance(value, str):
-        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, dict):
-        return {key: _printable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_printable(item) for item in value]
-    fields = getattr(value, "__dataclass_fields__", None)
-    if fields is not None:
-        return replace(value, **{name: _printable(getattr(value, name)) for name in fields})
-    return value
