@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from calib.errors import CalibError
-from calib.quantise.options import QuantizeOptions, parse_options
 from runtime.lazy import require
 from runtime.output import exit_code_of, write_whole
 
 if TYPE_CHECKING:
+    from calib.quantise.options import QuantizeOptions
     from calib.quantise.run import Outcome
 
 __all__ = ["main"]
@@ -34,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    kept: list[Path] = []  # where work lies, once there is some
+    for module, package in _NEEDED.items():
+        require(module, package, "calib")
+    from calib.quantise.options import parse_options
     from fopru_graph.errors import GraphError
 
+    kept: list[Path] = []  # where work lies, once there is some
     try:
         return _run(parse_options(words), kept)
     except (CalibError, GraphError) as error:
@@ -51,8 +54,6 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _run(options: QuantizeOptions, kept: list[Path]) -> int:
-    for module, package in _NEEDED.items():
-        require(module, package, "calib")
     from calib.bundle_writer import BundleWriter
     from calib.data import open_data
     from calib.options import DEFAULT_PROMPT

@@ -23,6 +23,7 @@ from runtime import NO_REUSE, Generator, Request, contract, load_bundle
 from runtime.backends.onnxruntime import OrtSession
 from runtime.bundle import sha256_of
 from runtime.check import main as check
+from runtime.layouts.single import SingleLayout
 from tests.measuring import PROMPT, edited, noise
 
 VISION = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU)
@@ -157,6 +158,7 @@ def test_layers_behind_selection_see_kept_tokens_alone(
         seen.clear()
         ranges_of(task, graph, products, lambda *_: None)
         observed[graph] = {product.weight: set(seen[product.activation]) for product in products}
+    assert isinstance(bundle.manifest.layout, SingleLayout)
     tokens = bundle.manifest.layout.tokens
     kept = round(0.3 * tokens)
     whole, pruned = observed[VISION[0]], observed[VISION[1]]

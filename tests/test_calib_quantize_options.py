@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from calib.quantise.options import QuantizeOptions, parse_options
 from calib.quantise.split import pictures_of, split_samples
 from calib.quantise.targets import check_target, decoders_of, is_tensorrt, target_notes
 from calib.quantise.trial import VisionFidelity
+from calib.quantize import main
 from calib.ranges import Method
 from calib.sensitivity import Group, GroupLoss
 from fopru_graph.lint.targets import TARGETS
@@ -130,6 +133,30 @@ def test_refused_precisions(precision: str, sentence: str) -> None:
     with pytest.raises(OptionError) as error:
         options(precision=precision)
     assert str(error.value).startswith(sentence)
+
+
+def test_importing_needs_numpy_alone() -> None:
+    heavy = ("torch", "onnxruntime", "onnx_ir", "rich", "PIL", "pyarrow")
+    code = f"import sys, calib.quantize; print([m for m in {heavy} if m in sys.modules])"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_package_is_said_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["bundle", "--precision", "vision=int8", "--data", "photos"]) == 2
+    assert "pip install 'fopru-edge[calib]'" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(tmp_path / "none"), "--precision", "vision=int8", "--data", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: there is no bundle at {tmp_path / 'none'}")
+    assert err.count("\n") == 1
 
 
 # --- targets

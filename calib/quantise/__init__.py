@@ -2,3 +2,7 @@
 
 `python -m calib.quantize` is the command.
 """
+
+from __future__ import annotations
+
+__all__: list[str] = []
