@@ -135,6 +135,14 @@ CONFIGURATIONS: dict[str, Configuration] = {
             "clip-l-336", CLIP_L_336, TINY_DECODER, -2, "default", "the tower of LLaVA-1.5, tiny decoder"
         ),
         Configuration(
+            "clip-l-336-qwen2-0.5b",
+            CLIP_L_336,
+            QWEN2_0_5B,
+            -2,
+            "default",
+            "the tower of LLaVA-1.5 before a decoder of half a billion weights",
+        ),
+        Configuration(
             "smolvlm-256m-decoder",
             TINY_TOWER,
             SMOLVLM_256M,
