@@ -52,15 +52,14 @@ def _run(options: JointOptions, command: str, kept: list[Path]) -> int:
 
 def _finish(options: JointOptions, joint: JointStudy) -> int:
     """Show first: a report that cannot be written does not take the answer back."""
-    from calib.jointly.output import choice_lines, joint_json, joint_table
-    from calib.ratio_output import WIDE
+    from calib.jointly.output import JOINT_WIDE, choice_lines, joint_json, joint_table
 
     taken = joint.taken
     ratio = None if joint.chosen is None or options.dry_run else joint.chosen.setting.ratio
     if not options.json:
         from rich.console import Console
 
-        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        console = Console(width=None if sys.stdout.isatty() else JOINT_WIDE)
         console.print(joint_table(joint, console.width))
         print("\n".join(choice_lines(joint)), flush=True)
     if ratio is not None and taken is not None:

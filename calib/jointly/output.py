@@ -9,30 +9,31 @@ from typing import TYPE_CHECKING, Any
 from calib.constraints import bytes_text, seconds_text
 from calib.jointly.candidate import Candidate
 from calib.jointly.study import JointStudy
-from calib.ratio_output import WIDE, number_text, share_text, study_json
+from calib.ratio_output import number_text, share_text, study_json
 from calib.summary import Interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["choice_lines", "front_text", "joint_json", "joint_table"]
+__all__ = ["JOINT_WIDE", "choice_lines", "front_text", "joint_json", "joint_table"]
 
 _NAMES = {"first": "first token", "answer": "answer", "accuracy": "right"}
+JOINT_WIDE = 126  # columns that the whole table takes
 _NARROW = ("tokens", "KV", "weights")  # which a narrow table does without
 
 
-def joint_table(joint: JointStudy, width: int = WIDE) -> Table:
-    """A row per setting, the most faithful first; what is on no front is dim, the pick is bold. Below `WIDE`
-    columns, digits and what can be read elsewhere give way."""
+def joint_table(joint: JointStudy, width: int = JOINT_WIDE) -> Table:
+    """A row per setting, the most faithful first; what is on no front is dim, the pick is bold. Below
+    `JOINT_WIDE` columns, digits and what can be read elsewhere give way."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    narrow = width < WIDE
+    narrow = width < JOINT_WIDE
     table = Table(
         title="agreement with the unpruned float model, and what it costs",
         caption="best for: nothing else is at least as faithful for less",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0) if narrow else (0, 1),
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     rows = [(each, _cells(joint, each, 2 if narrow else 3)) for each in joint.candidates]
@@ -40,7 +41,10 @@ def joint_table(joint: JointStudy, width: int = WIDE) -> Table:
     for column in shown:
         text = column in ("precision", "best for")
         table.add_column(
-            column, justify="left" if text else "right", no_wrap=column != "precision", min_width=8 * text
+            column,
+            justify="left" if text else "right",
+            no_wrap=column != "precision",
+            min_width=12 if text else None,
         )
     for candidate, cells in rows:
         style = "bold" if candidate == joint.chosen else None if candidate.optimal else "dim"
