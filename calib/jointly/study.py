@@ -157,8 +157,8 @@ def _precision_notes(task: JointTask) -> list[str]:
     if not halves or task.options.backend != "onnxruntime":
         return []
     return [
-        f"the backend onnxruntime computes {', '.join(halves)} in float32 where a CPU has no such arithmetic: "
-        "devices that have it are quicker, and take less memory at run time"
+        f"the backend onnxruntime computes {', '.join(halves)} in float32 where a CPU has no such "
+        "arithmetic: devices that have it are quicker, and take less memory at run time"
     ]
 
 

@@ -95,9 +95,9 @@ def _chart(name: str, plot: CostPlot, words: str) -> Chart:
         draw(LIGHT),
         draw(DARK),
         f"Curves of {plot.metric} against {words}, one per precision",
-        f"The lower end of the 95\N{NO-BREAK SPACE}% interval against {words}: cheaper to the right, better at "
-        "the top. A line is a precision, from unpruned (hollow) to few tokens; the grey band is the most that "
-        "can be had for a cost.",
+        f"The lower end of the 95\N{NO-BREAK SPACE}% interval against {words}: cheaper to the right, "
+        "better at the top. A line is a precision, from unpruned (hollow) to few tokens; the grey band is "
+        "the most that can be had for a cost.",
     )
 
 
@@ -208,7 +208,9 @@ def _cards(joint: JointStudy, chosen: Candidate) -> list[Card]:
 
 
 def _shown_metrics(joint: JointStudy) -> list[str]:
-    return [name for name in _METRICS if name != "accuracy" or joint.study.data.labelled]
+    """What counts comes first."""
+    shown = [name for name in _METRICS if name != "accuracy" or joint.study.data.labelled]
+    return sorted(shown, key=lambda name: name != joint.study.metric)
 
 
 def _head(joint: JointStudy) -> tuple[str, ...]:
@@ -231,7 +233,9 @@ def _row(joint: JointStudy, candidate: Candidate) -> Row:
             *cells,
             f"{summary.after:.4g}{failed}",
             *(
-                interval_text(summary.accuracy if name == "accuracy" else summary.fraction(name))
+                interval_text(candidate.fidelity)
+                if name == joint.study.metric
+                else as_percent(summary.fraction(name).mean)
                 for name in _shown_metrics(joint)
             ),
             as_seconds(candidate.ttft),

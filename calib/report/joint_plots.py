@@ -113,7 +113,7 @@ def _draw_front(axes: Any, plot: CostPlot, shown: Sequence[Candidate], theme: Th
         return
     costs, lows = [plot.cost(each) for each in front], [each.fidelity.low for each in front]
     dear = axes.get_xlim()[0]
-    axes.plot([*costs, dear], [*lows, lows[-1]], drawstyle="steps-post", color=theme.ink, alpha=0.14,
+    axes.plot([*costs, dear], [*lows, lows[-1]], drawstyle="steps-post", color=theme.ink, alpha=0.18,
               linewidth=7, solid_capstyle="round", solid_joinstyle="round", zorder=1,
               label="best for its cost")  # fmt: skip
 
@@ -127,20 +127,22 @@ def _draw_limits(axes: Any, plot: CostPlot, theme: Theme) -> None:
 
 
 def _mark_chosen(axes: Any, plot: CostPlot, theme: Theme) -> None:
-    """A ring around it, and its name at the axis below. The limits of the axes must be final."""
+    """A ring around it, and its name at the axis below, or above it where it lies at the axis. The limits of
+    the axes must be final."""
     chosen = plot.chosen
     if chosen is None:
         return
     where = (plot.cost(chosen), chosen.fidelity.low)
     axes.plot(*where, marker="o", markersize=15, markerfacecolor="none", markeredgecolor=theme.accent,
               markeredgewidth=2, linestyle="none", zorder=5)  # fmt: skip
-    axes.vlines(where[0], axes.get_ylim()[0], where[1], color=theme.accent, linewidth=1, linestyle=":")
-    across = axes.transAxes.inverted().transform(axes.transData.transform(where))[0]
-    right = across < 0.5
+    across, up = axes.transAxes.inverted().transform(axes.transData.transform(where))
+    right, low = across < 0.5, up < 0.15
+    if not low:
+        axes.vlines(where[0], axes.get_ylim()[0], where[1], color=theme.accent, linewidth=1, linestyle=":")
     axes.annotate(
         f"picked: {chosen.name}",
-        (where[0], 0.0),
-        (5 if right else -5, 6),
+        (where[0], up if low else 0.0),
+        (5 if right else -5, 13 if low else 6),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         ha="left" if right else "right",
@@ -148,5 +150,6 @@ def _mark_chosen(axes: Any, plot: CostPlot, theme: Theme) -> None:
         fontsize=9,
         fontweight="bold",
         color=theme.accent,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7},
         zorder=6,
     )
