@@ -70,6 +70,18 @@ MEASUREMENTS = (
     ),
     Step("target-graphs", "bench.target_graphs", (), ("--tiny",), threads=False),
     Step("half-precision", "bench.half_precision", (), ("--images", "4")),
+    Step(
+        "quantise",
+        "bench.quantise",
+        (),
+        ("--model", "tiny", "--samples", "4", "--rounds", "1", "--no-build"),
+    ),
+    Step(
+        "quantise-clip-l",
+        "bench.quantise",
+        ("--model", "clip-l-336-qwen2-0.5b", "--samples", "16"),
+        None,
+    ),
     Step("families", "bench.families", (), ("--tiny",)),
     Step("tiles", "bench.tiles", (), ("--tiny", "--rounds", "1")),
 )

@@ -46,7 +46,7 @@ def plan_decoder(
         precision.text(),
         task.options.tensorrt,
     )
-    keep = Keep(task.memory.folder / "awq.npz", key)
+    keep = Keep(task.memory.folder / "awq.jsonl", key)
     found = scale_decoder(
         source, precision, cases, keep, lambda done, total: progress("scales of the decoder", done, total)
     )
