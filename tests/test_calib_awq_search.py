@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.awq import AwqScales, DecoderSource, scale_decoder
+from calib.awq.judge import Trial
 from calib.awq.search import ALPHAS, scale_for_alpha
 from calib.errors import DataError, RunError, StoreError
 from calib.precision import FLOAT32, Precision, Precisions, graph_file_of
@@ -131,6 +132,8 @@ def test_outliers_cost_less(precision: Precision, tmp_path: Path) -> None:
     assert scales.notes == ()
     for fold in scales.folds:
         assert fold.error <= fold.plain
+    assert scales.divergence is not None
+    assert scales.divergence[1] < scales.divergence[0]
     plain, scaled = (loss(source, precision, each, tmp_path / str(each is None)) for each in (None, scales))
     # Planted outliers are what scales are for. Activations in 8 bits bring an error of their own to int8.
     share = 0.9 if precision.name == "int8" else 0.5
@@ -164,6 +167,33 @@ def test_nothing_is_scaled_where_nothing_is_gained(tmp_path: Path, monkeypatch: 
     assert scales.apply(ir.load(source.root / contract.graph_file(contract.DECODER))) == 0
 
 
+@pytest.mark.parametrize("scaled", [0.5, 0.75, float("nan")])
+def test_scales_that_do_not_help_are_left_out(
+    scaled: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def divergence(_: Trial, scales: AwqScales | None) -> float:
+        return 0.5 if scales is None else scaled
+
+    monkeypatch.setattr(Trial, "divergence", divergence)
+    source = bundle(tmp_path / "b")
+    scales = found(source, tmp_path / "s")
+    assert scales.factors == {}
+    assert {(fold.alpha, fold.error - fold.plain) for fold in scales.folds} == {(0.0, 0.0)}
+    assert scales.notes == (
+        "the decoder is not scaled: its logits would not be nearer to float32 (mean KL divergence "
+        f"{scaled:.3g} instead of 0.5)",
+    )
+    assert found(source, tmp_path / "s").folds == scales.folds  # as it was kept
+
+
+def test_what_scales_are_worth_is_what_a_bundle_loses(tmp_path: Path) -> None:
+    """On the same prompts the two numbers are those of the converted decoder, to the last bit."""
+    source, cases = bundle(tmp_path / "b"), random_cases(384, VOCAB, seed=8)
+    scales = scale_decoder(source, INT4, cases, Keep(tmp_path / "s", "key"))
+    losses = [loss(source, INT4, each, tmp_path / str(each is None)) for each in (None, scales)]
+    assert scales.divergence == tuple(each.mean_kl for each in losses)
+
+
 def test_rows_that_are_no_multiple_of_the_block(tmp_path: Path) -> None:
     scales = found(bundle(tmp_path / "b"), tmp_path / "s", Precision("int4", block=128))
     assert scales == AwqScales(
@@ -176,12 +206,12 @@ def test_rows_that_are_no_multiple_of_the_block(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kept", [1, 2, 4])
+@pytest.mark.parametrize("kept", [1, 2, 4, 5])
 def test_a_killed_run_goes_on(kept: int, tmp_path: Path) -> None:
     source, file = bundle(tmp_path / "b"), tmp_path / "s"
     whole, steps = found(source, file), list[tuple[int, int]]()
     lines = file.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 4
+    assert len(lines) == 5  # a key, three groups, what they are worth
     file.write_bytes(b"".join(lines[:kept]) + b'{"name": "torn')
     (tmp_path / "s.rows").mkdir()
     (tmp_path / "s.rows/rows_7").write_bytes(b"left by a killed run")
@@ -192,8 +222,8 @@ def test_a_killed_run_goes_on(kept: int, tmp_path: Path) -> None:
         Keep(file, "key"),
         lambda done, total: steps.append((done, total)),
     )
-    assert steps == [(number, 3) for number in range(kept - 1, 4)]
-    assert again.folds == whole.folds
+    assert steps == [(number, 3) for number in range(min(kept - 1, 3), 4)]
+    assert (again.folds, again.divergence) == (whole.folds, whole.divergence)
     assert again.factors.keys() == whole.factors.keys()
     for tensor, factors in whole.factors.items():
         for one, other in zip(factors, again.factors[tensor], strict=True):
@@ -220,6 +250,8 @@ def test_another_key_begins_anew(tmp_path: Path) -> None:
             r"the scales that were kept are damaged .*: run with --fresh to find them",
         ),
         ('{"name": "a", "alpha": 0, "error": 0, "plain": 0, "scale": "?"}', r"kept are damaged"),
+        ('{"judged": [1]}', r"scales that were kept are damaged .*: run with --fresh to find them again"),
+        ('{"judged": [1, "much"]}', r"kept are damaged"),
         ("nonsense", r"line 2 of .*s is damaged: remove the file, or run with --fresh"),
         ("[1]", r"line 2 of .*s is damaged"),
     ],

@@ -16,7 +16,7 @@ from runtime.backend import Array
 
 __all__ = ["ROWS", "Rows", "collect_rows"]
 
-ROWS = 256
+ROWS = 512
 """Rows kept of each activation, over all prompts."""
 
 
@@ -40,7 +40,7 @@ class Rows:
         return np.array(self._kept[: self._rows])
 
     def add(self, values: Array, share: int) -> None:
-        """Add [..., width]; `share` rows at most are kept, evenly spaced.
+        """Add [..., width]; `share` rows at most are kept, at random places, the same in every run.
 
         Raises:
             RunError: a value is not finite.
@@ -54,7 +54,8 @@ class Rows:
         self._sums += np.abs(rows).sum(axis=0, dtype=np.float64)
         self._seen += len(rows)
         count = min(share, len(rows), len(self._kept) - self._rows)
-        places = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
+        # Evenly spaced ones would be the first token of every prompt, which is a case apart.
+        places = np.random.default_rng(self._seen).choice(len(rows), count, replace=False)
         self._kept[self._rows : self._rows + count] = rows[places]
         self._rows += count
 

@@ -50,11 +50,14 @@ class AwqScales:
         folds: one per group of products, in the order of the graph.
         notes: what could not be scaled, in sentences.
         factors: what each tensor is multiplied by, in this order.
+        divergence: mean KL divergence of the logits from float32, in nats, without scales and with those
+            that were found; None where none were.
     """
 
     folds: tuple[FoldScale, ...]
     notes: tuple[str, ...]
     factors: Mapping[Tensor, tuple[Factor, ...]] = field(repr=False)
+    divergence: tuple[float, float] | None = None
 
     def apply(self, model: ir.Model) -> int:
         """Scale the weights of a graph in place, each when it is read: nothing is computed here.

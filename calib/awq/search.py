@@ -6,14 +6,16 @@ import base64
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.awq.folds import Fold, Heads, folds_of, shared_folds
+from calib.awq.judge import Trial
 from calib.awq.places import Readers
 from calib.awq.rows import Rows, collect_rows
 from calib.awq.scales import AwqScales, FoldScale, factors_of
@@ -72,7 +74,8 @@ def scale_decoder(
         progress: called with groups done and in all.
 
     Returns:
-        Scales for every graph of the bundle; the same however often a run was cut.
+        Scales for every graph of the bundle, none where logits are not nearer to float32 with them; the same
+        however often a run was cut.
 
     Raises:
         DataError: no case.
@@ -89,28 +92,48 @@ def scale_decoder(
         if fold not in folds
     )
     chosen: dict[str, FoldScale] = {}
-    scales: dict[str, _Matrix] = {}
+    values: dict[str, _Matrix] = {}
     with Journal(keep.file, keep.key) as journal, _folder(keep.file) as folder:
+        judged = None
         for line in journal.lines:
-            found, values = _from_line(line)
-            chosen[found.name], scales[found.name] = found, values
+            if "judged" in line:
+                judged = _judged_from(line)
+            else:
+                each, scale = _from_line(line)
+                chosen[each.name], values[each.name] = each, scale
         todo = [fold for fold in folds if fold.name not in chosen]
+        needed = bool(todo) or (bool(folds) and judged is None)
+        feeds = CaseFeeds(source.root, source.precisions, source.decoder) if needed else None
         widths = {fold.activation: fold.channels for fold in todo}
-        feeds = CaseFeeds(source.root, source.precisions, source.decoder) if todo else None
-        rows = {} if feeds is None else collect_rows(graph, feeds, widths, cases, folder)
+        rows = collect_rows(graph, feeds, widths, cases, folder) if feeds and todo else {}
         for number, fold in enumerate(todo, len(folds) - len(todo)):
             progress(number, len(folds))
-            found, values = _search(fold, rows[fold.activation], precision, tensorrt=source.tensorrt)
-            chosen[fold.name], scales[fold.name] = found, values
-            journal.append(_as_line(found, values))
+            each, scale = _search(fold, rows[fold.activation], precision, tensorrt=source.tensorrt)
+            chosen[fold.name], values[fold.name] = each, scale
+            journal.append(_as_line(each, scale))
         rows.clear()
+        used = [(fold, values[fold.name]) for fold in folds if chosen[fold.name].alpha > 0]
+        scales = AwqScales(tuple(chosen[fold.name] for fold in folds), notes, factors_of(used))
+        if used and judged is None:
+            assert feeds is not None
+            trial = Trial(graph, feeds, precision, cases, folder)
+            judged = (trial.divergence(None), trial.divergence(scales))
+            journal.append({"judged": judged})
         progress(len(folds), len(folds))
-    used = [fold for fold in folds if chosen[fold.name].alpha > 0]
-    return AwqScales(
-        tuple(chosen[fold.name] for fold in folds),
-        notes,
-        factors_of([(fold, scales[fold.name]) for fold in used]),
+    return scales if judged is None else _worth_it(scales, judged)
+
+
+def _worth_it(scales: AwqScales, judged: tuple[float, float]) -> AwqScales:
+    """The scales, or none at all where logits are not nearer with them."""
+    plain, scaled = judged
+    if scaled < plain:
+        return replace(scales, divergence=judged)
+    note = (
+        "the decoder is not scaled: its logits would not be nearer to float32 (mean KL divergence "
+        f"{scaled:.3g} instead of {plain:.3g})"
     )
+    folds = tuple(replace(fold, alpha=0.0, error=fold.plain) for fold in scales.folds)
+    return AwqScales(folds, (*scales.notes, note), {}, judged)
 
 
 def scale_for_alpha(means: npt.NDArray[np.float64], alpha: float) -> _Matrix:
@@ -222,3 +245,13 @@ def _from_line(line: Mapping[str, object]) -> tuple[FoldScale, _Matrix]:
         raise StoreError(
             f"the scales that were kept are damaged ({error}): run with --fresh to find them again"
         ) from error
+
+
+def _judged_from(line: Mapping[str, Any]) -> tuple[float, float]:
+    try:
+        plain, scaled = (float(value) for value in line["judged"])
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"the scales that were kept are damaged ({error}): run with --fresh to find them again"
+        ) from error
+    return plain, scaled
