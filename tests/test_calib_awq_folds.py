@@ -102,6 +102,12 @@ def test_values_are_scaled_for_the_output_with_grouped_queries_and_their_cache()
         ("past_key_values_0_value, rows", "past_key_values_0_key, rows"),
         ("values = Reshape(each, four)", "v1 = Reshape(each, four) values = Relu(v1)"),
         ("vb = Add(v, v8_v)", "v1 = Add(v, v8_v) vb = Relu(v1)"),
+        (
+            "present_0_value = Concat <axis = 2> (past_key_values_0_value, rows)\n"
+            "    apart = Unsqueeze(present",
+            "cached = Concat <axis = 2> (past_key_values_0_value, rows) present_0_value = Add(cached, two)"
+            " present2_0_value = Identity(cached) apart = Unsqueeze(present2",
+        ),
         ("found = MatMul(p, values)", "f = MatMul(p, values) found = Add(f, q)"),  # not the values' alone
     ],
 )
