@@ -91,6 +91,16 @@ def test_digests_say_what_they_are_of(folder: Path, paint: Paint, tmp_path: Path
     assert opened(Path(moved)).samples[0].digest == sample.digest
 
 
+def test_a_pipe_is_listed_and_not_waited_for(folder: Path, paint: Paint) -> None:
+    paint("a.png")
+    os.mkfifo(folder / "pipe.png")
+    data = opened(folder)
+    assert names(data) == ["a.png"]
+    assert reasons(data) == {
+        "pipe.png": f"{folder / 'pipe.png'} is no file, but a pipe or a device: store the picture in a file"
+    }
+
+
 def test_every_picture_is_asked_every_prompt(folder: Path, paint: Paint) -> None:
     paint("a.png"), paint("b.png")
     prompts = folder / "prompts.txt"

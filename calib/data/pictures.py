@@ -45,6 +45,9 @@ class Pictures:
 
 
 def _digest(source: Path | bytes) -> str:
+    # A pipe would be waited for without end, and cannot be read a second time, when it is measured.
+    if isinstance(source, Path) and source.exists() and not (source.is_file() or source.is_dir()):
+        raise RowError(f"{source} is no file, but a pipe or a device: store the picture in a file")
     try:
         open_picture(source)
         if isinstance(source, bytes):
