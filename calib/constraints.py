@@ -86,8 +86,8 @@ class Constraint:
         if self.max_ttft is not None:
             high = results.median(setting, "ttft").high
             met = high <= self.max_ttft
-            text = f"the median time to the first token is at most {seconds_text(high)} at 95 %"
-            text += f" (limit {seconds_text(self.max_ttft)})"
+            text = "the 95 % interval of the median time to the first token ends at "
+            text += f"{seconds_text(high)} (limit {seconds_text(self.max_ttft)})"
             checks.append(Check("ttft", self.max_ttft, high, met, text))
         if self.max_kv is not None:
             sizes = results.column(setting, "kv_bytes")
@@ -104,13 +104,13 @@ class Constraint:
         if self.metric == "accuracy":
             drop = results.difference(setting, REFERENCE, "accuracy")
             value = 1 + drop.low
-            text = f"accuracy differs from the unpruned model's by {drop.mean:+.3f}, at least {drop.low:+.3f}"
-            text += f" at 95 % (limit {least - 1:+.3g})"
+            text = f"accuracy differs from the unpruned model's by {drop.mean:+.3f}, and the 95 % interval "
+            text += f"begins at {drop.low:+.3f} (limit {least - 1:+.3g})"
         else:
             fraction = results.fraction(setting, self.metric)
             value = fraction.low
-            text = f"{_WORDS[self.metric]} is {fraction.mean:.3f}, at least {fraction.low:.3f} at 95 %"
-            text += f" (limit {least:g})"
+            text = f"{_WORDS[self.metric]} is {fraction.mean:.3f}, and its 95 % interval begins at "
+            text += f"{fraction.low:.3f} (limit {least:g})"
         return Check("agreement", least, value, value >= least - _ROUNDING, text)
 
 

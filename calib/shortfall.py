@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from calib.constraints import Constraint
 from calib.pick import Check
-from calib.settings import Setting
+from calib.settings import REFERENCE, Setting
 from calib.statistics import CONFIDENCE, Results
 
-__all__ = ["by_how_much", "doubts", "largest_miss"]
+__all__ = ["by_how_much", "doubts", "failures", "largest_miss"]
 
 
 def largest_miss(checks: Sequence[Check]) -> float:
@@ -23,35 +23,46 @@ def by_how_much(missed: Sequence[Check]) -> str:
     agreement = [check for check in missed if check.name == "agreement" and not math.isnan(check.value)]
     over = [check for check in missed if check.name != "agreement" and not math.isnan(check.value)]
     parts = [f"{check.limit - check.value:.3f} short" for check in agreement]
-    parts += [f"{100 * _miss(check):.3g} % over" for check in over]
+    parts += [f"{_percent(_miss(check))} over" for check in over]
     return f": {', '.join(parts)}" if parts else ""
+
+
+def failures(results: Results, setting: Setting) -> list[str]:
+    """How many samples of a setting could not be measured, and why the first could not; empty if all could."""
+    failed = results.failed(setting)
+    if not failed:
+        return []
+    where = "" if setting == REFERENCE else f" at {setting.ratio:g}"
+    return [
+        f"samples that could not be measured{where}, and are left out: {len(failed)}; the first "
+        f"({failed[0].sample}) says: {failed[0].error}"
+    ]
 
 
 def doubts(constraint: Constraint | None, results: Results, chosen: Setting) -> list[str]:
     """What a reader should know before believing that a setting meets a constraint."""
-    summary = results.summary(chosen)
-    found = []
+    found = failures(results, chosen)
     if results.pictures == 1:
         found.append("all samples are of one picture, so that the intervals say nothing about others")
-    if summary.failed:
-        found.append(
-            f"{summary.failed} of {summary.samples + summary.failed} samples could not be measured at "
-            f"{chosen.ratio:g} and are left out"
-        )
     least = None if constraint is None else constraint.min_agreement
-    if constraint is None or least is None or constraint.metric == "accuracy":
+    if constraint is None or least is None or chosen == REFERENCE:
         return found
-    bound = summary.first_bound if constraint.metric == "first" else summary.answer_bound
+    bound, pictures = results.bound(chosen, constraint.metric), results.pictures_of(chosen, constraint.metric)
     if bound >= least:
         return found
-    doubt = (
-        f"{summary.samples} samples prove no more than {bound:.3f} (exact one-sided bound at 95 %, "
-        f"independent samples), which is below {least:g}"
-    )
+    many = "1 picture proves" if pictures == 1 else f"{pictures} pictures prove"
+    exact = "(exact one-sided bound at 95 %, independent pictures)"
+    doubt = f"{many} no more than {bound:.3f} {exact}, which is below {least:g}"
+    if constraint.metric == "accuracy":
+        doubt = f"{many} no less than a drop by {1 - bound:.3f} {exact}, which is above {1 - least:.3g}"
     if least < 1:
         needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
         doubt += f": it takes {needed} that all agree"
     return [*found, doubt]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %" if share < 10 else f"{100 * share:.0f} %"
 
 
 def _miss(check: Check) -> float:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from calib.errors import OptionError
 from calib.record import Record
-from calib.settings import Setting
+from calib.settings import REFERENCE, Setting
 from calib.summary import Interval, Summary
 
 __all__ = [
@@ -48,21 +48,21 @@ def summarise(
     return {setting: results.summary(setting) for setting in results.settings}
 
 
-def exact_bound(right: int, total: int, confidence: float = CONFIDENCE) -> float:
-    """Exact (Clopper-Pearson) one-sided lower bound of a proportion of independent samples; NaN of none.
+def exact_bound(right: float, total: int, confidence: float = CONFIDENCE) -> float:
+    """Exact (Clopper-Pearson) one-sided lower bound of a proportion of independent pictures; NaN of none.
 
-    50 of 50 give 0.942 at 95 %: a bootstrap, which sees no sample that differs, would say 1.
+    50 of 50 give 0.942 at 95 %: a bootstrap, which sees no picture that differs, would say 1. `right` need
+    not be whole, as where a picture has several samples.
 
     Raises:
         BackendError: scipy is not installed.
     """
     from runtime.lazy import require
 
-    if total == 0:
-        return float("nan")
+    if total == 0 or right <= 0:
+        return float("nan") if total == 0 else 0.0
     stats = require("scipy.stats", "scipy", "calib")
-    test = stats.binomtest(right, total, alternative="greater")
-    return float(test.proportion_ci(confidence_level=confidence, method="exact").low)
+    return float(stats.beta.ppf(1 - confidence, right, total - right + 1))
 
 
 class Results:
@@ -120,13 +120,13 @@ class Results:
         quartiles = (np.percentile(measured, 25), np.percentile(measured, 75)) if good else (np.nan, np.nan)
         return Summary(
             samples=len(good),
-            failed=len(self._rows[setting]) - len(good),
+            failed=len(self.failed(setting)),
             first=self.mean(setting, "same_first"),
             answer=self.mean(setting, "same_answer"),
             accuracy=self.mean(setting, "correct") if labelled else None,
             divergence=self.mean(setting, "divergence"),
-            first_bound=exact_bound(sum(record.same_first for record in good), len(good)),
-            answer_bound=exact_bound(sum(record.same_answer for record in good), len(good)),
+            first_bound=self.bound(setting, "first"),
+            answer_bound=self.bound(setting, "answer"),
             ttft=self.median(setting, "ttft"),
             ttft_quartiles=(float(quartiles[0]), float(quartiles[1])),
             kv_bytes=self.mean(setting, "kv_bytes").mean,
@@ -147,6 +147,30 @@ class Results:
     def mean(self, setting: Setting, field: str) -> Interval:
         """Mean of a number or yes/no of the records, over the samples that have it."""
         return self._mean(self.column(setting, field))
+
+    def bound(self, setting: Setting, metric: str) -> float:
+        """Exact one-sided lower bound of a metric, were all samples of a picture right or wrong together; of
+        `accuracy`, of the fraction that is not wrong where the unpruned model is right: accuracy drops by no
+        more than what is missing to 1."""
+        values = self.column(setting, field_of(metric))
+        if metric == "accuracy":
+            values = np.where(np.isnan(values), np.nan, self.column(REFERENCE, "correct") <= values)
+        pictures = self.pictures_of(setting, metric)
+        return exact_bound(float(np.nanmean(values)) * pictures if pictures else 0.0, pictures)
+
+    def pictures_of(self, setting: Setting, metric: str) -> int:
+        """On how many pictures a metric of a setting is known."""
+        return len(np.unique(self._group[~np.isnan(self.column(setting, field_of(metric)))]))
+
+    def failed(self, setting: Setting) -> list[Record]:
+        """Of a setting that was measured, the records with an error, by name of the sample."""
+        return [record for _, record in sorted(self._rows[setting].items()) if record.error is not None]
+
+    def differing(self, first: Setting, second: Setting, metric: str) -> int:
+        """On how many pictures two settings differ."""
+        field = field_of(metric)
+        apart = np.nan_to_num(self.column(first, field) - self.column(second, field))
+        return int(np.count_nonzero(np.bincount(self._group, weights=apart, minlength=self.pictures)))
 
     def difference(self, first: Setting, second: Setting, metric: str) -> Interval:
         """Mean of `first` - `second` over the samples that both have: paired, so that it is sharper than two

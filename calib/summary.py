@@ -29,8 +29,9 @@ class Summary:
         first, answer: fraction whose first token, whose whole answer, is the unpruned model's.
         accuracy: fraction of the labelled samples that are right; None: there is no label.
         divergence: KL divergence of the first token's probabilities, in nats.
-        first_bound, answer_bound: exact one-sided 95 % lower bounds of the fractions, were all samples
-            independent: they are below 1 where every sample agrees, as a bootstrap's never are.
+        first_bound, answer_bound: exact one-sided 95 % lower bounds of the fractions, were all pictures
+            independent and those of one picture alike: they are below 1 where every sample agrees, as a
+            bootstrap's never are.
         ttft: median seconds to the first token, and the interval of the median.
         ttft_quartiles: 25 % and 75 % of the samples are quicker.
         kv_bytes: mean; `kv_most`: maximum.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +50,9 @@ def test_reasons_name_tokens_limit_and_the_rung_below() -> None:
     pick = picked(reaches(rank=0.25))
     assert pick.setting == Setting("rank", 0.25)
     assert pick.reasons[0] == "rank at 0.25 keeps 100 -> 25 visual tokens"
-    assert pick.reasons[1] == "first-token agreement is 1.000, at least 1.000 at 95 % (limit 0.98)"
+    assert pick.reasons[1] == (
+        "first-token agreement is 1.000, and its 95 % interval begins at 1.000 (limit 0.98)"
+    )
     assert pick.reasons[2].startswith(
         "at the next lower ratio that was tried, 0.2, first-token agreement is 0.5"
     )
@@ -118,8 +120,8 @@ def test_a_lower_ratio_that_meets_by_chance_is_mentioned() -> None:
 def test_few_samples_prove_little_and_the_pick_says_how_many_would() -> None:
     (note,) = picked(reaches(rank=0.25), others=(), count=50).notes
     assert note == (
-        "50 samples prove no more than 0.942 (exact one-sided bound at 95 %, independent samples), which is "
-        "below 0.98: it takes 149 that all agree"
+        "50 pictures prove no more than 0.942 (exact one-sided bound at 95 %, independent pictures), which "
+        "is below 0.98: it takes 149 that all agree"
     )
     (note,) = picked(reaches(rank=0.25), Constraint(1.0), others=()).notes
     assert note.endswith("which is below 1")  # no number of samples proves that
@@ -135,18 +137,64 @@ def test_one_picture_and_failed_samples_are_doubts() -> None:
 
     notes = explain(question, search_ratio(question, measure), BUILD, "b").notes
     assert notes == (
+        "samples that could not be measured at 0.5, and are left out: 1; the first (s019) says: the picture "
+        "is gone",
         "all samples are of one picture, so that the intervals say nothing about others",
-        "1 of 20 samples could not be measured at 0.5 and are left out",
+        "1 picture proves no more than 0.050 (exact one-sided bound at 95 %, independent pictures), which is "
+        "below 0.5: it takes 5 that all agree",
     )
+
+
+def test_prompts_about_one_picture_prove_no_more_than_it() -> None:
+    question = Question(OWN, (), Constraint(0.98), groups(200, per_picture=20))
+    pick = explain(question, search_ratio(question, measure_from(reaches(rank=0.25))), BUILD, "b")
+    assert pick.notes[0].startswith("10 pictures prove no more than 0.741 (exact")
+
+
+def test_few_labelled_pictures_prove_little_about_accuracy() -> None:
+    question = Question(OWN, (), Constraint(0.98, "accuracy"), groups(30), (0.5,))
+
+    def measure(settings: Sequence[Setting]) -> list[Record]:
+        return [
+            record(name, setting, True, correct=place % 2 == 0 if place < 20 else None)
+            for setting in settings
+            for place, name in enumerate(groups(30))
+        ]
+
+    (note,) = explain(question, search_ratio(question, measure), BUILD, "b").notes
+    assert note == (
+        f"20 pictures prove no less than a drop by {1 - 0.05 ** (1 / 20):.3f} (exact one-sided bound at "
+        "95 %, independent pictures), which is above 0.02: it takes 149 that all agree"
+    )
+
+
+def test_the_unpruned_model_needs_no_proof_and_baselines_may_still_go_below_it() -> None:
+    question = Question(OWN, ("uniform",), Constraint(0.98), groups(50), (1.0, 0.5))
+    found = search_ratio(question, measure_from(lambda s: float(s.selector == "uniform"), 50))
+    (note,) = explain(question, found, BUILD, "b").notes
+    assert found.chosen == REFERENCE
+    assert note.startswith("uniform at 0.5 (1.000 [1.000, 1.000]) meets the constraint as well, where rank")
+
+
+@pytest.mark.parametrize(("apart", "better"), [(5, False), (6, True)])
+def test_better_takes_six_pictures_that_differ(apart: int, better: bool) -> None:
+    """Five that all fall on one side are chance once in 16 times; resamples alone would not know."""
+    notes = picked(lambda s: 1.0 if s.selector == "rank" else 1 - apart / 40, count=40).notes
+    said = "rank at 0.05 (1.000 [1.000, 1.000]) is better than random"
+    assert any(note.startswith(said) for note in notes) == better
+    doubt = "random is not significantly worse than rank at 0.05"
+    assert any(note.startswith(doubt) for note in notes) == (not better)
 
 
 def test_with_a_budget_a_method_that_keeps_more_is_named() -> None:
     pick = picked(lambda _: 0.5, Constraint(max_ttft=0.026), others=("random",))
     assert pick.setting == Setting("rank", 0.25)
     assert pick.reasons[1].startswith(
-        "the median time to the first token is at most 25 ms at 95 % (limit 26 ms)"
+        "the 95 % interval of the median time to the first token ends at 25 ms (limit 26 ms)"
     )
-    assert pick.reasons[2].startswith("at the next higher ratio that was tried, 0.32, the median time")
+    assert pick.reasons[2].startswith(
+        "at the next higher ratio that was tried, 0.32, the 95 % interval of the median time"
+    )
 
 
 def test_nothing_meets_says_by_how_much_and_who_does() -> None:
@@ -156,8 +204,8 @@ def test_nothing_meets_says_by_how_much_and_who_does() -> None:
     low = found.results.fraction(Setting("rank", 0.79), "first").low
     assert first == (
         "nothing that was tried meets the constraint (first-token agreement of at least 0.98); closest is "
-        f"rank at 0.79, where first-token agreement is 0.790, at least {low:.3f} at 95 % (limit 0.98): "
-        f"{0.98 - low:.3f} short"
+        f"rank at 0.79, where first-token agreement is 0.790, and its 95 % interval begins at {low:.3f} "
+        f"(limit 0.98): {0.98 - low:.3f} short"
     )
     assert second == "row at 0.05 meets it"
     with pytest.raises(ValueError, match="nothing was chosen: see explain_miss"):
@@ -172,11 +220,28 @@ def test_a_budget_that_is_missed_says_by_how_many_percent() -> None:
     )
 
 
+def test_a_miss_by_far_is_a_plain_number_and_failures_are_quoted() -> None:
+    question = Question(OWN, (), Constraint(max_kv=20_000), groups(3), (0.5,))
+
+    def measure(settings: Sequence[Setting]) -> list[Record]:
+        made = [record(name, setting, True) for setting in settings for name in groups(3)]
+        return [*made[:-1], replace(made[-1], error="the picture is gone")]
+
+    first, second = explain_miss(question, search_ratio(question, measure))
+    assert first.endswith("(limit 19.5 KiB): 2400 % over")
+    assert second == (
+        "samples that could not be measured at 0.5, and are left out: 1; the first (s002) says: the picture "
+        "is gone"
+    )
+
+
 def test_met_only_below_a_gap() -> None:
     question = Question(OWN, (), Constraint(0.98), groups())
     found = search_ratio(question, measure_from(lambda s: float(s.ratio == 0.2)))
     assert found.chosen is None
-    assert explain_miss(question, found)[0].endswith("closest is rank at 0.2, where a higher ratio fails")
+    assert explain_miss(question, found)[0].endswith(
+        "closest is rank at 0.2, where it is met, but not at every higher ratio: that is taken for chance"
+    )
 
 
 def test_names_and_commands() -> None:

@@ -160,7 +160,9 @@ def test_accuracy_may_drop_by_what_agreement_leaves() -> None:
     (check,) = constraint.checks(results(2), OWN)
     assert check.met
     assert check.value == pytest.approx(1 + results(2).difference(OWN, REFERENCE, "accuracy").low)
-    assert check.text.startswith("accuracy differs from the unpruned model's by -0.010, at least -0.0")
+    assert check.text.startswith(
+        "accuracy differs from the unpruned model's by -0.010, and the 95 % interval begins at -0.0"
+    )
     assert not constraint.checks(results(10), OWN)[0].met
 
 

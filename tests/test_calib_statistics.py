@@ -37,6 +37,34 @@ def test_exact_bound_solves_the_binomial_tail() -> None:
     assert math.isnan(exact_bound(0, 0))
 
 
+def test_the_exact_bound_counts_pictures_not_prompts() -> None:
+    """All samples of a picture stand or fall together at worst; what failed proves nothing."""
+    made = records(RANK, [place >= 10 for place in range(100)])  # one picture of ten is wrong
+    assert summarise(made, groups(100, 10))[RANK].first_bound == pytest.approx(exact_bound(9, 10), abs=1e-9)
+    made[0] = Record("s000", RANK, error="no")
+    results = Results(made, groups(100, 10))
+    assert [record.sample for record in results.failed(RANK)] == ["s000"]
+    assert results.bound(RANK, "first") == pytest.approx(exact_bound(10 * 90 / 99, 10), abs=1e-9)
+    assert results.pictures_of(RANK, "first") == 10
+    assert (results.pictures_of(RANK, "accuracy"), results.pictures_of(RANDOM, "first")) == (0, 0)
+
+
+def test_the_exact_bound_of_accuracy_is_about_what_pruning_spoils() -> None:
+    whole = [record(name, REFERENCE, True, correct=place < 10) for place, name in enumerate(names(20))]
+    pruned = [record(name, RANK, True, correct=0 < place < 11) for place, name in enumerate(names(20))]
+    results = Results([*whole, *pruned], groups(20))
+    assert results.difference(RANK, REFERENCE, "accuracy").mean == 0.0  # one lost, one won
+    assert results.bound(RANK, "accuracy") == pytest.approx(exact_bound(19, 20), abs=1e-9)
+    assert math.isnan(results.bound(RANDOM, "accuracy"))
+
+
+def test_pictures_that_differ_are_counted_once() -> None:
+    first, second = [True] * 12, [place not in (0, 1, 7) for place in range(12)]
+    results = Results([*records(RANK, first), *records(RANDOM, second)], groups(12, 4))
+    assert results.differing(RANK, RANDOM, "first") == 2
+    assert results.differing(RANK, RANK, "first") == 0
+
+
 def test_interval_of_independent_samples_is_that_of_the_normal_approximation() -> None:
     same = [place % 5 != 0 for place in range(500)]
     first = summarise(records(RANK, same), groups(500))[RANK].first
