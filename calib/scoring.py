@@ -14,7 +14,7 @@ import numpy as np
 from calib.errors import OptionError
 from calib.explain import name_of
 from calib.record import Record
-from calib.search import Found, Measure, Question, reach, search_ratio, setting_at
+from calib.search import Found, Measure, Question, search_ratio, setting_at
 from calib.settings import LADDER, REFERENCE, Setting
 from calib.statistics import Results
 
@@ -94,31 +94,29 @@ def search_scoring(
     def judged(settings: Sequence[Setting]) -> Sequence[Record]:
         return [record for record in measured(settings) if record.sample in judging]
 
-    again = search_ratio(replace(question, own=winner, others=()), judged)
-    everything = _part(question, [*found.records, *seen.values()], judging)
-    sentence, better = _verdict(question, everything, found, again)
+    # The own one is searched again, too: what it reaches among the rungs that all pictures asked for is less.
+    own_again, again = (
+        search_ratio(replace(question, own=each, others=()), judged) for each in (question.own, winner)
+    )
+    sentence, better = _verdict(question, own_again, again)
     return Scoring(tuple(seen.values()), (chosen, sentence), better)
 
 
-def _verdict(question: Question, results: Results, found: Found, again: Found) -> tuple[str, Setting | None]:
-    """What the half that did not choose says."""
-    lower = question.constraint.keeps_agreement
-    metric = question.constraint.metric
+def _verdict(question: Question, own: Found, again: Found) -> tuple[str, Setting | None]:
+    """What the half that did not choose says of the own scoring and of the winner."""
     start = "on the other half, which had no say, "
-    own = reach(question, results, question.own, found.ratios)
     if again.chosen is None:
         return f"{start}it meets the constraint nowhere: the bundle stays as it is", None
-    if own is None:
-        return (
-            f"{start}it reaches {again.chosen.ratio:g}, where the bundle's own reaches nothing",
-            again.chosen,
-        )
-    further = again.chosen.ratio < own.ratio if lower else again.chosen.ratio > own.ratio
-    reached = f"it reaches {again.chosen.ratio:g}, the bundle's own {own.ratio:g}"
-    figures = f"{results.fraction(again.chosen, metric)} and {results.fraction(own, metric)}"
-    if further:
-        return f"{start}{reached} ({figures}): it is worth a new bundle", again.chosen
-    return f"{start}{reached} ({figures}): it is not worth a new bundle", None
+    reached = f"{start}it reaches {again.chosen.ratio:g}"
+    if own.chosen is None:
+        return f"{reached}, where the bundle's own reaches nothing", again.chosen
+    lower, metric = question.constraint.keeps_agreement, question.constraint.metric
+    theirs, ours = again.chosen.ratio, own.chosen.ratio
+    figures = [str(each.results.fraction(each.chosen, metric)) for each in (again, own) if each.chosen]
+    reached += f", the bundle's own {ours:g} ({' and '.join(figures)})"
+    if theirs < ours if lower else theirs > ours:
+        return f"{reached}: it is worth a new bundle", again.chosen
+    return f"{reached}: it is not worth a new bundle", None
 
 
 def _two_rungs(question: Question, found: Found) -> list[float]:

@@ -306,6 +306,26 @@ def test_the_half_that_chose_has_no_say() -> None:
     assert scoring.sentences[1].endswith("it is not worth a new bundle")
 
 
+def test_both_may_reach_the_same_rungs_on_the_half_that_judges() -> None:
+    """With all pictures the own scoring fails at 0.32, and 0.16 is not tried, which the judging half alone
+    tries: the winner, which is no better there, must not win by rungs that the own one was not given."""
+    choosing, _ = halves(groups(), 0)
+
+    def measure(settings: Sequence[Setting]) -> list[Record]:
+        return [
+            record(name, s, s.ratio >= (0.16 if s.layer == 5 or name not in choosing else 0.4))
+            for s in settings
+            for name in names()
+        ]
+
+    found = search_ratio(question(), measure)
+    assert found.chosen == Setting("rank", 0.4)
+    assert 0.16 not in found.ratios
+    scoring = search_scoring(question(), found, measure, [BETTER])
+    assert "it reaches 0.16, the bundle's own 0.16" in scoring.sentences[1]
+    assert scoring.better is None
+
+
 def test_the_own_scoring_wins_ties() -> None:
     measure = measure_from(lambda s: float(s.ratio >= 0.25))
     found = search_ratio(question(), measure)
