@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.errors import CalibError, RunError
+from calib.errors import CalibError, OptionError, RunError
 from calib.measure.spec import RunnerSpec
 from calib.record import Record
 from calib.run_options import RunOptions
@@ -66,6 +66,7 @@ def measuring(
         kept: gets the path of the results.
 
     Raises:
+        OptionError: the work folder is inside the data, or inside a bundle.
         RunError: the work folder cannot be written.
         StoreError: it holds results that cannot be compared with these.
     """
@@ -73,6 +74,7 @@ def measuring(
     from calib.store import ResultStore, store_key
     from calib.sweep import Sweep
 
+    _check_work(options, spec)
     _prepare(options, data)
     results = options.work / RESULTS
     executor = make_executor(options.workers, options.ray)
@@ -114,8 +116,19 @@ def _caught(run: Callable[[list[Path]], int]) -> int:
         if kept:
             say(f"stopped: what was measured is kept in {kept[0]}, run again to go on")
         else:
-            say("stopped: nothing was measured yet")
+            say("stopped: nothing new was measured")
         return 130
+
+
+def _check_work(options: RunOptions, spec: RunnerSpec) -> None:
+    """Plots among the pictures would be data of the next run, and a bundle holds what its manifest lists."""
+    work = options.work.resolve()
+    for what, folder in (("data", options.data), *(("bundle", path) for _, path in spec.bundles)):
+        if folder.is_dir() and work.is_relative_to(folder.resolve()):
+            raise OptionError(
+                f"results would be written to {options.work}, which is inside the {what}: give another "
+                "folder with --work"
+            )
 
 
 def _prepare(options: RunOptions, data: Data) -> None:

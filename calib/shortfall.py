@@ -28,7 +28,7 @@ def by_how_much(missed: Sequence[Check]) -> str:
 
 
 def failures(results: Results, setting: Setting) -> list[str]:
-    """How many samples of a setting could not be measured, and why the first could not; empty if all could."""
+    """How many samples of a setting could not be measured, and why the first could not; or nothing."""
     failed = results.failed(setting)
     if not failed:
         return []

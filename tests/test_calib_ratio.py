@@ -229,7 +229,7 @@ def test_accuracy_needs_labels(
     arguments = ["--data", str(labelled), "--ratios", "0.5", "--metric", "accuracy", "--no-report"]
     assert main([str(bundle), *arguments, "--max-new-tokens", "1"]) == 0  # both are always wrong
     shown = capsys.readouterr().out
-    assert "accuracy differs from the unpruned model's by +0.000, at least +0.000" in shown
+    assert "accuracy differs from the unpruned model's by +0.000, and the 95 % interval begins" in shown
     assert re.search(r"first token +answer +right +KL", shown)
 
 
@@ -255,6 +255,25 @@ def test_a_work_folder_that_cannot_be_made(
     assert re.search(
         r"error: .*work cannot be written \(.*\): give another folder with --work", capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("what", ["data", "bundle"])
+def test_results_are_written_neither_among_the_pictures_nor_into_the_bundle(
+    bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    work = (pictures if what == "data" else bundle) / "work"
+    assert run(bundle, pictures, "--work", str(work)) == 2
+    assert capsys.readouterr().err == (
+        f"error: results would be written to {work}, which is inside the {what}: give another folder with "
+        "--work\n"
+    )
+    assert not work.exists()
+
+
+def test_results_may_lie_beside_a_jsonl_file(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": str(pictures / "0.png")}))
+    assert run(bundle, rows, *MEETS, "--work", str(tmp_path)) == 0
 
 
 def test_ctrl_c_keeps_what_was_measured_and_the_next_run_goes_on(
@@ -289,7 +308,7 @@ def test_ctrl_c_before_anything_was_opened(
 
     monkeypatch.setattr("calib.ratio.load_bundle", stop)
     assert run(bundle, pictures) == 130
-    assert capsys.readouterr().err == "stopped: nothing was measured yet\n"
+    assert capsys.readouterr().err == "stopped: nothing new was measured\n"
 
 
 def test_two_workers_find_what_one_does(
