@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calib.bundle_default import check_writable, write_default
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     from calib.data import open_data
+    from calib.measure.resize import stand_in_note
 
     need_packages(report=options.report)
     bundle = load_bundle(options.bundle)
@@ -40,6 +42,9 @@ def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     task = Task(options, command, bundle, data)
     with measuring(options, data, task.spec, key_parts(task), kept) as measure:
         study = calibrate(task, measure)
+    note = stand_in_note(bundle.manifest.layout)
+    if note is not None and any(setting.selector == "resize" for setting in study.summaries):
+        study = replace(study, notes=(*study.notes, note))
     return _finish(task, study)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calib.errors import RunError
-from calib.measure.resize import Smaller, corner, in_corner, prepare_smaller, smaller
+from calib.measure.resize import Smaller, corner, in_corner, prepare_smaller, smaller, stand_in_note
 from runtime.counts import kept_count
 from runtime.errors import ImageError
 from runtime.layouts import ImageLayout
@@ -187,3 +187,12 @@ def test_at_ratio_1_the_corner_is_the_picture(pad: tuple[int, int, int] | None) 
 def test_tokens_without_a_grid_have_no_corner() -> None:
     with pytest.raises(RunError, match=r"the 16 tokens of this model make no grid, .*: leave resize out"):
         in_corner(noise(8, 8), replace(SINGLE, grid=None), CONFIG, 0.5)
+
+
+def test_a_stand_in_is_said_to_be_one() -> None:
+    note = stand_in_note(SINGLE)
+    assert note is not None
+    assert note.startswith(
+        "resize is a stand-in: this vision encoder takes pictures of one size only, so the"
+    )
+    assert [stand_in_note(layout) for layout in (NATIVE, ANYRES, SPLIT, ASPECT)] == [None] * 4

@@ -163,6 +163,26 @@ def test_weights_are_copied_where_they_cannot_be_linked(
     assert not [file for file in (tmp_path / "copied").rglob("*") if file.name.startswith(".")]
 
 
+def test_half_a_copy_of_the_weights_does_not_stay_on_a_full_disk(
+    family_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    bundle = load_bundle(family_bundle("llava"))
+    monkeypatch.setattr(os, "link", other_disk)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(
+        RunError, match=r"cannot make a graph in .* \(No space left on device\): give another"
+    ):
+        Scorers(bundle).graph(Scoring(0, "cls"), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_work_folder_that_cannot_be_written(family_bundle: Bundles, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.write_text("a file")

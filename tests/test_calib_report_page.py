@@ -321,7 +321,7 @@ def test_plots_of_an_earlier_report_do_not_stay(tmp_path: Path, pictures: Pictur
 def test_a_folder_that_cannot_be_written(tmp_path: Path, pictures: Pictures) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        RunError, match=r"cannot write the report to .*file \(.*\): give a folder that can be"
+        RunError, match=r"cannot write the report to .*file \(.*\): make room, or give another"
     ):
         write_report(tmp_path / "file", study(), pictures)
 

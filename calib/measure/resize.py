@@ -35,7 +35,7 @@ from runtime.preprocess import PreparedImage, prepare
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Smaller", "corner", "in_corner", "prepare_smaller", "smaller"]
+__all__ = ["Smaller", "corner", "in_corner", "prepare_smaller", "smaller", "stand_in_note"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,17 @@ def in_corner(
     plain = replace(layout, resize={"height": height, "width": width}, crop=None, pad_to_square=None)
     kept = np.arange(layout.tokens, dtype=np.int64).reshape(rows, columns)[:r, :c].reshape(-1)
     return prepare(canvas, plain, config), kept
+
+
+def stand_in_note(layout: ImageLayout) -> str | None:
+    """What a reader must know before believing the baseline; None where it is what a user would do."""
+    if not isinstance(layout, SingleLayout):
+        return None
+    return (
+        "resize is a stand-in: this vision encoder takes pictures of one size only, so the smaller picture "
+        "lies in the corner of an empty one, and only that corner's tokens are kept; it saves no encoder "
+        "time, and nobody would serve this model so"
+    )
 
 
 def _tokens(plan: ImagePlan, layout: ImageLayout) -> int:

@@ -194,5 +194,8 @@ def _link(file: Path, link: Path) -> None:
             raise
         except OSError:
             partial = link.with_name(f".{link.name}.{os.getpid()}")
-            shutil.copyfile(file, partial)
-            partial.replace(link)
+            try:
+                shutil.copyfile(file, partial)
+                partial.replace(link)
+            finally:  # of a full disk, half a weight file would take the rest
+                partial.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def write_report(folder: Path, study: Study, pictures: Pictures) -> Path:
         write_whole(folder / PAGE, page.encode())
     except OSError as error:
         raise RunError(
-            f"cannot write the report to {folder} ({error}): give a folder that can be written"
+            f"cannot write the report to {folder} ({error}): make room, or give another folder with --work"
         ) from error
     return folder / PAGE
 
