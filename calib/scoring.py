@@ -86,9 +86,10 @@ def search_scoring(
     if winner == question.own:
         sentence = f"{many}, none agrees better than the bundle's own at {where} ({own:.3f})"
         return Scoring(tuple(seen.values()), (sentence,), None)
+    what = "agrees best" if best > own else "agrees as well, and has the closest probabilities,"
     chosen = (
-        f"{many}, {_way(winner)} agrees best on one half of the pictures: {best:.3f} against {own:.3f} of "
-        f"the bundle's own, at {where}; the best of many looks better than it is where it was chosen"
+        f"{many}, {_way(winner)} {what} on one half of the pictures: {best:.3f} against {own:.3f} of the "
+        f"bundle's own, at {where}; the best of many looks better than it is where it was chosen"
     )
 
     def judged(settings: Sequence[Setting]) -> Sequence[Record]:
@@ -104,7 +105,7 @@ def search_scoring(
 
 def _verdict(question: Question, own: Found, again: Found) -> tuple[str, Setting | None]:
     """What the half that did not choose says of the own scoring and of the winner."""
-    start = "on the other half, which had no say, "
+    start = f"on the other half, which had no say and has {own.results.pictures} of the pictures, "
     if again.chosen is None:
         return f"{start}it meets the constraint nowhere: the bundle stays as it is", None
     reached = f"{start}it reaches {again.chosen.ratio:g}"

@@ -280,7 +280,7 @@ def test_a_better_layer_is_found_and_judged_by_the_other_half() -> None:
         in (scoring.sentences[0])
     )
     assert scoring.sentences[1].startswith(
-        "on the other half, which had no say, it reaches 0.1, the bundle's"
+        "on the other half, which had no say and has 100 of the pictures, it reaches 0.1, the bundle's own"
     )
     assert scoring.sentences[1].endswith("it is worth a new bundle")
     assert {record.sample for record in scoring.records} == set(names())
@@ -324,6 +324,21 @@ def test_both_may_reach_the_same_rungs_on_the_half_that_judges() -> None:
     scoring = search_scoring(question(), found, measure, [BETTER])
     assert "it reaches 0.16, the bundle's own 0.16" in scoring.sentences[1]
     assert scoring.better is None
+
+
+def test_a_tie_in_agreement_is_said_to_be_one() -> None:
+    def measure(settings: Sequence[Setting]) -> list[Record]:
+        good = {s: s.ratio >= 0.25 for s in settings}
+        return [
+            record(name, s, good[s], divergence=0.0 if s.layer == 5 else 0.1)
+            for s in settings
+            for name in names()
+        ]
+
+    found = search_ratio(question(), measure)
+    (first, second) = search_scoring(question(), found, measure, [BETTER]).sentences
+    assert "rank (layer 5) agrees as well, and has the closest probabilities, on one half" in first
+    assert second.endswith("it is not worth a new bundle")
 
 
 def test_the_own_scoring_wins_ties() -> None:
