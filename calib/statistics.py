@@ -27,7 +27,6 @@ __all__ = [
     "Summary",
     "exact_bound",
     "field_of",
-    "summarise",
 ]
 
 METRICS = ("first", "answer", "accuracy")
@@ -38,14 +37,6 @@ _NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 _CELLS = 4_000_000  # weights of a block of resamples, at most: 32 MB of int64
 
 Values: TypeAlias = npt.NDArray[np.float64]
-
-
-def summarise(
-    records: Sequence[Record], groups: Mapping[str, str], *, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[Setting, Summary]:
-    """Of each setting, in the order in which the records name them: see `Results`."""
-    results = Results(records, groups, seed=seed, resamples=resamples)
-    return {setting: results.summary(setting) for setting in results.settings}
 
 
 def exact_bound(right: float, total: int, confidence: float = CONFIDENCE) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from calib.record import Record
 from calib.search import Measure
 from calib.settings import REFERENCE, Setting
+from calib.statistics import Results
+from calib.summary import Summary
 
-__all__ = ["SAMPLES", "groups", "measure_from", "names", "record"]
+__all__ = ["SAMPLES", "groups", "measure_from", "names", "record", "summarise"]
 
 SAMPLES = 200
 
@@ -53,3 +55,9 @@ def measure_from(
         return records
 
     return measure
+
+
+def summarise(records: Sequence[Record], groups: Mapping[str, str]) -> dict[Setting, Summary]:
+    """Of each setting that the records name."""
+    results = Results(records, groups)
+    return {setting: results.summary(setting) for setting in results.settings}

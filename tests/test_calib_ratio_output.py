@@ -15,9 +15,8 @@ from calib.pick import Pick
 from calib.ratio_output import WIDE, pick_lines, study_json, study_table
 from calib.record import Record
 from calib.settings import REFERENCE, Setting
-from calib.statistics import summarise
 from calib.study import Study
-from tests.calib_records import groups, names, record
+from tests.calib_records import groups, names, record, summarise
 
 OWN, OTHER = Setting("rank", 0.25), Setting("rank", 0.25, layer=5, aggregation="cls")
 PICK = Pick(OWN, ("it is enough", "it is little"), (), ("a note",), "python -m export.build --layer 5")

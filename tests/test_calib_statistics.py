@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from calib.errors import OptionError
 from calib.record import Record
 from calib.settings import REFERENCE, Setting
-from calib.statistics import Interval, Results, exact_bound, field_of, summarise
-from tests.calib_records import groups, names, record
+from calib.statistics import Interval, Results, exact_bound, field_of
+from tests.calib_records import groups, names, record, summarise
 
 RANK, RANDOM = Setting("rank", 0.5), Setting("random", 0.5)
 
