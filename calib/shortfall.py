@@ -12,6 +12,8 @@ from calib.statistics import CONFIDENCE, Results
 
 __all__ = ["by_how_much", "doubts", "failures", "largest_miss"]
 
+_ALIKE = 0.9  # of the answers with one first token: agreement near 1 comes without looking at the picture
+
 
 def largest_miss(checks: Sequence[Check]) -> float:
     """The largest relative miss of a limit; infinite where nothing was measured."""
@@ -47,6 +49,8 @@ def doubts(constraint: Constraint | None, results: Results, chosen: Setting) -> 
     least = None if constraint is None else constraint.min_agreement
     if constraint is None or least is None or chosen == REFERENCE:
         return found
+    if constraint.metric == "first":
+        found += _same_start(results)
     bound, pictures = results.bound(chosen, constraint.metric), results.pictures_of(chosen, constraint.metric)
     if bound >= least:
         return found
@@ -59,6 +63,17 @@ def doubts(constraint: Constraint | None, results: Results, chosen: Setting) -> 
         needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
         doubt += f": it takes {needed} that all agree"
     return [*found, doubt]
+
+
+def _same_start(results: Results) -> list[str]:
+    """First tokens that hardly differ agree whatever is pruned."""
+    commonest, answers = results.commonest_start(REFERENCE)
+    if results.pictures == 1 or commonest < _ALIKE * answers or not answers:
+        return []
+    return [
+        f"{commonest} of {answers} unpruned answers begin with the same token, so that its agreement says "
+        "little about the pictures: ask questions with short answers, or give --metric answer"
+    ]
 
 
 def _percent(share: float) -> str:

@@ -7,6 +7,7 @@ makes a picture hard for both cancels out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -156,6 +157,11 @@ class Results:
     def failed(self, setting: Setting) -> list[Record]:
         """Of a setting that was measured, the records with an error, by name of the sample."""
         return [record for _, record in sorted(self._rows[setting].items()) if record.error is not None]
+
+    def commonest_start(self, setting: Setting) -> tuple[int, int]:
+        """How many answers begin with the commonest first token, and how many answers there are."""
+        starts = Counter(record.tokens[0] for record in self._rows.get(setting, {}).values() if record.tokens)
+        return max(starts.values(), default=0), starts.total()
 
     def differing(self, first: Setting, second: Setting, metric: str) -> int:
         """On how many pictures two settings differ."""

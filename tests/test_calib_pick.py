@@ -145,6 +145,26 @@ def test_one_picture_and_failed_samples_are_doubts() -> None:
     )
 
 
+@pytest.mark.parametrize(("alike", "metric", "said"), [(9, "first", 1), (8, "first", 0), (9, "answer", 0)])
+def test_first_tokens_that_are_all_alike_say_little(alike: int, metric: str, said: int) -> None:
+    """As of "Describe the image.", which models answer with "The image ..." whatever they see."""
+    question = Question(OWN, (), Constraint(0.1, metric), groups(10), (0.5,))
+
+    def measure(settings: Sequence[Setting]) -> list[Record]:
+        return [
+            record(name, setting, True, tokens=(77 if place < alike else place, place))
+            for setting in settings
+            for place, name in enumerate(groups(10))
+        ]
+
+    notes = explain(question, search_ratio(question, measure), BUILD, "b").notes
+    sentence = (
+        "9 of 10 unpruned answers begin with the same token, so that its agreement says little about the "
+        "pictures: ask questions with short answers, or give --metric answer"
+    )
+    assert [note for note in notes if "begin" in note] == [sentence] * said
+
+
 def test_prompts_about_one_picture_prove_no_more_than_it() -> None:
     question = Question(OWN, (), Constraint(0.98), groups(200, per_picture=20))
     pick = explain(question, search_ratio(question, measure_from(reaches(rank=0.25))), BUILD, "b")

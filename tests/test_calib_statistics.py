@@ -58,6 +58,15 @@ def test_the_exact_bound_of_accuracy_is_about_what_pruning_spoils() -> None:
     assert math.isnan(results.bound(RANDOM, "accuracy"))
 
 
+def test_answers_that_begin_alike_are_counted_where_there_are_answers() -> None:
+    made = records(RANK, [True] * 4, tokens=(5, 1))
+    made[1] = record("s001", RANK, True, tokens=(1, 5))
+    made[2] = Record("s002", RANK, error="no")
+    results = Results(made, groups(4))
+    assert results.commonest_start(RANK) == (2, 3)
+    assert results.commonest_start(RANDOM) == (0, 0)
+
+
 def test_pictures_that_differ_are_counted_once() -> None:
     first, second = [True] * 12, [place not in (0, 1, 7) for place in range(12)]
     results = Results([*records(RANK, first), *records(RANDOM, second)], groups(12, 4))
