@@ -3,6 +3,7 @@ from your own pictures."""
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -44,6 +45,14 @@ def _main(words: Sequence[str]) -> int:
         return _run(parse_options(words), kept)
     except (CalibError, GraphError) as error:
         _say(f"error: {error}")
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not kept:
+            raise
+        _say(
+            f"error: the disk is full while {kept[0]} is written: free some space, or give --work on another "
+            "disk; what was done is kept"
+        )
         return 2
     except KeyboardInterrupt:
         if kept:

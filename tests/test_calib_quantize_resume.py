@@ -127,6 +127,25 @@ def test_ctrl_c_before_anything_was_done(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_full_disk_of_the_work_folder(
+    toy_bundle_dir: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("calib.quantise.memory.np.savez", full)
+    assert main(words(toy_bundle_dir, pictures, tmp_path)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: the disk is full while {tmp_path / 'work' / 'precision'} is written: free some space, or "
+        "give --work on another disk; what was done is kept"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_full_disk_leaves_the_earlier_bundle(
     whole: dict[str, str],
     toy_bundle_dir: Path,

@@ -27,7 +27,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 _GREATEST_SCALE = 65504.0  # of float16, which scales are
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
-_FEW = 8  # pictures that tell groups apart
+_FEW = 4  # pictures that tell groups apart
 
 
 @dataclass(frozen=True)
