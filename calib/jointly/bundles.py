@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import OptionError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Variant", "check_same_model", "labels_of", "precision_text", "variants_of", "weight_bytes"]
 
 _TOKENIZER = "tokenizer.json"
+_OF_PRECISION = ("caches", "cache_dtype")  # of the decoder: with the precision, these may change
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def check_same_model(bundles: Sequence[Bundle]) -> None:
         seen.add(other.path.resolve())
         mine, its = _identity(first.manifest), _identity(other.manifest)
         for what, value in mine.items():
-            if its[what] != value:
+            if its.get(what) != value:
                 raise OptionError(
-                    f"{other.path} is not the model of {first.path}: its {what} is {_short(its[what])}, not "
-                    f"{_short(value)}: build both of one checkpoint, and quantise with `python -m "
-                    "calib.quantize`"
+                    f"{other.path} is not the model of {first.path}: its {what} is "
+                    f"{_short(its.get(what))}, not {_short(value)}: build both of one checkpoint, "
+                    "and quantise with `python -m calib.quantize`"
                 )
 
 
@@ -127,25 +128,18 @@ def weight_bytes(bundle: Bundle, backend: str) -> tuple[int, int]:
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What is the same in every precision of a model, by name; of sizes first, as that is what people see."""
-    decoder = manifest.decoder
+    """What is the same in every precision of a model, by its name in `bundle.json`."""
     tokenizer = manifest.files.get(_TOKENIZER)
-    return {
-        "model": manifest.model.name,
-        "architecture": manifest.model.architecture,
-        "decoder": _plain(
-            replace(decoder, caches={contract.DECODER: contract.CONCAT}, cache_dtype="float32")
-        ),
-        "layout": manifest.layout,
-        "preprocessing": _plain(manifest.preprocess),
+    found: dict[str, Any] = {
+        "model.name": manifest.model.name,
+        "model.architecture": manifest.model.architecture,
         "tokenizer": None if tokenizer is None else f"that of SHA-256 {tokenizer.sha256[:12]}",
-        "special tokens": _plain(manifest.tokens),
-        "chat template": _plain(manifest.prompt),
+        "layout.kind": manifest.layout.kind,
     }
-
-
-def _plain(value: object) -> Mapping[str, Any]:
-    return dict(vars(value))
+    for part in ("decoder", "layout", "preprocess", "tokens", "prompt"):
+        values = vars(getattr(manifest, part)).items()
+        found |= {f"{part}.{name}": value for name, value in values if name not in _OF_PRECISION}
+    return found
 
 
 def _short(value: object) -> str:

@@ -95,11 +95,8 @@ def _reasons(choice: Choice, chosen: Candidate) -> list[str]:
         f"it takes {_costs(chosen)} ({parts}){beside}",
     ]
     count = f"{len(fitting)} of {len(choice.candidates)} that were measured meet every limit"
-    what = (
-        f"it takes the least {_COSTS[choice.prefer]}"
-        if choice.limits.keeps_agreement
-        else "the most faithful"
-    )
+    least = f"it takes the least {_COSTS[choice.prefer]}"
+    what = least if choice.limits.keeps_agreement else "it is the most faithful"
     if len(fitting) == 1:
         return [*reasons, f"{count}: nothing else does"]
     second = fitting[1]

@@ -127,8 +127,8 @@ def _draw_limits(axes: Any, plot: CostPlot, theme: Theme) -> None:
 
 
 def _mark_chosen(axes: Any, plot: CostPlot, theme: Theme) -> None:
-    """A ring around it, and its name at the axis below, or above it where it lies at the axis. The limits of
-    the axes must be final."""
+    """A ring around it with its name above, or below where there is no room. The limits of the axes must be
+    final."""
     chosen = plot.chosen
     if chosen is None:
         return
@@ -136,17 +136,14 @@ def _mark_chosen(axes: Any, plot: CostPlot, theme: Theme) -> None:
     axes.plot(*where, marker="o", markersize=15, markerfacecolor="none", markeredgecolor=theme.accent,
               markeredgewidth=2, linestyle="none", zorder=5)  # fmt: skip
     across, up = axes.transAxes.inverted().transform(axes.transData.transform(where))
-    right, low = across < 0.5, up < 0.15
-    if not low:
-        axes.vlines(where[0], axes.get_ylim()[0], where[1], color=theme.accent, linewidth=1, linestyle=":")
+    right, high = across < 0.5, up > 0.85
     axes.annotate(
         f"picked: {chosen.name}",
-        (where[0], up if low else 0.0),
-        (5 if right else -5, 13 if low else 6),
-        xycoords=("data", "axes fraction"),
+        where,
+        (0 if right else 5, -13 if high else 13),
         textcoords="offset points",
         ha="left" if right else "right",
-        va="bottom",
+        va="top" if high else "bottom",
         fontsize=9,
         fontweight="bold",
         color=theme.accent,

@@ -1,0 +1,151 @@
+"""Bundles side by side: that they are one model, what they are called, what they need."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calib.errors import OptionError
+from calib.jointly.bundles import check_same_model, labels_of, precision_text, variants_of, weight_bytes
+from runtime import contract
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import BundleError
+from runtime.manifest import Manifest
+from tests.calib_joint import with_precisions
+from tests.measuring import edited
+from tests.toy_bundle import ToyModel, write_toy_bundle
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return write_toy_bundle(tmp_path / "toy", ToyModel())
+
+
+def manifest_with(manifest: Manifest, **precisions: str) -> Manifest:
+    return replace(
+        manifest,
+        graphs={
+            name: replace(graph, precision=precisions.get(name, "fp32"))
+            for name, graph in manifest.graphs.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("precisions", "text"),
+    [
+        ({}, "fp32"),
+        ({"decoder_model_merged": "int4"}, "decoder=int4"),
+        ({"decoder_model_merged": "int4", "embed_tokens": "int4"}, "decoder=int4"),
+        (dict.fromkeys(("vision_encoder", "vision_encoder_fopru"), "w8a8"), "vision=w8a8"),
+        ({"embed_tokens": "fp16"}, "embed=fp16"),
+        (
+            dict.fromkeys(("vision_encoder", "vision_encoder_fopru", "decoder_model_merged"), "int8"),
+            "int8",
+        ),
+        (
+            {
+                **dict.fromkeys(("vision_encoder", "vision_encoder_fopru"), "w8a8"),
+                "decoder_model_merged": "int4",
+            },
+            "vision=w8a8, decoder=int4",
+        ),
+        ({"vision_encoder": "fp16"}, "vision=fp16/fp32"),
+    ],
+)
+def test_precisions_in_words(toy: Path, precisions: dict[str, str], text: str) -> None:
+    assert precision_text(manifest_with(load_bundle(toy).manifest, **precisions)) == text
+
+
+def test_labels_are_precisions_else_folders_else_paths(toy: Path, tmp_path: Path) -> None:
+    float32, int4 = load_bundle(toy), with_precisions(toy, tmp_path / "a", decoder="int4")
+    assert labels_of([float32, int4]) == ["fp32", "decoder=int4"]
+    again = with_precisions(toy, tmp_path / "b", decoder="int4")
+    assert labels_of([float32, int4, again]) == ["toy", "a", "b"]
+    far = with_precisions(toy, tmp_path / "far" / "a", decoder="int4")
+    assert labels_of([float32, int4, far]) == [str(toy), str(tmp_path / "a"), str(tmp_path / "far" / "a")]
+
+
+def test_variants_are_keyed_by_label_the_float_model_by_nothing(toy: Path, tmp_path: Path) -> None:
+    first, second = variants_of(
+        [load_bundle(toy), with_precisions(toy, tmp_path / "a", decoder="int4")], "onnxruntime"
+    )
+    assert (first.key, first.label, second.key, second.label) == ("", "fp32", "decoder=int4", "decoder=int4")
+    assert first.weights(1.0) == first.whole
+    assert first.weights(0.3) == first.pruned
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": {"name": "llava"}}, "its model.name is llava, not toy"),
+        ({"model": {"architecture": "B"}}, "its model.architecture is B, not "),
+        ({"preprocess": {"resample": 2}}, "its preprocess.resample is 2, not 3"),
+        ({"tokens": {"eos": [7]}}, "its tokens.eos is (7,), not (2,)"),
+        ({"prompt": {"image": "<image>"}}, "its prompt.image is <image>, not "),
+        ({"decoder": {"max_positions": 128}}, "its decoder.max_positions is 128, not 256"),
+        (
+            {"layout": {"resize": {"shortest_edge": 16}, "crop": {"height": 16, "width": 16}}},
+            "its layout.resize is {'shortest_edge': 16}, not {'height'",
+        ),
+    ],
+)
+def test_another_model_is_refused_by_what_differs(
+    toy: Path, tmp_path: Path, changes: dict[str, dict[str, Any]], sentence: str
+) -> None:
+    other = edited(toy, tmp_path / "other", **changes)
+    whole = re.escape(f"{other} is not the model of {toy}: ") + ".*" + re.escape(sentence)
+    with pytest.raises(OptionError, match=whole):
+        check_same_model([load_bundle(toy), load_bundle(other)])
+
+
+def test_another_tokenizer_is_refused_another_strategy_is_not(toy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toy, other)
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    sentence = (
+        r"its tokenizer is that of SHA-256 [0-9a-f]{12}, not that of SHA-256 [0-9a-f]{12}: build both "
+        "of one checkpoint, and quantise with `python -m calib.quantize`"
+    )
+    with pytest.raises(OptionError, match=sentence):
+        check_same_model([load_bundle(toy), load_bundle(edited(other, other))])
+    strategy = edited(toy, tmp_path / "row", pruning={"strategy": "row"})
+    check_same_model([load_bundle(toy), load_bundle(strategy)])
+
+
+def test_a_bundle_given_twice_is_refused(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(toy)
+    with pytest.raises(OptionError, match=re.escape(f"{tmp_path / 'link'} is given twice: give each bundle")):
+        check_same_model([load_bundle(toy), load_bundle(tmp_path / "link")])
+
+
+def test_weights_are_those_of_the_graphs_that_run_shared_files_once(toy_bundle_dir: Path) -> None:
+    bundle = load_bundle(toy_bundle_dir)
+    sizes = {name: info.bytes for name, info in bundle.manifest.files.items()}
+    text = (
+        "embed_tokens.onnx",
+        "embed_tokens.onnx_data",
+        "decoder_model_merged.onnx",
+        "decoder_model_merged.onnx_data",
+    )
+    both = sum(sizes[f"onnx/{name}"] for name in (*text, "vision_encoder.onnx_data"))
+    pruned, whole = weight_bytes(bundle, "onnxruntime")
+    assert pruned == both + sizes["onnx/vision_encoder_fopru.onnx"]
+    assert whole == both + sizes["onnx/vision_encoder.onnx"]
+    assert contract.data_file(contract.VISION_ENCODER_FOPRU) == "onnx/vision_encoder.onnx_data"  # shared
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(toy_bundle_dir: Path) -> None:
+    bundle = load_bundle(toy_bundle_dir)
+    files = {
+        name: info for name, info in bundle.manifest.files.items() if "embed_tokens.onnx_data" not in name
+    }
+    with pytest.raises(
+        BundleError, match=r"embed_tokens of .* reads onnx/embed_tokens.onnx_data, which bundle"
+    ):
+        weight_bytes(Bundle(bundle.path, replace(bundle.manifest, files=files)), "onnxruntime")
