@@ -11,12 +11,14 @@ from calib.jointly.candidate import Candidate
 from calib.report.canvas import figure, png
 from calib.report.look import Theme
 from calib.report.plots import share_axis
+from calib.report.words import as_ratio
 
 __all__ = ["CostPlot", "cost_front_plot"]
 
 # Lines of precisions, by turn: selectors have the same colours, but no page shows both.
 _COLOURS = ("none", "rank", "row", "cls")
 _MARKERS = ("D", "o", "s", "^", "v", "P", "X", "*")
+_FRONT = "best for its cost"
 _DASHES = ("-", "--", "-.", ":")
 
 
@@ -71,7 +73,8 @@ def cost_front_plot(plot: CostPlot, theme: Theme) -> bytes:
         costs, lows = [plot.cost(each) for each in line], [each.fidelity.low for each in line]
         # Thin lines: measured times are noisy, and so are lines through them.
         axes.plot(costs, lows, color=colour, linestyle=dashes, linewidth=1, alpha=0.55)
-        axes.plot(costs, lows, color=colour, marker=marker, linestyle="none", markersize=5.5, label=label)
+        axes.plot(costs, lows, color=colour, marker=marker, linestyle="none", markersize=5.5,
+                  label=_wrapped(label))  # fmt: skip
         if line[0].setting.selector == "none":
             axes.plot(costs[0], lows[0], marker=marker, markersize=9, markerfacecolor=theme.paper,
                       markeredgecolor=colour, markeredgewidth=1.6, linestyle="none", zorder=4)  # fmt: skip
@@ -85,8 +88,8 @@ def cost_front_plot(plot: CostPlot, theme: Theme) -> bytes:
 
 def _legend(axes: Any, plot: CostPlot, theme: Theme) -> None:
     """Beside the axes: ends of lines lie on one another here."""
-    longest = max(map(len, plot.labels))
-    axes.figure.subplots_adjust(right=max(0.6, 0.9 - 0.0145 * max(longest, 8)))
+    longest = max(len(line) for label in plot.labels for line in _wrapped(label).split("\n"))
+    axes.figure.subplots_adjust(right=max(0.6, 0.88 - 0.0115 * max(longest, len(_FRONT))))
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
@@ -95,6 +98,10 @@ def _legend(axes: Any, plot: CostPlot, theme: Theme) -> None:
         labelcolor=theme.ink,
         handletextpad=0.3,
     )
+
+
+def _wrapped(label: str) -> str:
+    return label.replace(", ", ",\n")
 
 
 def _cost_axis(axes: Any, costs: list[float], most: float | None) -> None:
@@ -115,7 +122,7 @@ def _draw_front(axes: Any, plot: CostPlot, shown: Sequence[Candidate], theme: Th
     dear = axes.get_xlim()[0]
     axes.plot([*costs, dear], [*lows, lows[-1]], drawstyle="steps-post", color=theme.ink, alpha=0.18,
               linewidth=7, solid_capstyle="round", solid_joinstyle="round", zorder=1,
-              label="best for its cost")  # fmt: skip
+              label=_FRONT)  # fmt: skip
 
 
 def _draw_limits(axes: Any, plot: CostPlot, theme: Theme) -> None:
@@ -138,7 +145,7 @@ def _mark_chosen(axes: Any, plot: CostPlot, theme: Theme) -> None:
     across, up = axes.transAxes.inverted().transform(axes.transData.transform(where))
     right, high = across < 0.5, up > 0.85
     axes.annotate(
-        f"picked: {chosen.name}",
+        "picked: " + ("unpruned" if chosen.setting.ratio == 1.0 else as_ratio(chosen.setting.ratio)),
         where,
         (0 if right else 5, -13 if high else 13),
         textcoords="offset points",
