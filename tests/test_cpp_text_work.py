@@ -69,6 +69,8 @@ def test_real_patterns_use_a_20th_of_the_steps(name: str, lines: list[str], prob
         r"(?:(?=a*+)a)+",
         r"(?<=a{255})c|a",
         r"a{255}c|a",
+        # Each of these runs fails at its last character, which a class of many takes long to find out.
+        r"(?:a?){16}[^\p{Zs}\p{Zl}\p{Zp}\p{Cc}\p{Cf}\p{Co}\p{S}]{255}c|a",
         r"(?:a|aa)+c|a",
     ],
 )
@@ -76,9 +78,10 @@ def test_patterns_that_take_long_at_each_place_are_stopped(
     regex: str, probe: TextProbe, tmp_path: Path
 ) -> None:
     size = 400_000
+    text = ("a" * 249 + "\n") * (size // 250) if r"\p" in regex else "a" * size
     probe.load(_file(pre_tokenizer=_split(regex)), tmp_path)
     begin = time.monotonic()
-    (answer,) = probe.ask(encode=["a" * size], special=False)["ids"]
+    (answer,) = probe.ask(encode=[text], special=False)["ids"]
     assert time.monotonic() - begin < SECONDS
     # Or the memory of the search ends first.
     assert answer == REFUSAL.format(size, _limit(size)) or "heap limit exceeded" in answer

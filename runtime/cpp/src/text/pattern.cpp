@@ -48,11 +48,12 @@ int count_step(pcre2_callout_block* block, void* data) {
     return search.work.spend((1 + distance) * search.weight) ? 0 : PCRE2_ERROR_CALLOUT;
 }
 
-// A class with many characters takes long for each that it is asked about.
-std::size_t weight_of(const pcre2_code* code) {
+// A class with many characters takes long for each that it is asked about, and a step asks about all of the
+// least length of a run, though it may fail at the last.
+std::size_t weight_of(const pcre2_code* code, std::size_t longest_run) {
     std::size_t bytes = 0;
     pcre2_pattern_info(code, PCRE2_INFO_SIZE, &bytes);
-    return 1 + bytes / 8192;
+    return (1 + bytes / 8192) * (1 + longest_run / 4);
 }
 
 std::string message_of(int error) {
@@ -109,6 +110,7 @@ bool has_addition(std::string_view text) {
 struct Pattern::Code {
     // Classes with the newest characters take several times longer, and few texts have these.
     std::unique_ptr<pcre2_code, CodeFree> plain, full;
+    std::size_t longest_run = 1;
     std::string literal;  // what is looked for where there is no pattern
 };
 
@@ -121,8 +123,10 @@ Pattern Pattern::from_regex(const std::string& regex, const std::string& path) {
     if (regex.size() > longest_pattern) throw_damaged(path, "is a pattern of over 65536 bytes");
     auto code = std::make_unique<Code>();
     // Ruby's ^ is the beginning of any line.
-    code->plain = compile(pcre_from_oniguruma(regex, path, false), PCRE2_MULTILINE, path);
-    code->full = compile(pcre_from_oniguruma(regex, path, true), PCRE2_MULTILINE, path);
+    const PcrePattern plain = pcre_from_oniguruma(regex, path, false);
+    code->longest_run = plain.longest_run;
+    code->plain = compile(plain.text, PCRE2_MULTILINE, path);
+    code->full = compile(pcre_from_oniguruma(regex, path, true).text, PCRE2_MULTILINE, path);
     return Pattern(std::move(code));
 }
 
@@ -156,7 +160,7 @@ Spans Pattern::spans(std::string_view text, Work& work) const {
     const std::unique_ptr<pcre2_match_context, MatchContextFree> context(pcre2_match_context_create(nullptr));
     if (!data || !context) throw std::bad_alloc();
     const pcre2_code* const compiled = (has_addition(text) ? code_->full : code_->plain).get();
-    Search search{work, weight_of(compiled), 0};
+    Search search{work, weight_of(compiled, code_->longest_run), 0};
     pcre2_set_callout(context.get(), count_step, &search);
     pcre2_set_heap_limit(context.get(), heap_kibibytes);
     pcre2_set_match_limit(context.get(), std::numeric_limits<std::uint32_t>::max());

@@ -48,9 +48,14 @@ private:
     std::unique_ptr<const Code> code_;
 };
 
+struct PcrePattern {
+    std::string text;
+    std::size_t longest_run = 1;  // the greatest n of {n}, {n,} and {n,m}
+};
+
 // Oniguruma's syntax as PCRE2's. BundleError as above. With `additions`, classes hold what Unicode has got
 // after version 14 too.
-std::string pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions);
+PcrePattern pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions);
 
 // \w+|[^\w\s]+ in the meaning of Rust's regex.
 std::string pcre_of_words_and_symbols(bool additions);

@@ -1,5 +1,6 @@
 // Oniguruma's pattern syntax (Ruby's) as PCRE2's: what means the same passes, what means something else is
 // written out, and all else is refused.
+#include <algorithm>
 #include <array>
 #include <cctype>
 #include <cstdio>
@@ -81,11 +82,11 @@ public:
     Translator(std::string_view regex, const std::string& path, bool additions)
         : regex_(regex), path_(path), additions_(additions) {}
 
-    std::string translate() {
+    PcrePattern translate() {
         if (!is_utf8(regex_)) throw_damaged(path_, "is not UTF-8");
         while (place_ < regex_.size()) one();
         if (caseless_.size() != 1) throw_damaged(path_, "has brackets that do not match");
-        return std::move(out_);
+        return {std::move(out_), longest_run_};
     }
 
 private:
@@ -172,8 +173,9 @@ private:
             return;
         }
         const char next = end + 1 < regex_.size() ? regex_[end + 1] : '\0';
-        // Such a run is looked at in one step, which work.h counts as one.
+        // PCRE2 looks at such a run in one step.
         if (least.size() > 3 || (least.size() == 3 && least > "255")) refuse("{" + least + "}");
+        if (!least.empty()) longest_run_ = std::max<std::size_t>(longest_run_, std::stoul(least));
         // Ruby does not take {n}+ for possessive nor {n}? for lazy.
         if (next == '+' || (next == '?' && !most))
             refuse(std::string(regex_.substr(place_, end + 2 - place_)));
@@ -305,13 +307,13 @@ private:
     const std::string& path_;
     bool additions_;
     std::string out_;
-    std::size_t place_ = 0;
+    std::size_t place_ = 0, longest_run_ = 1;
     std::vector<bool> caseless_{false};  // for each open group, the pattern itself first
 };
 
 }  // namespace
 
-std::string pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions) {
+PcrePattern pcre_from_oniguruma(std::string_view regex, const std::string& path, bool additions) {
     return Translator(regex, path, additions).translate();
 }
 
