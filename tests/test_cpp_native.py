@@ -99,15 +99,25 @@ def test_a_chat_goes_on_from_the_cache(native: NativeGenerator, python: Generato
     assert native.generate(second).reused_images == 0
 
 
-def test_pieces_and_cancellation(native: NativeGenerator) -> None:
+def test_pieces_and_cancellation(native: NativeGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request("Read.", (PHOTO,), max_new_tokens=40, ignore_eos=True)
     whole = native.generate(request)
     stream = native.stream(request)
     assert "".join(stream) == whole.text
     assert stream.result.token_ids == whole.token_ids
+    # The answer waits behind its first piece, or it could be done before it is cancelled.
+    cancelled, tell = threading.Event(), native_runtime._Answer._tell
+
+    def tell_and_wait(answer: native_runtime._Answer, piece: str) -> bool:
+        tell(answer, piece)
+        assert cancelled.wait(60)
+        return answer._ends()
+
+    monkeypatch.setattr(native_runtime._Answer, "_tell", tell_and_wait)
     stopped = native.stream(request)
     next(stopped)
     stopped.cancel()
+    cancelled.set()
     assert stopped.result.finish_reason == "cancelled"
     assert 0 < len(stopped.result.token_ids) < 40
     assert native.generate(request).token_ids == whole.token_ids
