@@ -8,6 +8,7 @@
 #include "base/python_text.h"
 #include "bundle/contract.h"
 #include "decode/decoder_run.h"
+#include "decode/stacked_cache.h"
 #include "vision/vision.h"
 
 namespace fopru {
@@ -15,7 +16,6 @@ namespace fopru {
 namespace {
 
 constexpr std::int64_t most_kept = 3839;  // greatest K of a TopK that TensorRT's parser documents
-constexpr std::int64_t block_rows = 256;  // by which the cache of a backend that records steps grows
 constexpr std::int64_t builder_level = 3;
 constexpr double least_ratio = 0.05;
 
