@@ -75,6 +75,7 @@ STAGES = (
 )
 
 _OF = " of "
+_CENTRED = ("token_scores", "logits")  # a number added to all changes nothing, and would hide differences
 _AFTER_INDICES = ("pruned_features", "position_ids", "inputs_embeds", "logits", "tokens")
 
 
@@ -85,7 +86,8 @@ class StageResult:
 
     `skipped` marks a stage after a near-tie in `kept_indices`: other tokens went on, so there is nothing to
     compare. `cosine` is the mean over rows of the last axis, of features, scores and logits that could be
-    compared, and `gain` how many times as large they are: a wrong scale turns no row.
+    compared, and `gain` how many times as large they are: a wrong scale turns no row. For
+    both, a row of scores or logits is less its mean.
     `chosen`, of kept indices: how good the choice is by the reference's scores, from 0 (the least ones are
     kept) to 1 (the same or as good).
     """
@@ -200,7 +202,15 @@ def compare_stage(stage: Stage, reference: Array, measured: Array) -> StageResul
     result = StageResult(stage.name, largest, tolerance, stage.reason, ok, detail)
     if stage.scale not in (OF_MAX, OF_MEAN):
         return result
+    if stage.name.partition(_OF)[0] in _CENTRED:
+        reference, measured = _centred(reference), _centred(measured)
     return replace(result, cosine=row_cosine(reference, measured), gain=length_gain(reference, measured))
+
+
+def _centred(array: Array) -> Array:
+    """Each row [last axis] less its mean, in float64; as it is where it has no mean."""
+    wide = array.astype(np.float64)
+    return wide - wide.mean(axis=-1, keepdims=True) if wide.size and np.isfinite(wide).all() else wide
 
 
 def row_cosine(reference: Array, measured: Array) -> float | None:

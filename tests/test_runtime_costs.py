@@ -9,7 +9,7 @@ import pytest
 
 from runtime import contract
 from runtime.costs import FLOORS, HEADROOM, costs_of, judged
-from runtime.parity import STAGES, ParityReport, compare
+from runtime.parity import STAGES, ParityReport, compare, row_cosine
 
 INT4 = {contract.DECODER: "int4", contract.EMBED_TOKENS: "int4"}
 HALF_VISION = {contract.VISION_ENCODER: "fp16", contract.VISION_ENCODER_FOPRU: "fp16"}
@@ -60,9 +60,10 @@ HALF_DECODER = {contract.DECODER: "fp16", contract.EMBED_TOKENS: "fp16"}
 @pytest.mark.parametrize(
     ("logits", "ok"),
     [
-        ([0.0, 1.0, 2.0, 3.05], True),  # cosine 0.99996, 1.3 % larger
+        ([0.0, 1.0, 2.0, 3.05], True),  # less the mean: cosine 0.99990, 1.5 % larger
+        ([5.0, 6.0, 7.0, 8.05], True),  # the same, and a number added to all
         ([0.0, 1.03, 2.06, 3.09], False),  # all of it 3 % larger
-        ([0.2, 1.0, 2.0, 3.0], False),  # cosine 0.9986
+        ([0.0, 1.1, 1.9, 3.0], False),  # cosine 0.9982 less the mean, 0.9993 with it
         ([0.0, 1.0, 2.0, np.nan], False),
         ([0.0, 1.0, 2.0, np.inf], False),
     ],
@@ -86,6 +87,13 @@ def test_scores_have_a_floor_too() -> None:
     recorded = {"costs": {"token_scores": 1e-6}}
     read = judged(report(token_scores=[0, 1, 2, 3.05]), HALF_VISION, recorded)
     assert read.ok
+    # Scores are much alike, so that those of a device that is broken have a direction near theirs.
+    flat = np.array([0.97, 0.99, 1.01, 1.03]) / 4
+    reference = {stage.name: np.arange(4) for stage in STAGES} | {"token_scores": flat}
+    for broken in (np.full(4, 0.25), flat[[2, 3, 0, 1]]):
+        assert row_cosine(flat, broken) > FLOORS["fp16"].cosine - 1e-3
+        strict = compare(reference, {**reference, "token_scores": broken})
+        assert judged(strict, HALF_VISION, recorded).first_divergence == "token_scores"
     assert not judged(report(token_scores=[0, 1, 2, 3.5]), HALF_VISION, recorded).ok
     assert not judged(report(token_scores=[0, 1, 2, 3.05]), {}, recorded).ok
 

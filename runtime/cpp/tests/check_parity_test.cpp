@@ -109,6 +109,10 @@ TEST_CASE("a converted graph is held to what the build measured") {
     CHECK(judged(strict, {{"decoder_model_merged", "int8"}}, recorded(0.001)).first_divergence() == "logits");
     CHECK(judged(strict, precisions, recorded(0.001))
               .ok());  // float16 sums: cosine and size are as they should be
+    // A number added to all logits changes nothing, and hides nothing.
+    measured.set("logits", float_tensor({1, 3}, {11.0f, 8.0f, 10.51f}));
+    CHECK(judged(compare(arrays(), measured, units), precisions, recorded(0.001)).ok());
+    CHECK(stage_of(compare(arrays(), measured, units), "logits").gain == doctest::Approx(1.0).epsilon(0.01));
     measured.set("logits", float_tensor({1, 3}, {1.0f, -2.0f, 0.7f}));
     const ParityReport worse = compare(arrays(), measured, units);
     CHECK(judged(worse, precisions, recorded(0.001)).first_divergence() == "logits");

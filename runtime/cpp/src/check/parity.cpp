@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numeric>
+#include <vector>
 
 #include "base/python_text.h"
 #include "check/near_tie.h"
@@ -39,6 +41,29 @@ double scale_of(const Stage& stage, const Tensor& reference) {
     return sum / static_cast<double>(reference.size());
 }
 
+// A number added to all of them changes nothing, and would hide differences.
+bool centred(const Stage& stage) {
+    const std::string base = stage_base(stage.name);
+    return base == "token_scores" || base == "logits";
+}
+
+std::size_t row_width(const Tensor& tensor) {
+    return tensor.shape.empty() ? 1 : static_cast<std::size_t>(tensor.shape.back());
+}
+
+// In float64; with `centre` each row [last axis] less its mean.
+std::vector<double> values_of(const Tensor& tensor, bool centre) {
+    std::vector<double> values(tensor.size());
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = tensor.at(i);
+    const std::size_t width = row_width(tensor);
+    for (std::size_t start = 0; centre && start < values.size(); start += width) {
+        double sum = 0.0;
+        for (std::size_t i = start; i < start + width; ++i) sum += values[i];
+        for (std::size_t i = start; i < start + width; ++i) values[i] -= sum / static_cast<double>(width);
+    }
+    return values;
+}
+
 std::string first_difference(const Tensor& reference, const Tensor& measured, double limit) {
     std::size_t outside = 0, first = 0;
     for (std::size_t i = 0; i < reference.size(); ++i) {
@@ -56,17 +81,16 @@ std::string first_difference(const Tensor& reference, const Tensor& measured, do
            python_repr(place) + ": " + measured.text(first) + ", reference " + reference.text(first);
 }
 
-// Mean cosine of the rows [last axis], none where it is no number.
-std::optional<double> row_cosine(const Tensor& reference, const Tensor& measured) {
-    const std::size_t total = reference.size();
-    if (total == 0) return 1.0;
-    const std::size_t width = reference.shape.empty() ? 1 : static_cast<std::size_t>(reference.shape.back());
+// Mean cosine of rows of a width, none where it is no number.
+std::optional<double> row_cosine(const std::vector<double>& reference, const std::vector<double>& measured,
+                                 std::size_t width) {
+    if (reference.empty()) return 1.0;
     double sum = 0.0;
-    for (std::size_t start = 0; start < total; start += width) {
+    for (std::size_t start = 0; start < reference.size(); start += width) {
         double one = 0.0, other = 0.0, product = 0.0;
         bool same = true;
         for (std::size_t i = start; i < start + width; ++i) {
-            const double a = reference.at(i), b = measured.at(i);
+            const double a = reference[i], b = measured[i];
             if (!std::isfinite(a) || !std::isfinite(b)) return std::nullopt;
             one += a * a;
             other += b * b;
@@ -77,17 +101,15 @@ std::optional<double> row_cosine(const Tensor& reference, const Tensor& measured
         // A row of zeros has no direction: it is like another one, and like nothing else.
         sum += lengths > 0 ? product / lengths : same ? 1.0 : 0.0;
     }
-    return sum / static_cast<double>(total / width);
+    return sum / static_cast<double>(reference.size() / width);
 }
 
-double length_of(const Tensor& tensor) {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < tensor.size(); ++i) sum += tensor.at(i) * tensor.at(i);
-    return std::sqrt(sum);
+double length_of(const std::vector<double>& values) {
+    return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
 }
 
-// Length of the one array, taken whole, over that of its reference; none where it is no number.
-std::optional<double> length_gain(const Tensor& reference, const Tensor& measured) {
+// Length of the one, taken whole, over that of its reference; none where it is no number.
+std::optional<double> length_gain(const std::vector<double>& reference, const std::vector<double>& measured) {
     const double one = length_of(reference), other = length_of(measured);
     if (one == 0.0) return other == 0.0 ? std::optional<double>(1.0) : std::nullopt;
     if (!std::isfinite(other)) return std::nullopt;
@@ -193,8 +215,10 @@ StageResult compare_stage(const Stage& stage, const Tensor& reference, const Ten
     result.ok = largest <= result.tolerance;  // false for NaN
     if (!result.ok) result.detail = first_difference(reference, measured, result.tolerance);
     if (stage.scale == Scale::of_max || stage.scale == Scale::of_mean) {
-        result.cosine = row_cosine(reference, measured);
-        result.gain = length_gain(reference, measured);
+        const std::vector<double> wanted = values_of(reference, centred(stage));
+        const std::vector<double> got = values_of(measured, centred(stage));
+        result.cosine = row_cosine(wanted, got, row_width(reference));
+        result.gain = length_gain(wanted, got);
     }
     return result;
 }

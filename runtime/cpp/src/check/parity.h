@@ -31,8 +31,8 @@ const std::vector<Stage>& stages();  // in order
 // The comparison of one stage; `tolerance` is absolute here, `max_abs_diff` none where nothing could be
 // compared. `skipped` marks a stage behind a near-tie in `kept_indices`: other tokens went on, so there is
 // nothing to compare. `cosine` is the mean over rows of the last axis, `gain` how many times as large the
-// values are, both of features, scores and logits; `chosen`, of kept indices, how good the choice is by the
-// reference's scores, from 0 to 1.
+// values are, both of features, scores and logits (the last two less the mean of their row); `chosen`, of
+// kept indices, how good the choice is by the reference's scores, from 0 to 1.
 struct StageResult {
     std::string name;
     std::optional<double> max_abs_diff;
