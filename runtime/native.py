@@ -122,13 +122,9 @@ class NativeGenerator(PythonGenerator):
         fields_ = self.fields_of(request)
         with self.turn:
             self.native.warmup(fields_)
-            self.warn()
-
-    def warn(self) -> None:
-        """Pass on why answers are slower than they could be, as the other backends do."""
-        text: str = self.native.warning
+            text: str = self.native.warning
         if text:
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=2)
 
     @property
     def batches(self) -> bool:
@@ -193,7 +189,8 @@ class _NativeRun:
         finally:  # Ctrl-C, too: it must not wait for the rest of the answer
             answer.leave()
         result = result_of(json.loads(answer.result()))
-        self._generator.warn()
+        if answer.warning:
+            warnings.warn(answer.warning, stacklevel=2)
         return result
 
 
@@ -210,6 +207,7 @@ class _Answer:
         self._native, self._turn = generator.native, generator.turn
         self._fields, self._cancelled = fields_, cancelled
         self._told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.warning = ""  # why it was slower than it could be, after `leave`
         self._left = False  # nobody reads on
         self._running, self._border = False, threading.Lock()
         self._found: list[str | BaseException] = []
@@ -272,6 +270,7 @@ class _Answer:
                     self._running = True
                 try:
                     self._found.append(self._native.generate(self._fields, self._tell))
+                    self.warning = self._native.warning  # the next answer writes another
                 finally:
                     with self._border:
                         self._running = False

@@ -240,6 +240,7 @@ def test_ctrl_c_does_not_wait_for_the_answer() -> None:
         """Answers until it is cancelled."""
 
         ended = threading.Event()
+        warning = ""
 
         def generate(self, *_: object) -> str:
             assert self.ended.wait(timeout=20)
@@ -294,7 +295,10 @@ def test_warmup_batches_and_release(native: NativeGenerator, python: Generator) 
 
 def test_a_warning_is_passed_on(native: NativeGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
-        warning = "steps are slow"
+        @property
+        def warning(self) -> str:
+            assert native.turn.locked()  # another thread's answer would write it meanwhile
+            return "steps are slow"
 
         def __getattr__(self, name: str) -> Any:
             return getattr(quick, name)

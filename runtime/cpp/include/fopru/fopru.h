@@ -103,7 +103,7 @@ FOPRU_API fopru_status fopru_generator_create(fopru_bundle *bundle, const fopru_
 FOPRU_API void fopru_generator_free(fopru_generator *generator);
 FOPRU_API const char *fopru_generator_device(fopru_generator *generator); /* library, version, device */
 /* Why answers were slower than they could be, as a sentence; "" where nothing is to be said. Valid until the next answer
- * or warm-up. */
+ * or warm-up begins: ask in the thread that asks for those. Steps of `fopru_step` are not told about. */
 FOPRU_API const char *fopru_generator_warning(fopru_generator *generator);
 /* What is kept for later requests: visual tokens, the KV cache of the last answer. */
 FOPRU_API fopru_status fopru_generator_forget(fopru_generator *generator);
