@@ -72,6 +72,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
         "groups.jsonl",
         "trials/*",
         "cases/*",
+        "awq.jsonl",
         "../../.new.building-*/*.json",
     ]
     for moment in moments:
