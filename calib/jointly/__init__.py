@@ -1,4 +1,3 @@
-"""The joint choice of ratio and precision: what each costs, and which one to take.
+"""The joint choice of ratio and precision: see `calib.joint`, the command."""
 
-See `calib.joint`, the command.
-"""
+__all__: list[str] = []
