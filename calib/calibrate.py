@@ -148,11 +148,14 @@ def key_parts(task: Task) -> dict[str, str]:
 
 def comparable(options: RunOptions, bundles: Mapping[str, Bundle]) -> dict[str, str]:
     """As `key_parts`, of several bundles, by the name that a refusal gives them."""
+    alone = options.ray is None and (options.workers or 1) == 1
     return {
         **{name: _bundle_key(bundle) for name, bundle in bundles.items()},
         "backend": f"{options.backend} {version_of(options.backend)}",
         "max-new-tokens": str(options.max_new_tokens),
         "seed": str(options.seed),
+        # Answers are the same, but times are those of other conditions.
+        "measured": f"{'one' if alone else 'several'} at a time, threads {options.threads or 'not limited'}",
         "version": __version__,
     }
 

@@ -112,7 +112,7 @@ def test_cls_is_rank_where_the_bundle_scores_so(toy_bundle_dir: Path, pictures: 
 
 def test_what_makes_results_comparable(toy_bundle_dir: Path, pictures: Path, tmp_path: Path) -> None:
     parts = key_parts(task(toy_bundle_dir, pictures))
-    assert set(parts) == {"bundle", "backend", "max-new-tokens", "seed", "version"}
+    assert set(parts) == {"bundle", "backend", "max-new-tokens", "measured", "seed", "version"}
     assert parts == key_parts(task(toy_bundle_dir, pictures, "--ratios", "0.5", "--max-kv", "1MB"))
 
     def differing(other: Task) -> set[str]:
@@ -120,6 +120,9 @@ def test_what_makes_results_comparable(toy_bundle_dir: Path, pictures: Path, tmp
 
     assert differing(task(toy_bundle_dir, pictures, "--seed", "1")) == {"seed"}
     assert differing(task(toy_bundle_dir, pictures, "--max-new-tokens", "5")) == {"max-new-tokens"}
+    for other in (("--workers", "2"), ("--ray", "auto"), ("--threads", "1")):  # other times
+        assert differing(task(toy_bundle_dir, pictures, *other)) == {"measured"}
+    assert differing(task(toy_bundle_dir, pictures, "--workers", "1")) == set()
     default = edited(toy_bundle_dir, tmp_path / "a", pruning={"default_ratio": 0.1})
     assert differing(task(default, pictures)) == set()
     prompt = edited(toy_bundle_dir, tmp_path / "b", prompt={"image": "<image>"})
