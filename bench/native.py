@@ -6,18 +6,20 @@
 
 Tokens: every picture at three ratios, greedy and drawn with a seed, through both runtimes in one process.
 Cold start: a process from its start to its end with one token asked for, files not verified, the two by
-turns. Steady state: both in one process, by turns. Both load the same ONNX Runtime, its telemetry off.
+turns. Steady state: 20 answers in a process, the processes by turns. Both load the same ONNX Runtime, its
+telemetry off.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,13 @@ from bench.results import Result, Table, write_markdown
 from bench.workspace import DEMO
 from runtime import NO_REUSE, Bundle, Generator, Request, load_bundle
 from runtime.lazy import require
-from runtime.result import Result as Answer
 
 __all__ = ["RATIOS", "agreement", "dependencies", "main", "measure"]
 
 RATIOS = (1.0, 0.3, 0.1)
 _SAMPLING: tuple[dict[str, Any], ...] = ({}, {"temperature": 1.0, "top_p": 0.95, "seed": 7})
 _IMAGE = ROOT / "demo" / "images" / "three_digits.png"
+_BACKENDS = {"python": "onnxruntime", "c++": "native"}
 _BUILD = ROOT / "build" / "cpp"
 _TOKENS = 16
 _MIB = 1 << 20
@@ -65,12 +67,13 @@ def measure(bundle_dir: Path | None, images: int, settings: Settings) -> Result:
         figures["tokens"] = agreement(bundle, images, settings.threads)
         tables.append(_token_table(figures["tokens"]))
     figures["cold"], samples["cold"] = _cold(path, settings)
-    figures["steady"], samples["steady"] = _steady(bundle, settings)
+    figures["steady"], samples["steady"] = _steady(path, settings)
     tables.append(_time_table(figures["cold"], figures["steady"]))
     name = "native-demo" if bundle_dir is None else f"native-{path.name}"
     notes = (
-        "Cold start: a whole process for one token, `--no-verify`. Steady state: both runtimes in one "
-        "process by turns, nothing kept between requests, ratio 0.3. No telemetry of ONNX Runtime in either.",
+        "Cold start: a whole process for one token, `--no-verify`. Steady state: 20 answers in a process, "
+        "the processes of both by turns, nothing kept between requests, ratio 0.3. No telemetry of ONNX "
+        "Runtime in either.",
         "Peak RSS is that of the process, the mapped pages of libraries and weights included.",
     )
     return Result(name, describe_environment(settings.threads), figures, samples, tuple(tables), notes)
@@ -146,25 +149,17 @@ def _cold(bundle: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, A
     return figures, samples
 
 
-def _steady(bundle: Bundle, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    request = Request(
-        DEMO_PROMPT, (str(_IMAGE),), ratio=0.3, max_new_tokens=_TOKENS, ignore_eos=True
-    )  # the file: both decode it
-    generators = {
-        "python": Generator(bundle, threads=settings.threads, reuse=NO_REUSE),
-        "c++": Generator(bundle, "native", threads=settings.threads, reuse=NO_REUSE),
-    }
-    reads: dict[str, Callable[[Answer], float]] = {
-        "ttft": lambda answer: answer.timings.ttft,
-        "decode": lambda answer: answer.timings.decode / (_TOKENS - 1),
-    }
-    samples: dict[str, Any] = {name: {key: [] for key in reads} for name in generators}
-    for number in range(5 * (settings.warmup + settings.rounds)):
-        for name, generator in generators.items():
-            answer = generator.generate(request)
-            if number >= 5 * settings.warmup:
-                for key, read in reads.items():
-                    samples[name][key].append(read(answer))
+def _steady(bundle: Path, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    samples: dict[str, dict[str, list[float]]] = {name: {"ttft": [], "decode": []} for name in _BACKENDS}
+    options = [str(bundle), "--image", str(_IMAGE), "--threads", str(settings.threads)]
+    for number in range(settings.warmup + settings.rounds):
+        for name, backend in _BACKENDS.items():
+            usage = run_measured([sys.executable, "-m", "bench.answers", *options, "--backend", backend])
+            if usage.returncode != 0:
+                raise BenchError(f"bench.answers ended with status {usage.returncode}: see above")
+            if number >= settings.warmup:
+                for key, values in json.loads(usage.stdout).items():
+                    samples[name][key] += values
     figures = {
         name: {key: statistics.median(values) for key, values in own.items()} for name, own in samples.items()
     }

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* cpu_provider = "CPUExecutionProvider";
 
 // How long an idle thread looks for work before it sleeps: longer than the gaps between two operators.
-constexpr const char* spin_microseconds = "200";
+constexpr const char* spin_microseconds = "1000";
 
 // Operators that must not stay on the CPU. Others may: ONNX Runtime computes shapes there on purpose.
 constexpr const char* heavy_operators[] = {"Attention",
