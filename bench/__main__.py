@@ -71,14 +71,14 @@ MEASUREMENTS = (
     Step("target-graphs", "bench.target_graphs", (), ("--tiny",), threads=False),
     Step("half-precision", "bench.half_precision", (), ("--images", "4")),
     Step(
-        "quantise",
-        "bench.quantise",
+        "quantize",
+        "bench.quantize",
         (),
         ("--model", "tiny", "--samples", "4", "--rounds", "1", "--no-build"),
     ),
     Step(
-        "quantise-clip-l",
-        "bench.quantise",
+        "quantize-clip-l",
+        "bench.quantize",
         ("--model", "clip-l-336-qwen2-0.5b", "--samples", "16"),
         None,
     ),

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from calib.errors import CalibError, OptionError, RunError
 from calib.measure.spec import RunnerSpec
+from calib.ratio.search import Measure
 from calib.record import Record
 from calib.run_options import RunOptions
-from calib.search import Measure
 from calib.settings import Setting
 from runtime.lazy import require
 from runtime.output import exit_code_of, write_whole

@@ -1,6 +1,6 @@
 """Writes held-out scenes with questions as `calib` reads them: pictures and a JSONL beside them.
 
-    python -m demo.write_data bundles/demo-data --samples 500
+python -m demo.write_data bundles/demo-data --samples 500
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from calib.constraints import Constraint
 from calib.data.sample import Data, Sample
-from calib.jointly.bundles import Variant
-from calib.jointly.candidate import candidates_of
-from calib.jointly.choose import Choice, choose, explain_choice, explain_no_choice
-from calib.jointly.limits import Limits
-from calib.jointly.study import JointStudy
+from calib.joint.bundles import Variant
+from calib.joint.candidate import candidates_of
+from calib.joint.choose import Choice, choose, explain_choice, explain_no_choice
+from calib.joint.limits import Limits
+from calib.joint.study import JointStudy
 from calib.record import Record
 from calib.settings import REFERENCE, Setting
 from calib.statistics import Results

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from calib.ratio.search import Measure
 from calib.record import Record
-from calib.search import Measure
 from calib.settings import REFERENCE, Setting
 from calib.statistics import Results
 from calib.summary import Summary

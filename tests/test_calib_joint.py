@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calib.joint import main
+from calib.joint.__main__ import main
 from calib.record import Record
 from calib.settings import REFERENCE, Setting
 from calib.sweep import Sweep
@@ -246,6 +246,6 @@ def test_importing_needs_numpy_alone() -> None:
         "ray",
         "rich",
     )
-    code = f"import sys, calib.joint; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, calib.joint.__main__; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calib.errors import OptionError
-from calib.jointly.bundles import check_same_model, labels_of, precision_text, variants_of, weight_bytes
+from calib.joint.bundles import check_same_model, labels_of, precision_text, variants_of, weight_bytes
 from runtime import contract
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError

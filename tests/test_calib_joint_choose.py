@@ -9,8 +9,8 @@ import pytest
 
 from calib.constraints import Constraint
 from calib.errors import OptionError
-from calib.jointly.choose import choose, explain_choice, explain_no_choice
-from calib.jointly.limits import Limits
+from calib.joint.choose import choose, explain_choice, explain_no_choice
+from calib.joint.limits import Limits
 from tests.calib_joint import (
     FLOAT,
     INT4,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calib.errors import OptionError
-from calib.jointly.options import RATIOS, JointOptions, parse_joint_options
+from calib.joint.options import RATIOS, JointOptions, parse_joint_options
 from calib.run_options import DEFAULT_PROMPT
 
 

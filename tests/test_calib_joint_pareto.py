@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calib.pareto import pareto_front
+from calib.joint.pareto import pareto_front
 
 NAN = math.nan
 Point = tuple[float, float]

@@ -18,10 +18,10 @@ from rich.console import Console
 from calib.constraints import Constraint
 from calib.data.sample import Skipped
 from calib.errors import RunError
-from calib.jointly.candidate import Candidate
-from calib.jointly.limits import Limits
-from calib.jointly.output import JOINT_WIDE, choice_lines, joint_json, joint_table
-from calib.jointly.study import JointStudy
+from calib.joint.candidate import Candidate
+from calib.joint.limits import Limits
+from calib.joint.output import JOINT_WIDE, choice_lines, joint_json, joint_table
+from calib.joint.study import JointStudy
 from calib.record import Record
 from calib.report.joint import write_joint_report
 from calib.report.joint_plots import CostPlot, cost_front_plot

@@ -14,10 +14,10 @@ import pytest
 from calib.bundle_default import check_writable, with_default, write_default
 from calib.constraints import Constraint
 from calib.errors import OptionError, RunError
-from calib.explain import explain, explain_miss, name_of, rebuild_command
 from calib.pick import Pick
+from calib.ratio.explain import explain, explain_miss, name_of, rebuild_command
+from calib.ratio.search import Question, search_ratio
 from calib.record import Record
-from calib.search import Question, search_ratio
 from calib.settings import REFERENCE, Setting
 from runtime.bundle import load_bundle
 from runtime.errors import BundleError

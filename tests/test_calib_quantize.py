@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 
 from calib.data import open_data
-from calib.quantise.options import parse_options
-from calib.quantise.ranges import products_by_graph, ranges_of
-from calib.quantise.task import open_task
-from calib.quantize import main
+from calib.quantize.__main__ import main
+from calib.quantize.options import parse_options
+from calib.quantize.ranges import products_by_graph, ranges_of
+from calib.quantize.task import open_task
 from calib.ranges import Collector
 from runtime import NO_REUSE, Generator, Request, contract, load_bundle
 from runtime.bundle import sha256_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calib.quantize import main
+from calib.quantize.__main__ import main
 from runtime.check import main as check
 from tests.measuring import noise
 

@@ -13,13 +13,13 @@ import pytest
 from calib.data.sample import Sample
 from calib.errors import CalibError, OptionError, RunError, StoreError
 from calib.precision import Precision
-from calib.quantise.keep_float import choose_float
-from calib.quantise.memory import Memory, key_of
-from calib.quantise.options import QuantizeOptions, parse_options
-from calib.quantise.split import pictures_of, split_samples
-from calib.quantise.targets import check_target, decoders_of, is_tensorrt, target_notes
-from calib.quantise.trial import VisionFidelity
-from calib.quantize import main
+from calib.quantize.__main__ import main
+from calib.quantize.keep_float import choose_float
+from calib.quantize.memory import Memory, key_of
+from calib.quantize.options import QuantizeOptions, parse_options
+from calib.quantize.split import pictures_of, split_samples
+from calib.quantize.targets import check_target, decoders_of, is_tensorrt, target_notes
+from calib.quantize.trial import VisionFidelity
 from calib.ranges import Method
 from calib.sensitivity import Group, GroupLoss
 from fopru_graph.lint.targets import TARGETS
@@ -137,7 +137,7 @@ def test_refused_precisions(precision: str, sentence: str) -> None:
 
 def test_importing_needs_numpy_alone() -> None:
     heavy = ("torch", "onnxruntime", "onnx_ir", "rich", "PIL", "pyarrow")
-    code = f"import sys, calib.quantize; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, calib.quantize.__main__; print([m for m in {heavy} if m in sys.modules])"
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from calib.quantise import bundle as bundle_module
-from calib.quantise import graphs as graphs_module
-from calib.quantize import main
+from calib.quantize import bundle as bundle_module
+from calib.quantize import graphs as graphs_module
+from calib.quantize.__main__ import main
 from runtime.bundle import sha256_of
 from tests.measuring import noise
 
@@ -138,7 +138,7 @@ def test_a_full_disk_of_the_work_folder(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("calib.quantise.memory.np.savez", full)
+    monkeypatch.setattr("calib.quantize.memory.np.savez", full)
     assert main(words(toy_bundle_dir, pictures, tmp_path)) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: the disk is full while {tmp_path / 'work' / 'precision'} is written: free some space, or "

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import pytest
 
 from calib.errors import RunError
-from calib.quantise import targets
-from calib.quantise.targets import lint_graphs
-from calib.quantize import main
+from calib.quantize import targets
+from calib.quantize.__main__ import main
+from calib.quantize.targets import lint_graphs
 from fopru_graph.lint import lint_file
 from fopru_graph.lint.rtx import build_check
 from runtime import contract, load_bundle

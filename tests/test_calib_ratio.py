@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from calib.errors import OptionError
-from calib.options import DEFAULT_PROMPT, parse_options
-from calib.ratio import main
+from calib.ratio.__main__ import main
+from calib.ratio.options import DEFAULT_PROMPT, parse_options
 from calib.record import Record
 from calib.settings import Setting
 from calib.sweep import Sweep
@@ -307,7 +307,7 @@ def test_ctrl_c_before_anything_was_opened(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calib.ratio.load_bundle", stop)
+    monkeypatch.setattr("calib.ratio.__main__.load_bundle", stop)
     assert run(bundle, pictures) == 130
     assert capsys.readouterr().err == "stopped: nothing new was measured\n"
 
@@ -388,6 +388,6 @@ def test_importing_needs_numpy_alone() -> None:
         "ray",
         "rich",
     )
-    code = f"import sys, calib.ratio; print([m for m in {(*heavy, 'onnx_ir')} if m in sys.modules])"
+    code = f"import sys, calib.ratio.__main__; print([m for m in {(*heavy, 'onnx_ir')} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from calib.measure.runner import _Course
-from calib.ratio import main
+from calib.ratio.__main__ import main
 from calib.record import Record
 from calib.settings import Setting
 from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle

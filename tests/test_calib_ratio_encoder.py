@@ -12,13 +12,13 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from calib.calibrate import Task, calibrate, encoder_layers, key_parts
 from calib.data import open_data
 from calib.errors import OptionError
-from calib.options import parse_options
-from calib.ratio import main
+from calib.ratio.__main__ import main
+from calib.ratio.calibrate import Task, calibrate, encoder_layers, key_parts
+from calib.ratio.options import parse_options
+from calib.ratio.search import Measure
 from calib.record import Record
-from calib.search import Measure
 from calib.settings import Setting
 from runtime.bundle import load_bundle
 from runtime.check import main as check

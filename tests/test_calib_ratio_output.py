@@ -12,7 +12,7 @@ from rich.console import Console
 from calib.data.sample import Data, Sample, Skipped
 from calib.measuring import skipped_lines
 from calib.pick import Pick
-from calib.ratio_output import WIDE, pick_lines, study_json, study_table
+from calib.ratio.output import WIDE, pick_lines, study_json, study_table
 from calib.record import Record
 from calib.settings import REFERENCE, Setting
 from calib.study import Study

@@ -334,8 +334,13 @@ def test_what_the_option_refuses(text: str, message: str) -> None:
 
 def test_file_names() -> None:
     assert SUFFIXES == {
-        **{"fp32": "", "fp16": "_fp16", "bf16": "_bf16", "int8": "_int8", "int4": "_q4"},
-        **{"w8a8": "_w8a8", "fp8": "_fp8"},
+        "fp32": "",
+        "fp16": "_fp16",
+        "bf16": "_bf16",
+        "int8": "_int8",
+        "int4": "_q4",
+        "w8a8": "_w8a8",
+        "fp8": "_fp8",
     }
     precisions = parse_precision("vision=fp16,decoder=int4")
     graphs = (contract.VISION_ENCODER_FOPRU, contract.EMBED_TOKENS, contract.DECODER)

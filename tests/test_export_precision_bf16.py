@@ -11,7 +11,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from tests.test_calib_precision_half import decoder, dtypes, outputs, request
 
 from calib.errors import OptionError
 from calib.precision import Precision
@@ -21,6 +20,7 @@ from calib.precision.weight_file import WeightFile
 from fopru_graph.lint import TARGETS, lint_file
 from fopru_graph.lint.profiles import Profile
 from fopru_graph.lint.rtx import build_check
+from tests.test_calib_precision_half import decoder, dtypes, outputs, request
 
 BRAIN, FULL = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 needs_rtx = pytest.mark.skipif(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calib.errors import RunError
-from calib.jointly.candidate import Candidate
-from calib.jointly.output import front_text
-from calib.jointly.study import JointStudy
+from calib.joint.candidate import Candidate
+from calib.joint.output import front_text
+from calib.joint.study import JointStudy
 from calib.report.charts import Chart
 from calib.report.joint_plots import CostPlot, cost_front_plot
 from calib.report.look import DARK, LIGHT, Theme

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calib.jointly.candidate import Candidate
+from calib.joint.candidate import Candidate
 from calib.report.canvas import figure, png
 from calib.report.look import Theme
 from calib.report.plots import share_axis

@@ -1,0 +1,147 @@
+"""The bundles that are compared: that they are one model, what they are called, what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calib.errors import OptionError
+from calib.precision import Precisions
+from runtime import contract
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.manifest import Manifest
+
+__all__ = ["Variant", "check_same_model", "labels_of", "precision_text", "variants_of", "weight_bytes"]
+
+_TOKENIZER = "tokenizer.json"
+_OF_PRECISION = ("caches", "cache_dtype")  # of the decoder: with the precision, these may change
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the model.
+
+    Attributes:
+        key: `Setting.precision` of its measurements; "": the float model.
+        label: what people call it.
+        bundle: opened.
+        pruned, whole: bytes of the graphs and weight files that run with and without pruning.
+    """
+
+    key: str
+    label: str
+    bundle: Bundle
+    pruned: int
+    whole: int
+
+    def weights(self, ratio: float) -> int:
+        """Bytes of the graphs and weight files that run at a ratio."""
+        return self.whole if ratio == 1.0 else self.pruned
+
+
+def variants_of(bundles: Sequence[Bundle], backend: str) -> tuple[Variant, ...]:
+    """The float model and its other precisions, in order.
+
+    Raises:
+        OptionError: they are not all one model, or one is given twice.
+        BackendError: the backend cannot run one of them.
+    """
+    check_same_model(bundles)
+    labels = labels_of(bundles)
+    return tuple(
+        Variant("" if place == 0 else label, label, bundle, *weight_bytes(bundle, backend))
+        for place, (bundle, label) in enumerate(zip(bundles, labels, strict=True))
+    )
+
+
+def check_same_model(bundles: Sequence[Bundle]) -> None:
+    """Whether all differ in nothing but precision, and how they prune.
+
+    Raises:
+        OptionError: they do, or one folder is there twice.
+    """
+    first, seen = bundles[0], {bundles[0].path.resolve()}
+    for other in bundles[1:]:
+        if other.path.resolve() in seen:
+            raise OptionError(f"{other.path} is given twice: give each bundle once")
+        seen.add(other.path.resolve())
+        mine, its = _identity(first.manifest), _identity(other.manifest)
+        for what, value in mine.items():
+            if its.get(what) != value:
+                raise OptionError(
+                    f"{other.path} is not the model of {first.path}: its {what} is "
+                    f"{_short(its.get(what))}, not {_short(value)}: build both of one checkpoint, "
+                    "and quantise with `python -m calib.quantize`"
+                )
+
+
+def labels_of(bundles: Sequence[Bundle]) -> list[str]:
+    """A name for each bundle: its precisions where these tell all apart, else its folder, else its path."""
+    choices = (
+        [precision_text(bundle.manifest) for bundle in bundles],
+        [bundle.path.resolve().name for bundle in bundles],
+    )
+    for labels in choices:
+        if len(set(labels)) == len(labels) and "" not in labels:
+            return labels
+    return [str(bundle.path) for bundle in bundles]
+
+
+def precision_text(manifest: Manifest) -> str:
+    """`fp16`, or `vision=w8a8, decoder=int4` where parts differ; those that are fp32 are left out."""
+    parts: dict[str, list[str]] = {"vision": [], "embed": [], "decoder": []}
+    for name, graph in manifest.graphs.items():
+        parts[Precisions.part_of(name)].append(graph.precision)
+    names = {part: "/".join(dict.fromkeys(found)) for part, found in parts.items()}
+    if len(set(names.values())) == 1:
+        return names["vision"]
+    if names["embed"] in (names["decoder"], "fp32"):  # most models share these weights
+        del names["embed"]
+        if len(set(names.values())) == 1:
+            return names["vision"]
+    return ", ".join(f"{part}={name}" for part, name in names.items() if name != "fp32")
+
+
+def weight_bytes(bundle: Bundle, backend: str) -> tuple[int, int]:
+    """(with pruning, without): bytes of the graphs that a backend runs for an answer, and of the files with
+    their weights; a file that several graphs read counts once.
+
+    Raises:
+        BackendError: the backend has no decoder graph that it can run, or is not installed.
+        BundleError: a graph reads a file that the manifest does not list.
+    """
+    from calib.quantize.task import external_files
+    from runtime.generator import Generator
+    from runtime.reuse import NO_REUSE
+
+    decoder = Generator(bundle, backend, None, NO_REUSE).decoder_graph
+
+    def total(vision: str) -> int:
+        graphs = (vision, contract.EMBED_TOKENS, decoder)
+        files = {file for graph in graphs for file in external_files(bundle, graph)}
+        return sum(bundle.manifest.files[file].bytes for file in files)
+
+    return total(contract.VISION_ENCODER_FOPRU), total(contract.VISION_ENCODER)
+
+
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    """What is the same in every precision of a model, by its name in `bundle.json`."""
+    tokenizer = manifest.files.get(_TOKENIZER)
+    found: dict[str, Any] = {
+        "model.name": manifest.model.name,
+        "model.architecture": manifest.model.architecture,
+        "tokenizer": None if tokenizer is None else f"that of SHA-256 {tokenizer.sha256[:12]}",
+        "layout.kind": manifest.layout.kind,
+    }
+    for part in ("decoder", "layout", "preprocess", "tokens", "prompt"):
+        values = vars(getattr(manifest, part)).items()
+        found |= {f"{part}.{name}": value for name, value in values if name not in _OF_PRECISION}
+    return found
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,3 +1,0 @@
-"""The joint choice of ratio and precision: see `calib.joint`, the command."""
-
-__all__: list[str] = []
