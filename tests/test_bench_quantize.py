@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import quantise
+from bench import quantize
 from bench.configurations import CONFIGURATIONS, configuration
 from bench.results import read_result
 
@@ -17,7 +17,7 @@ def test_every_figure_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(CONFIGURATIONS, "tiny", replace(tiny, vision=tiny.vision | {"num_hidden_layers": 2}))
     words = ["--model", "tiny", "--samples", "4", "--rounds", "2", "--warmup", "0", "--threads", "1"]
     places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    assert quantise.main([*words, *places, "--no-build"]) == 0
+    assert quantize.main([*words, *places, "--no-build"]) == 0
     found = read_result(tmp_path / "results" / "quantize-tiny.json").figures
     assert set(found["times"]) == {"ratio 1", "ratio 0.3"}
     for stages in found["times"].values():
@@ -36,5 +36,5 @@ def test_every_figure_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_too_few_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quantise.main(["--samples", "3", "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert quantize.main(["--samples", "3", "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
     assert "samples is 3: give at least 4, of which one is held out" in capsys.readouterr().err
