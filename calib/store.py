@@ -23,16 +23,16 @@ Times are in seconds, `kv_bytes` in bytes, `kept` and `tokens` lists of numbers,
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from calib.errors import StoreError
+from calib.locked import open_locked
 from calib.record import Record
 from calib.store_format import read_batches, records_from_batch, records_to_batch, store_schema
 
@@ -72,7 +72,7 @@ class ResultStore:
         self.notes: list[str] = []
         self._schema = store_schema(key, parts or {})
         self._records: list[Record] = []
-        self._file = _open_locked(path)
+        self._file = open_locked(path)
         try:
             self._end = self._load()
             self.earlier = len(self._records)
@@ -153,26 +153,6 @@ class ResultStore:
                 ) from error
             raise
         self._end += len(message)
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        # Unbuffered: a write that failed must not come again when the file is closed.
-        file = path.open("r+b", buffering=0)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be opened ({error.strerror}): choose another --work folder"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise StoreError(
-            f"another run writes to {path}: wait for it, or choose another --work folder"
-        ) from None
-    return file
 
 
 def _flush_folder(folder: Path) -> None:

@@ -263,12 +263,28 @@ def test_an_answer_is_found_once_with_every_bit(tmp_path: Path) -> None:
     assert memory.answer("a", key_of(1), find) == memory.answer("a", key_of(1), find) == {"x": 1 / 3}
     assert len(calls) == 1
     memory.answer("a", key_of(2), find)
-    memory.begin(fresh=False)
-    memory.answer("a", key_of(1), find)
+    with memory.begin(fresh=False):
+        memory.answer("a", key_of(1), find)
     assert len(calls) == 2
-    memory.begin(fresh=True)
-    memory.answer("a", key_of(1), find)
+    with memory.begin(fresh=True):
+        memory.answer("a", key_of(1), find)
     assert len(calls) == 3
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """Two would write to the same files; `--fresh` takes nothing away from one that runs."""
+    (tmp_path / "awq.jsonl").touch()
+    (tmp_path / "trial-x").mkdir()
+    with Memory(tmp_path).begin(fresh=False):
+        for fresh in (False, True):
+            with (
+                pytest.raises(StoreError, match=r"another run writes to .*lock: wait for it, or choose ano"),
+                Memory(tmp_path).begin(fresh=fresh),
+            ):
+                pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["awq.jsonl", "lock", "trial-x"]
+    with Memory(tmp_path).begin(fresh=True):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_arrays_are_found_once(tmp_path: Path) -> None:
@@ -304,8 +320,11 @@ def test_damage_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"file/w cannot be written \(.*\): give another folder with --work"):
-        Memory(tmp_path / "file" / "w").begin(fresh=False)
+    with (
+        pytest.raises(RunError, match=r"file/w cannot be written \(.*\): give another folder with --work"),
+        Memory(tmp_path / "file" / "w").begin(fresh=False),
+    ):
+        pass
 
 
 # --- what stays float32

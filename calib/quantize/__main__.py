@@ -75,15 +75,15 @@ def _run(options: QuantizeOptions, kept: list[Path]) -> int:
     BundleWriter(options.output)  # what cannot be written is said before hours of work
     data = open_data(options.data, options.prompts, DEFAULT_PROMPT, options.samples, options.seed)
     task = open_task(options, bundle, data)
-    task.memory.begin(fresh=options.fresh)
-    kept.append(task.memory.folder)
-    if data.skipped:
-        first = data.skipped[0]
-        _say(f"{len(data.skipped)} rows cannot be used; the first, {first.where}: {first.reason}")
-    with _bar() as progress:
-        outcome = quantise(task, _command(options), _say, progress)
-    text = outcome_text(outcome)
-    write_whole(task.memory.folder / SUMMARY, text.encode())
+    with task.memory.begin(fresh=options.fresh):
+        kept.append(task.memory.folder)
+        if data.skipped:
+            first = data.skipped[0]
+            _say(f"{len(data.skipped)} rows cannot be used; the first, {first.where}: {first.reason}")
+        with _bar() as progress:
+            outcome = quantise(task, _command(options), _say, progress)
+        text = outcome_text(outcome)
+        write_whole(task.memory.folder / SUMMARY, text.encode())
     if options.json:
         print(text, end="", flush=True)
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import numpy.typing as npt
 
 from calib.bundle_writer import is_gone
 from calib.errors import RunError, StoreError
+from calib.locked import open_locked
 from runtime.output import write_whole
 
 __all__ = ["Memory", "key_of"]
 
 _FORMAT = 1  # of what is kept: another number forgets it
+_LOCK = "lock"
 
 
 def key_of(*parts: object) -> str:
@@ -33,24 +36,39 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, *, fresh: bool) -> None:
-        """Make the folder; `fresh`: empty.
+    @contextmanager
+    def begin(self, *, fresh: bool) -> Generator[None]:
+        """Make the folder, and keep it from other runs; `fresh`: empty.
 
         Raises:
             RunError: it cannot be written.
+            StoreError: another run writes to it.
         """
         try:
-            if fresh and self.folder.exists():
-                shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("trial-*"):  # of killed runs
-                if is_gone(leftover):
-                    shutil.rmtree(leftover)
         except OSError as error:
-            raise RunError(
-                f"{self.folder} cannot be written ({error.strerror or error}): give another folder with "
-                "--work"
-            ) from error
+            raise self._unwritable(error) from error
+        with open_locked(self.folder / _LOCK):
+            try:
+                self._clean(fresh=fresh)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            yield
+
+    def _clean(self, *, fresh: bool) -> None:
+        for path in self.folder.iterdir():
+            leftover = path.name.startswith("trial-") and is_gone(path)  # of killed runs
+            if path.name == _LOCK or not (fresh or leftover):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.folder} cannot be written ({error.strerror or error}): give another folder with --work"
+        )
 
     def answer(self, kind: str, key: str, find: Callable[[], Any]) -> Any:
         """What `find` gave for this key, now or earlier: anything that JSON holds.
