@@ -28,6 +28,7 @@ METHODS = (Method(), Method("percentile", 99.0), Method("entropy"))
         ("minmax", Method("minmax")),
         ("percentile", Method("percentile", 99.99)),
         ("percentile:99.9", Method("percentile", 99.9)),
+        ("percentile:99.99999", Method("percentile", 99.99999)),
         ("entropy", Method("entropy")),
     ],
 )

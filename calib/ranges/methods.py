@@ -50,8 +50,8 @@ class Method:
             )
 
     def text(self) -> str:
-        """As on the command line."""
-        return f"{self.name}:{self.percentile:g}" if self.name == "percentile" else self.name
+        """As on the command line; percentiles that differ have texts that differ."""
+        return f"{self.name}:{self.percentile!r}" if self.name == "percentile" else self.name
 
 
 def parse_method(text: str) -> Method:
