@@ -226,6 +226,17 @@ def test_below_what_was_asked_for_is_exit_code_1(
     assert check([str(tmp_path / "o")]) == 0
 
 
+@pytest.mark.parametrize("precision", ["vision=int8", "decoder=int8"])
+def test_one_picture_is_not_called_held_out(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--no-awq", "--min-cosine", "0.5")
+    assert run(made.bundle, photos(tmp_path / "one", 1), *more, precision=precision) == 0
+    said = capsys.readouterr().out
+    assert "on 1 sample, which ranges and scales are from, at ratio " in said
+    assert "note: the data is of one picture, which is judged by too: give more for a fair number" in said
+
+
 # --- what cannot be done
 
 

@@ -104,9 +104,11 @@ def group_table(outcome: Outcome) -> Table | None:
 def outcome_lines(outcome: Outcome) -> Sequence[str]:
     """What else a reader should know, in sentences."""
     whole, task = outcome.written.whole, outcome.task
+    count = "1 sample" if whole.samples == 1 else f"{whole.samples} samples"
+    samples = f"{count}, which ranges and scales are from" if task.split.shared else f"{count} held out"
     lines = [
-        f"on {whole.samples} samples held out, at ratio {task.ratio:g}: the first token is that of float32 "
-        f"in {whole.first:.1%}, the whole answer in {whole.answer:.1%}",
+        f"on {samples}, at ratio {task.ratio:g}: the first token is that of float32 in {whole.first:.1%}, "
+        f"the whole answer in {whole.answer:.1%}",
         f"with every token kept: the first token in {whole.unpruned_first:.1%}",
     ]
     lines += [f"note: {note}" for note in outcome.notes]

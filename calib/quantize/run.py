@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "quantise"]
 
+_ONE_PICTURE = "the data is of one picture, which is judged by too: give more for a fair number"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,6 +69,7 @@ def quantise(
     written = write_bundle(task, recipe, command)
     notes = [
         *task.data.notes,
+        *([_ONE_PICTURE] if task.split.shared else []),
         *(() if vision is None else vision.notes),
         *(() if awq is None else awq.notes),
         *written.notes,

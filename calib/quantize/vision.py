@@ -84,7 +84,7 @@ def plan_vision(task: Task, say: Say, progress: Progress) -> VisionPlan:
         return found
 
     choice = choose_float(task.options.keep_float, losses, task.options.min_cosine, judge)
-    return VisionPlan(scales(choice.weights), ranges, losses, choice, _notes(task, ranges, amax))
+    return VisionPlan(scales(choice.weights), ranges, losses, choice, _notes(ranges, amax))
 
 
 def _losses(
@@ -106,10 +106,8 @@ def _losses(
     return measure(source, run, keep, lambda done, total: progress("groups of layers", done, total))
 
 
-def _notes(task: Task, ranges: dict[str, Ranges], amax: dict[str, dict[str, float]]) -> tuple[str, ...]:
+def _notes(ranges: dict[str, Ranges], amax: dict[str, dict[str, float]]) -> tuple[str, ...]:
     notes = []
-    if task.split.shared:
-        notes.append("the data is of one picture, which is judged by too: give more for a fair number")
     for graph, found in ranges.items():
         if found.failed:
             notes.append(f"{graph}: {len(found.failed)} pictures could not be run")
