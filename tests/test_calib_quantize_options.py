@@ -93,7 +93,16 @@ def test_what_parts_become(precision: str, names: tuple[str, ...]) -> None:
             ("--keep-float", "auto,patches"),
             "keep-float is 'auto,patches': give auto, none, or names of groups",
         ),
-        (("--keep-float", ""), "keep-float is '': give auto, none, or names of groups"),
+        (("--keep-float", ""), "keep-float is '': give auto, none, or names of groups, as layers.0.mlp"),
+        (
+            ("--output", "bundles/b/sub"),
+            "output is bundles/b/sub, which is inside the bundle bundles/b: give --output another folder",
+        ),
+        (("--work", "bundles/b/w"), "work is bundles/b/w, which is inside the bundle bundles/b: give --work"),
+        (
+            ("--output", "bundles/o", "--work", "bundles/o/w"),
+            "work is bundles/o/w, which is inside the bundle bundles/o: give --work another folder",
+        ),
         (("--target", "orin"), "target is 'orin', but it is one of jetpack6"),
     ],
 )
@@ -101,6 +110,16 @@ def test_refused_options(given: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(CalibError) as error:
         options(*given)
     assert str(error.value).startswith(sentence)
+
+
+def test_groups_of_an_encoder_that_is_not_quantised() -> None:
+    with pytest.raises(OptionError) as error:
+        options("--keep-float", "layers.0.mlp", precision="decoder=int4")
+    assert str(error.value) == (
+        "keep-float is 'layers.0.mlp', which is about a vision encoder in 8 bits, but precision is "
+        "'decoder=int4': add vision=int8, or leave --keep-float out"
+    )
+    assert options("--keep-float", "none", precision="decoder=int4").keep_float == ("none",)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from calib.errors import OptionError
-from calib.precision import PARTS, Precision, Precisions, parse_precision
+from calib.precision import CALIBRATED, PARTS, Precision, Precisions, parse_precision
 from calib.quantize.targets import check_target, is_tensorrt
 from calib.ranges import Method, parse_method
 
@@ -118,13 +118,17 @@ def parse_options(arguments: Sequence[str] | None) -> QuantizeOptions:
     bundle: Path = parsed.bundle
     name = bundle.absolute().name
     output = parsed.output or bundle.absolute().with_name(f"{name}-{_label(parsed.precision)}")
-    if output.resolve() == bundle.resolve():
+    work = parsed.work or bundle.absolute().with_name(f"{name}-calibration")
+    _check_folders(bundle, output, work)
+    precisions, keep_float = _precisions(parsed.precision, parsed.target), _groups(parsed.keep_float)
+    if keep_float not in ((AUTO,), (NONE,)) and precisions.vision.name not in CALIBRATED:
         raise OptionError(
-            f"output is the bundle {bundle} itself, which stays as it is: give --output another name"
+            f"keep-float is {parsed.keep_float!r}, which is about a vision encoder in 8 bits, but precision "
+            f"is {parsed.precision!r}: add vision=int8, or leave --keep-float out"
         )
     return QuantizeOptions(
         bundle=bundle,
-        precisions=_precisions(parsed.precision, parsed.target),
+        precisions=precisions,
         text=parsed.precision,
         target=parsed.target,
         output=output,
@@ -134,11 +138,11 @@ def parse_options(arguments: Sequence[str] | None) -> QuantizeOptions:
         ratio=parsed.ratio,
         seed=parsed.seed,
         ranges=parse_method(parsed.ranges),
-        keep_float=_groups(parsed.keep_float),
+        keep_float=keep_float,
         min_cosine=parsed.min_cosine,
         max_new_tokens=parsed.max_new_tokens,
         threads=parsed.threads,
-        work=parsed.work or bundle.absolute().with_name(f"{name}-calibration"),
+        work=work,
         awq=not parsed.no_awq,
         fresh=parsed.fresh,
         json=parsed.json,
@@ -182,12 +186,27 @@ def _precisions(text: str, target: str | None) -> Precisions:
     return found
 
 
+def _check_folders(bundle: Path, output: Path, work: Path) -> None:
+    """A bundle holds what its manifest lists, and the old folder of an output is removed."""
+    if output.resolve() == bundle.resolve():
+        raise OptionError(
+            f"output is the bundle {bundle} itself, which stays as it is: give --output another name"
+        )
+    for flag, path, other in (
+        ("output", output, bundle),
+        ("work", work, bundle),
+        ("work", work, output),
+    ):
+        if path.resolve().is_relative_to(other.resolve()):
+            raise OptionError(
+                f"{flag} is {path}, which is inside the bundle {other}: give --{flag} another folder"
+            )
+
+
 def _groups(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(names) or (len(names) > 1 and {AUTO, NONE} & set(names)):
-        raise OptionError(
-            f"keep-float is {text!r}: give auto, none, or names of groups, as vision.layer.0.attention"
-        )
+        raise OptionError(f"keep-float is {text!r}: give auto, none, or names of groups, as layers.0.mlp")
     return names
 
 
