@@ -18,6 +18,7 @@ from calib.settings import REFERENCE, Setting
 from calib.sweep import Sweep
 from runtime.bundle import load_bundle
 from tests.calib_joint import with_precisions
+from tests.measuring import edited
 from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +128,17 @@ def test_results_of_other_bundles_are_not_mixed_in(
         "note: the backend onnxruntime computes vision=fp16 in float32 where a CPU has no such arithmetic: "
         "devices that have it are quicker, and take less memory at run time"
     ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pictures", "others", "'pictures"])
+def test_pictures_that_ranges_come_from_are_no_fair_judges(
+    bundle: Path, int4: Path, pictures: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    command = f"python -m calib.quantize toy --precision decoder=int4 --data {name} --samples 64"
+    edited(int4, int4, created_by={"quantize": command})
+    assert run(bundle, int4, pictures, "--dry-run") == 0
+    note = "note: calib.quantize was given data of the same name, pictures, for decoder=int4: give other pic"
+    assert (note in capsys.readouterr().out) == (name == "pictures")
 
 
 def test_nothing_meets(bundle: Path, int4: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

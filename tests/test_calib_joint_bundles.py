@@ -118,6 +118,18 @@ def test_another_tokenizer_is_refused_another_strategy_is_not(toy: Path, tmp_pat
     check_same_model([load_bundle(toy), load_bundle(strategy)])
 
 
+def test_what_all_are_compared_with_is_a_float_model(toy: Path, tmp_path: Path) -> None:
+    float32, half = load_bundle(toy), with_precisions(toy, tmp_path / "half", vision="fp16", decoder="bf16")
+    check_same_model([half, float32])
+    few = with_precisions(toy, tmp_path / "few", vision="w8a8", decoder="int4")
+    sentence = (
+        f"{few.path} is in vision=w8a8, decoder=int4, and all others are compared with the first bundle: "
+        "give the float one first"
+    )
+    with pytest.raises(OptionError, match=re.escape(sentence)):
+        check_same_model([few, float32])
+
+
 def test_a_bundle_given_twice_is_refused(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(toy)
     with pytest.raises(OptionError, match=re.escape(f"{tmp_path / 'link'} is given twice: give each bundle")):

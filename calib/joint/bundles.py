@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calib.errors import OptionError
-from calib.precision import Precisions
+from calib.precision import HALVES, Precisions
 from runtime import contract
 
 if TYPE_CHECKING:
@@ -58,12 +58,17 @@ def variants_of(bundles: Sequence[Bundle], backend: str) -> tuple[Variant, ...]:
 
 
 def check_same_model(bundles: Sequence[Bundle]) -> None:
-    """Whether all differ in nothing but precision, and how they prune.
+    """Whether all differ in nothing but precision, and how they prune, and the first is a float model.
 
     Raises:
-        OptionError: they do, or one folder is there twice.
+        OptionError: they do, one folder is there twice, or weights of the first are in 8 or 4 bits.
     """
     first, seen = bundles[0], {bundles[0].path.resolve()}
+    if any(graph.precision not in ("fp32", *HALVES) for graph in first.manifest.graphs.values()):
+        raise OptionError(
+            f"{first.path} is in {precision_text(first.manifest)}, and all others are compared with the "
+            "first bundle: give the float one first"
+        )
     for other in bundles[1:]:
         if other.path.resolve() in seen:
             raise OptionError(f"{other.path} is given twice: give each bundle once")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from calib.errors import OptionError, RunError
@@ -148,18 +150,36 @@ def _check_measured(results: Results, records: Sequence[Record]) -> None:
 
 
 def _precision_notes(task: JointTask) -> list[str]:
-    """What this machine's figures do not say about another's."""
+    """What these figures do not say about other pictures, or about another machine."""
+    name = task.options.data.name
+    fitted = [each.label for each in task.variants if _data_of(each) == name]
+    notes = []
+    if fitted:
+        notes.append(
+            f"calib.quantize was given data of the same name, {name}, for {', '.join(fitted)}: give other "
+            "pictures with --data to judge by what ranges and scales do not come from"
+        )
     halves = [
         each.label
         for each in task.variants
         if any(graph.precision in HALVES for graph in each.bundle.manifest.graphs.values())
     ]
     if not halves or task.options.backend != "onnxruntime":
-        return []
+        return notes
     return [
+        *notes,
         f"the backend onnxruntime computes {', '.join(halves)} in float32 where a CPU has no such "
-        "arithmetic: devices that have it are quicker, and take less memory at run time"
+        "arithmetic: devices that have it are quicker, and take less memory at run time",
     ]
+
+
+def _data_of(variant: Variant) -> str | None:
+    """The name of what `calib.quantize` made a bundle from."""
+    try:
+        words = shlex.split(str(variant.bundle.manifest.created_by.get("quantize", "")))
+    except ValueError:  # written by someone else
+        return None
+    return next((value for flag, value in pairwise(words) if flag == "--data"), None)
 
 
 def _facts(task: JointTask) -> dict[str, object]:
