@@ -15,11 +15,19 @@ import onnxruntime
 import pytest
 
 from calib.data import open_data
+from calib.data.sample import Sample
+from calib.measure.runner import SampleRunner
+from calib.quantize import bundle as bundle_module
+from calib.quantize import decoder as decoder_module
 from calib.quantize.__main__ import main
+from calib.quantize.encode import SampleVision
 from calib.quantize.options import parse_options
+from calib.quantize.ranges import _Observer as Collecting
 from calib.quantize.ranges import products_by_graph, ranges_of
+from calib.quantize.split import split_samples
 from calib.quantize.task import open_task
 from calib.ranges import Collector
+from calib.ratio.options import DEFAULT_PROMPT
 from runtime import NO_REUSE, Generator, Request, contract, load_bundle
 from runtime.bundle import sha256_of
 from runtime.check import main as check
@@ -168,6 +176,41 @@ def test_layers_behind_selection_see_kept_tokens_alone(
         assert (whole[name], pruned[name]) == ({tokens}, {kept})
     first = next(name for name in whole if "layers.0.self_attn.q_proj" in name)
     assert pruned[first] == whole[first]
+
+
+def test_nothing_is_judged_on_pictures_that_it_comes_from(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[str]] = {}
+
+    def spy(owner: Any, name: str, place: int, title: str) -> None:
+        """Notes the pictures of the sample, or samples, at a place of a function's arguments."""
+        function = getattr(owner, name)
+
+        def spied(*given: Any) -> Any:
+            samples = [given[place]] if isinstance(given[place], Sample) else given[place]
+            seen.setdefault(title, set()).update(sample.group for sample in samples)
+            return function(*given)
+
+        monkeypatch.setattr(owner, name, spied)
+
+    spy(Collecting, "observe", 1, "ranges")
+    spy(decoder_module, "decoder_cases", 1, "scales")
+    spy(SampleVision, "encoding", 1, "features")
+    spy(bundle_module, "decoder_cases", 1, "logits")
+    spy(SampleRunner, "run", 1, "answers")
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--keep-float", "none")
+    assert run(made.bundle, made.pictures, *more) == 0
+    split = split_samples(open_data(made.pictures, None, DEFAULT_PROMPT, 64, 0).samples, 0)
+    collect, judge = ({sample.group for sample in part} for part in (split.collect, split.judge))
+    assert (len(collect), len(judge), collect & judge) == (3, 1, set())
+    assert seen == {
+        "ranges": collect,
+        "scales": collect,
+        "features": judge,
+        "logits": judge,
+        "answers": judge,
+    }
 
 
 def words(made: Made, folder: Path) -> list[str]:
