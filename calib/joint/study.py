@@ -189,9 +189,7 @@ def _facts(task: JointTask) -> dict[str, object]:
     for name in ("precisions", "default_ratio", "default_tokens", "strategy", "layer", "aggregation"):
         del facts[name]  # of one bundle, or said better below
     name = task.variants[0].bundle.path.resolve().name
-    bundles = {
-        each.label: f"{each.bundle.path} ({_pruning(each)})" for each in task.variants
-    }  # fmt: skip
+    bundles = {each.label: f"{each.bundle.path} ({_pruning(each)})" for each in task.variants}
     return {"name": name, **facts, "bundles": bundles}
 
 

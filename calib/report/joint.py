@@ -56,9 +56,7 @@ def _charts(joint: JointStudy) -> list[Chart]:
     limits = joint.study.limits
     mib = limits["memory"] / 2**20 if "memory" in limits else None
     seconds = 1000 * limits["ttft"] if "ttft" in limits else None
-    memory = _plot(
-        joint, lambda c: c.memory / 2**20, lambda c: c.best_memory, "weights and KV cache, MiB", mib
-    )
+    memory = _plot(joint, lambda c: c.memory / 2**20, lambda c: c.best_memory, _AXES[0], mib)
     ttft = _plot(joint, lambda c: 1000 * c.ttft, lambda c: c.best_ttft, _AXES[1], seconds)
     return [
         _chart("fidelity_memory", memory, "memory, of the weights that run and the largest KV cache"),
