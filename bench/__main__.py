@@ -82,6 +82,7 @@ MEASUREMENTS = (
         ("--model", "clip-l-336-qwen2-0.5b", "--samples", "16"),
         None,
     ),
+    Step("calibration", "bench.calibration", (), ("--samples", "8", "--repeats", "1")),
     Step("families", "bench.families", (), ("--tiny",)),
     Step("tiles", "bench.tiles", (), ("--tiny", "--rounds", "1")),
 )

@@ -137,6 +137,7 @@ def test_configurations_have_their_published_size(name: str) -> None:
         "llava-1.5-7b": 7.06,
         "llava-onevision-0.5b": 0.89,
         "clip-l-336": 0.30,
+        "clip-l-336-qwen2-0.5b": 0.80,
         "smolvlm-256m-decoder": 0.16,  # 256 M less the tower of SigLIP base, 93 M
         "tiny": 0.00,
     }

@@ -179,9 +179,12 @@ def test_plan_runs_each_measurement_in_turn() -> None:
     first = ["export", "encoder", "vlm", "decoder", "large", "peers"]
     middle = ["exactness", "exporters", "rewrite", "score-clip"]
     large = ["score-siglip", "score-4096", "score-4096-opset23"]
-    last = ["target-graphs", "half-precision", "families", "tiles"]
-    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == [*first, *middle, "rtx", *last]
-    everything_named = [*first, "openvino-pruning", *middle, *large, "rtx", "exactness-clip-l", *last]
+    bits = ["target-graphs", "half-precision", "quantize"]
+    last = ["calibration", "families", "tiles"]
+    quick = [*first, *middle, "rtx", *bits, *last]
+    assert [name for name, _ in everything.plan([], quick=True, threads=3)] == quick
+    whole = [*bits, "quantize-clip-l", *last]
+    everything_named = [*first, "openvino-pruning", *middle, *large, "rtx", "exactness-clip-l", *whole]
     assert [name for name, _ in everything.plan([], quick=False, threads=3)] == everything_named
     assert everything.plan(["vlm", "export"], quick=True, threads=3) == [
         ("export", ["bench.export_cost", "--model", "tiny", "--rounds", "1"]),
