@@ -33,6 +33,7 @@ from tests.calib_runner_double import (
     stillborn,
     the_spec,
 )
+from tests.interruptible import INTERRUPTIBLE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -295,7 +296,7 @@ def started_program(tmp_path: Path) -> subprocess.Popen[str]:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     return subprocess.Popen(
-        [sys.executable, str(program), str(tmp_path / "work")],
+        [*INTERRUPTIBLE, sys.executable, str(program), str(tmp_path / "work")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

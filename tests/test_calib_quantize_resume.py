@@ -18,6 +18,7 @@ from calib.quantize import bundle as bundle_module
 from calib.quantize import graphs as graphs_module
 from calib.quantize.__main__ import main
 from runtime.bundle import sha256_of
+from tests.interruptible import INTERRUPTIBLE
 from tests.measuring import noise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def words(bundle: Path, pictures: Path, folder: Path) -> list[str]:
 
 def started(arguments: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "calib.quantize", *arguments]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "calib.quantize", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -25,6 +25,7 @@ from calib.settings import Setting
 from calib.sweep import Sweep
 from runtime.bundle import load_bundle
 from runtime.check import main as check
+from tests.interruptible import INTERRUPTIBLE
 from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -364,9 +365,9 @@ def test_the_report_is_written_and_named(
 def test_a_real_interrupt_ends_a_real_process(bundle: Path, pictures: Path) -> None:
     for place in range(400):  # minutes of work
         Image.fromarray(np.full((8, 8, 3), place % 256, np.uint8)).save(pictures / f"more{place}.png")
-    command = [sys.executable, "-m", "calib.ratio", str(bundle), "--data", str(pictures), *QUICK]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "calib.ratio", str(bundle), "--data", str(pictures)]
     results = bundle.with_name("toy-calibration") / "results.arrow"
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *QUICK], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (results.exists() and results.stat().st_size > 50_000):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

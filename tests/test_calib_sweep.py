@@ -24,6 +24,7 @@ from calib.settings import REFERENCE, Setting
 from calib.store import ResultStore
 from calib.sweep import Sweep, setting_order
 from tests.calib_runner_double import SETTINGS, OrderlyRunner, sample, samples, the_spec
+from tests.interruptible import INTERRUPTIBLE
 
 pytest.importorskip("pyarrow")
 
@@ -240,7 +241,7 @@ def stopped_in_the_middle(folder: Path, workers: int) -> Generator[subprocess.Po
     program = folder / "program.py"
     program.write_text(PROGRAM)
     with subprocess.Popen(
-        [sys.executable, str(program), str(folder), str(workers)],
+        [*INTERRUPTIBLE, sys.executable, str(program), str(folder), str(workers)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -23,6 +23,7 @@ from runtime.__main__ import main
 from runtime.version import __version__
 from tests.cpp_build import cpp_tool
 from tests.cpp_command import cpp_environment, fopru, fopru_json
+from tests.interruptible import INTERRUPTIBLE
 from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
 
 DATA = Path(__file__).parent / "data"
@@ -319,11 +320,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def started(*args: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`fopru` under way, and gone in the end.
-
-    What a shell starts in the background is deaf to Ctrl-C, as tests may be; `env` mends that.
-    """
-    command = ["env", "--default-signal=INT", str(cpp_tool("fopru")), *args]
+    """`fopru` under way, and gone in the end."""
+    command = [*INTERRUPTIBLE, str(cpp_tool("fopru")), *args]
     pipes = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipes, stdout=pipes, stderr=pipes, env=cpp_environment()) as process:
         try:
