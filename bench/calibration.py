@@ -1,4 +1,5 @@
-"""How low can the demo go? `calib.ratio` on held-out scenes, twice with other pictures and another seed.
+"""How low can the demo go? `calib.ratio` on held-out scenes: twice on other scenes, once more on the first
+ones with another seed.
 
     python -m bench.calibration                       1,500 scenes a time
     python -m bench.calibration --samples 40 --repeats 1
@@ -33,19 +34,22 @@ _PLOTS = ("agreement.png", "agreement_kv.png", "accuracy.png")
 
 
 def calibrate_demo(samples: int, repeats: int, least: float, settings: Settings) -> Result:
-    """One calibration per repeat, of other scenes each time.
+    """One calibration per repeat, of other scenes each time, and the first again with another seed.
 
     Raises:
         BenchError: a calibration failed; its own message is on stderr.
     """
     bundle = settings.workspace.bundle(DEMO)
-    found = []
+    found, files = [], []
     for repeat in range(repeats):
         folder = settings.workspace.root / f"calibration-{repeat}"
         seed = EVALUATION_SEED + repeat
-        rows = write_data(folder / "data", samples, seed)
+        files.append(write_data(folder / "data", samples, seed))
         status(f"repeat {repeat + 1} of {repeats}: {samples} scenes of seed {seed}")
-        found.append(_calibrate(bundle, rows, folder / "work", [least, seed, settings.threads]))
+        found.append(_calibrate(bundle, files[-1], folder / "work", [least, seed, settings.threads]))
+    status("the scenes of repeat 1 again, another seed")
+    other = [least, EVALUATION_SEED + 1000, settings.threads]
+    again = _calibrate(bundle, files[0], settings.workspace.root / "calibration-again" / "work", other)
     for name in _PLOTS:
         shutil.copyfile(
             settings.workspace.root / "calibration-0" / "work" / name,
@@ -55,16 +59,23 @@ def calibrate_demo(samples: int, repeats: int, least: float, settings: Settings)
         _curve(study, f"The demo, {samples} scenes, repeat {number + 1}")
         for number, study in enumerate(found)
     )
-    picks = [None if each["pick"] is None else each["pick"]["setting"]["ratio"] for each in found]
+    picks, same = [_picked(each) for each in found], [_picked(found[0]), _picked(again)]
     figures = {
         "samples": samples,
         "least": least,
         "picks": picks,
         "steps_between_picks": rungs_between(picks),
+        "picks_same_scenes": same,
+        "steps_between_picks_same_scenes": rungs_between(same),
         "curves": [{_name(row["setting"]): _figures(row) for row in each["settings"]} for each in found],
     }
     return Result(
-        "calibration-demo", describe_environment(settings.threads), figures, {}, tables, _notes(found, picks)
+        "calibration-demo",
+        describe_environment(settings.threads),
+        figures,
+        {},
+        tables,
+        _notes(found, picks, same),
     )
 
 
@@ -124,18 +135,27 @@ def _name(setting: Mapping[str, Any]) -> str:
     return f"{setting['selector']} {setting['ratio']:g}"
 
 
-def _notes(found: Sequence[Mapping[str, Any]], picks: Sequence[float | None]) -> tuple[str, ...]:
-    shown = ", ".join("nothing" if pick is None else f"{pick:g}" for pick in picks)
-    steps = rungs_between(picks)
-    apart = "" if steps is None or len(picks) < 2 else f" ({steps} steps of the ladder apart)"
+def _picked(study: Mapping[str, Any]) -> float | None:
+    return None if study["pick"] is None else study["pick"]["setting"]["ratio"]
+
+
+def _notes(
+    found: Sequence[Mapping[str, Any]], picks: Sequence[float | None], same: Sequence[float | None]
+) -> tuple[str, ...]:
     return (
-        f"Limit: {found[0]['constraint']}. Picked, with other scenes and another seed each time: "
-        f"{shown}{apart}.",
+        f"Limit: {found[0]['constraint']}. Picked on other scenes each time: {_shown(picks)}; on the scenes "
+        f"of repeat 1 with two seeds: {_shown(same)}.",
         "Agreement is with the unpruned model, which answers "
         + " and ".join(f"{each['settings'][0]['accuracy']['mean']:.3f}" for each in found)
         + " of the questions right. `resize` on this tower of one size is a stand-in: a small picture in the "
         "corner of an empty canvas.",
     )
+
+
+def _shown(picks: Sequence[float | None]) -> str:
+    shown = ", ".join("nothing" if pick is None else f"{pick:g}" for pick in picks)
+    steps = rungs_between(picks)
+    return shown if steps is None or len(picks) < 2 else f"{shown} (steps of the ladder apart: {steps})"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -84,14 +84,17 @@ def study(pick: float | None) -> dict[str, Any]:
 
 
 def test_two_calibrations_and_how_far_apart_their_picks_are(answers: list[Any], tmp_path: Path) -> None:
-    answers += [(0, study(0.4)), (0, study(0.32))]
+    answers += [(0, study(0.4)), (0, study(0.32)), (0, study(0.4))]
     result = calibration.calibrate_demo(3, 2, 0.98, settings(tmp_path))
     assert result.figures["picks"] == [0.4, 0.32]
     assert result.figures["steps_between_picks"] == 1
     assert list(result.figures["curves"][1]) == ["none 1", "rank 0.4", "random 0.4"]
     assert result.tables[0].rows[1][:4] == ("rank", "0.4", "78.4", "0.900 (0.880-0.920)")
     assert result.tables[0].rows[1][5] == "0.900"  # of what the unpruned model has right
-    assert "0.4, 0.32 (1 steps of the ladder apart)" in result.notes[0]
+    assert result.figures["picks_same_scenes"] == [0.4, 0.4]
+    assert result.figures["steps_between_picks_same_scenes"] == 0
+    assert "on other scenes each time: 0.4, 0.32 (steps of the ladder apart: 1); on" in result.notes[0]
+    assert "with two seeds: 0.4, 0.4 (steps of the ladder apart: 0)." in result.notes[0]
     rows = (tmp_path / "work" / "calibration-0" / "data" / "questions.jsonl").read_text().splitlines()
     other = (tmp_path / "work" / "calibration-1" / "data" / "questions.jsonl").read_text().splitlines()
     assert len(rows) == len(other) == 3
@@ -100,7 +103,7 @@ def test_two_calibrations_and_how_far_apart_their_picks_are(answers: list[Any], 
 
 
 def test_nothing_picked_is_a_result(answers: list[Any], tmp_path: Path) -> None:
-    answers.append((1, study(None)))
+    answers += [(1, study(None)), (1, study(None))]
     result = calibration.calibrate_demo(2, 1, 0.98, settings(tmp_path))
     assert result.figures["picks"] == [None]
     assert "nothing" in result.notes[0]
