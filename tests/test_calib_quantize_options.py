@@ -37,6 +37,10 @@ def test_defaults() -> None:
     parsed = options()
     assert parsed.precisions.names == ("w8a8", "int4", "int4")
     assert parsed.output == Path.cwd() / "bundles/b-vision-int8-decoder-int4"
+    target = parse_options(
+        ["bundles/b", "--data", "d", "--precision", "vision=fp8", "--target", "tensorrt11"]
+    )
+    assert target.output == Path.cwd() / "bundles/b-vision-fp8-tensorrt11"
     assert parsed.work == Path.cwd() / "bundles/b-calibration"
     assert (parsed.samples, parsed.seed, parsed.ranges) == (64, 0, Method("minmax"))
     assert (parsed.keep_float, parsed.min_cosine, parsed.awq) == (("auto",), 0.99, True)

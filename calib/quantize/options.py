@@ -33,7 +33,7 @@ _FLAGS: dict[str, tuple[_Flag, ...]] = {
     "what": (
         ("--precision", str, "TEXT", "as vision=int8,decoder=int4; parts left out stay as they are"),
         ("--target", str, "NAME", "write for this target of TensorRT: what is not quantised is float16"),
-        ("--output", Path, "DIR", "the new bundle (default: BUNDLE-PRECISION)"),
+        ("--output", Path, "DIR", "the new bundle (default: BUNDLE-PRECISION[-TARGET])"),
     ),
     "data": (
         ("--data", Path, "PATH", "folder of pictures, JSONL of {image, prompt, answer?}, or saved dataset"),
@@ -117,7 +117,9 @@ def parse_options(arguments: Sequence[str] | None) -> QuantizeOptions:
         raise OptionError(f"min-cosine is {parsed.min_cosine}: give a number in (0, 1], as 0.99")
     bundle: Path = parsed.bundle
     name = bundle.absolute().name
-    output = parsed.output or bundle.absolute().with_name(f"{name}-{_label(parsed.precision)}")
+    # A variant for TensorRT does not take the place of the one for ONNX Runtime.
+    label = "-".join([name, _label(parsed.precision), *([parsed.target] if parsed.target else [])])
+    output = parsed.output or bundle.absolute().with_name(label)
     work = parsed.work or bundle.absolute().with_name(f"{name}-calibration")
     _check_folders(bundle, output, work)
     precisions, keep_float = _precisions(parsed.precision, parsed.target), _groups(parsed.keep_float)
