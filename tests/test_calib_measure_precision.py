@@ -50,8 +50,8 @@ def test_a_converted_encoder_is_scored_in_float32(half: Path, toy_bundle_dir: Pa
     pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
     scores = []
     for bundle in (toy_bundle_dir, half):
-        graph = Scorers(load_bundle(bundle)).graph(scoring, tmp_path)
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        with Scorers(load_bundle(bundle)).graph(scoring, tmp_path) as graph:
+            session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         feeds = {contract.PIXEL_VALUES: pixels.reshape(1, *session.get_inputs()[0].shape[1:])}
         scores.append(session.run([contract.TOKEN_SCORES], feeds)[0])
     assert scores[0].dtype == scores[1].dtype == np.float32

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from calib.errors import RunError
@@ -21,7 +24,7 @@ from calib.measure.ways import Scoring
 from calib.settings import Setting
 from export.build import BuildOptions, build
 from fopru_graph import PruneOptions
-from runtime import NO_REUSE, Generator, Request, contract, load_bundle
+from runtime import NO_REUSE, Bundle, Generator, Request, contract, load_bundle
 from tests.measuring import PROMPT, edited, noise, photo, repruned, sample_of, spec_of
 
 Bundles = Callable[[str], Path]
@@ -113,17 +116,42 @@ def test_options_are_read_from_the_graph(family: str, family_bundle: Bundles) ->
 # The files
 
 
+def opened(bundle: Bundle, work: Path) -> Path:
+    """The graph of a scoring, made and opened; where it stays."""
+    with Scorers(bundle).graph(Scoring(0, "cls"), work) as path:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert contract.TOKEN_SCORES in [each.name for each in session.get_outputs()]
+        name = path.name
+    (stays,) = work.rglob(name)
+    return stays
+
+
 def test_graphs_are_made_once_and_share_the_weights(family_bundle: Bundles, tmp_path: Path) -> None:
     bundle = load_bundle(family_bundle("llava"))
-    first = Scorers(bundle).graph(Scoring(0, "cls"), tmp_path)
+    weights = bundle.path / contract.data_file(contract.VISION_ENCODER)
+    with Scorers(bundle).graph(Scoring(0, "cls"), tmp_path) as path:
+        assert (path.parent / weights.name).samefile(weights)
+        assert path.stat().st_size < 300_000
+    first = opened(bundle, tmp_path)
     made = first.stat().st_mtime_ns
-    assert Scorers(bundle).graph(Scoring(0, "cls"), tmp_path) == first
+    assert opened(bundle, tmp_path) == first
     assert first.stat().st_mtime_ns == made
-    weights = Path(contract.data_file(contract.VISION_ENCODER)).name
-    names = {"layer_0_cls.onnx", "vision_encoder.onnx", weights}
-    assert {file.name for file in first.parent.iterdir()} == names
-    assert (first.parent / weights).samefile(bundle.path / "onnx" / weights)
-    assert first.stat().st_size < 300_000
+    # Nothing else stays: other tools read no weights that have a second name.
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [first]
+    assert weights.stat().st_nlink == 1
+
+
+def test_second_names_of_a_killed_process_go(family_bundle: Bundles, tmp_path: Path) -> None:
+    bundle = load_bundle(family_bundle("llava"))
+    stays = opened(bundle, tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, used = (stays.parent / f".open-x-{pid}" for pid in (gone.pid, os.getppid()))
+    for place in (left, used):
+        place.mkdir()
+    opened(bundle, tmp_path)
+    assert not left.exists()
+    assert used.exists()  # of a process that runs
 
 
 def test_other_weights_make_other_graphs(family_bundle: Bundles, tmp_path: Path) -> None:
@@ -132,19 +160,17 @@ def test_other_weights_make_other_graphs(family_bundle: Bundles, tmp_path: Path)
     data = copy / contract.data_file(contract.VISION_ENCODER)
     data.write_bytes(bytes(reversed(data.read_bytes())))
     edited(copy, copy)
-    paths = {
-        Scorers(load_bundle(bundle)).graph(Scoring(0, "cls"), tmp_path / "work")
-        for bundle in (copy, family_bundle("llava"))
-    }
-    assert len({path.parent for path in paths}) == 2
+    for number, bundle in enumerate((copy, family_bundle("llava"))):
+        with Scorers(load_bundle(bundle)).graph(Scoring(0, "cls"), tmp_path / "work"):
+            assert len(list((tmp_path / "work" / "score_graphs").iterdir())) == number + 1
 
 
 def test_several_may_make_the_same_graph_at_once(family_bundle: Bundles, tmp_path: Path) -> None:
     bundle = load_bundle(family_bundle("llava"))
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: Scorers(bundle).graph(Scoring(0, "cls"), tmp_path), range(4)))
+        paths = set(pool.map(lambda _: opened(bundle, tmp_path), range(4)))
     assert len(paths) == 1
-    assert len(list(paths.pop().parent.iterdir())) == 3  # nothing half-written stays
+    assert len(list(paths.pop().parent.iterdir())) == 1  # nothing half-written stays
 
 
 def test_weights_are_copied_where_they_cannot_be_linked(
@@ -179,7 +205,7 @@ def test_half_a_copy_of_the_weights_does_not_stay_on_a_full_disk(
     with pytest.raises(
         RunError, match=r"cannot make a graph in .* \(No space left on device\): give another"
     ):
-        Scorers(bundle).graph(Scoring(0, "cls"), tmp_path)
+        opened(bundle, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -187,7 +213,7 @@ def test_a_work_folder_that_cannot_be_written(family_bundle: Bundles, tmp_path: 
     work = tmp_path / "work"
     work.write_text("a file")
     with pytest.raises(RunError, match=r"cannot make a graph in .*work.*: give another folder for work"):
-        Scorers(load_bundle(family_bundle("llava"))).graph(Scoring(0, "cls"), work)
+        opened(load_bundle(family_bundle("llava")), work)
 
 
 def test_few_graphs_stay_open(
@@ -217,7 +243,7 @@ def test_a_pruned_graph_that_does_not_show_its_rules(family_bundle: Bundles, tmp
     sentence = (
         r"scores by nothing that is known, but its unpruned encoder would by ReduceMean, ReduceMean, Sl"
     )
-    for refused in (scorers.check, lambda scoring: scorers.graph(scoring, tmp_path)):
+    for refused in (scorers.check, lambda scoring: scorers.graph(scoring, tmp_path).__enter__()):
         with pytest.raises(RunError, match=sentence):
             refused(Scoring(0, "col_mean"))
 

@@ -12,11 +12,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calib.bundle_writer import is_gone
 from calib.errors import RunError
 from calib.measure.ways import Scoring
 from runtime import contract
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Scorers"]
 
 _STAMP, _SCORE = "fopru.pass", "score"
+_OPEN = ".open-"  # folders of graphs that are being opened
 
 
 class Scorers:
@@ -41,34 +45,53 @@ class Scorers:
         self._bundle = bundle
         self._source = bundle.graph(contract.VISION_ENCODER)
 
-    def graph(self, scoring: Scoring, work: Path) -> Path:
-        """The graph that scores so, made once in `work`; it shares the weight file of the bundle.
+    @contextlib.contextmanager
+    def graph(self, scoring: Scoring, work: Path) -> Iterator[Path]:
+        """The graph that scores so, made once in `work`, in a place where it can be opened now: it shares the
+        weight file of the bundle, and may not be there afterwards.
+
+        Pointers to weights are relative and may not leave the graph's folder, so that the weights get a
+        second name there. It goes again at once: other tools read no weights through links. On another disk
+        they are copied, and stay.
 
         Raises:
             RunError: the encoder cannot be scored so, the bundle does not show how, or the folder cannot be
                 written.
         """
+        folder = work / "score_graphs" / self._digest()[:16]
+        name, place = f"layer_{scoring.layer}_{scoring.aggregation}.onnx", None
+        options = None if (folder / name).is_file() else self._options_for(scoring)
+        files = [self._source, *_weight_files(self._source)]
+        try:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _clear(folder)
+                place = Path(tempfile.mkdtemp(dir=folder, prefix=_OPEN, suffix=f"-{os.getpid()}"))
+                where = place if _linked(files, place) else _copied(files, folder)
+                if options is not None:
+                    self._prune(where / self._source.name, folder / name, options, scoring)
+                if where != folder:
+                    shutil.copyfile(folder / name, where / name)
+            except OSError as error:
+                raise RunError(
+                    f"cannot make a graph in {folder} ({error.strerror or error}): give another folder for "
+                    "work"
+                ) from error
+            yield where / name
+        finally:
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _prune(self, source: Path, target: Path, options: PruneOptions, scoring: Scoring) -> None:
+        """Write the graph beside its weights, then into its place: another process may do the same now."""
         from fopru_graph import GraphError, prune_file
 
-        folder = work / "score_graphs" / self._digest()[:16]
-        target = folder / f"layer_{scoring.layer}_{scoring.aggregation}.onnx"
-        if target.is_file():
-            return target
-        options = self._options_for(scoring)
+        partial = source.with_name(f".{os.getpid()}.{target.name}")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Pointers to weights are relative and may not leave the graph's folder: both are linked there.
-            for file in (self._source, *_weight_files(self._source)):
-                _link(file, folder / file.name)
-        except OSError as error:
-            raise RunError(
-                f"cannot make a graph in {folder} ({error.strerror or error}): give another folder for work"
-            ) from error
-        try:
-            prune_file(folder / self._source.name, target, options)
+            prune_file(source, partial, options)
         except GraphError as error:
             raise self._refused(scoring, error) from error
-        return target
+        partial.replace(target)
 
     def check(self, scoring: Scoring) -> None:
         """Whether the encoder can be scored so; nothing is written.
@@ -182,20 +205,33 @@ def _weight_files(graph: Path) -> list[Path]:
     return [graph.parent / name for name in sorted(names)]
 
 
-def _link(file: Path, link: Path) -> None:
-    """A second name of the file, or a copy where the folder is on another disk: ONNX Runtime takes no
-    symbolic link that leaves the folder of a graph. Another process may do the same now."""
-    if link.exists():
-        return
-    with contextlib.suppress(FileExistsError):
+def _clear(folder: Path) -> None:
+    """Second names that a killed process has left."""
+    for place in folder.glob(f"{_OPEN}*"):
+        if not place.name.endswith(f"-{os.getpid()}") and is_gone(place):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _linked(files: Sequence[Path], folder: Path) -> bool:
+    """Second names of files; False where the folder can have none, as it is on another disk."""
+    try:
+        for file in files:
+            os.link(file.resolve(), folder / file.name)
+    except OSError:
+        return False
+    return True
+
+
+def _copied(files: Sequence[Path], folder: Path) -> Path:
+    """Copies, made once; the folder."""
+    for file in files:
+        copy = folder / file.name
+        if copy.exists():
+            continue
+        partial = copy.with_name(f".{copy.name}.{os.getpid()}")
         try:
-            os.link(file.resolve(), link)
-        except FileExistsError:
-            raise
-        except OSError:
-            partial = link.with_name(f".{link.name}.{os.getpid()}")
-            try:
-                shutil.copyfile(file, partial)
-                partial.replace(link)
-            finally:  # of a full disk, half a weight file would take the rest
-                partial.unlink(missing_ok=True)
+            shutil.copyfile(file, partial)
+            partial.replace(copy)
+        finally:  # of a full disk, half a weight file would take the rest
+            partial.unlink(missing_ok=True)
+    return folder

@@ -154,10 +154,10 @@ class LoadedBundle:
         """The session of a scoring graph; the one that was not needed for longest makes room."""
         session = self._scorers.pop(scoring, None)
         if session is None:
-            path = self._made.graph(scoring, self._work)
             while len(self._scorers) >= MOST_SCORERS:
                 self._scorers.pop(next(iter(self._scorers)))
-            session = self.generator.backend.open(path)
+            with self._made.graph(scoring, self._work) as path:
+                session = self.generator.backend.open(path)
         self._scorers[scoring] = session
         return session
 
