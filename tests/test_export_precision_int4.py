@@ -14,10 +14,10 @@ import onnxruntime as ort
 import pytest
 
 from bench.target_graphs import decoder_profiles
-from calib.errors import OptionError
 from calib.precision import Precision, Precisions, parse_precision
 from calib.precision.emulate import TWIN_NOTE, emulate_int4, runnable_copy
 from export.build import BuildOptions, build
+from export.errors import OptionError
 from export.options import precision_for
 from export.report import BuildReport
 from export.targets import check_target
