@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from calib.precision import PARTS, Precision, Precisions
+from calib.precision import PARTS, Precisions
+from calib.precision.targets import chip_notes, decoder_refusal
 from export.errors import OptionError
 from fopru_graph.api import load_graph
 from fopru_graph.lint.graph import GraphView, view_of
 from fopru_graph.lint.registry import RULES
 from fopru_graph.lint.report import Finding
 from fopru_graph.lint.run import lint_view, target_named
-from fopru_graph.lint.targets import OP_RELEASES, PRECISION_CHIPS, TARGETS, Target
+from fopru_graph.lint.targets import OP_RELEASES, TARGETS, Target
 from runtime import contract, manifest
 
 __all__ = ["TargetVerdict", "check_target", "decoders_of", "is_tensorrt", "target_notes", "verdicts_of"]
@@ -82,8 +83,9 @@ def check_target(name: str, opset: int, precisions: Precisions) -> None:
                 f"{', '.join(allowed)}: give one of these with --precision, or leave it out for "
                 f"{target.precision}"
             )
-    if is_tensorrt(name) and precisions.decoder.weight_only:
-        _check_weight_only(name, precisions.decoder)
+    refusal = decoder_refusal(name, precisions.decoder) if is_tensorrt(name) else None
+    if refusal is not None:
+        raise OptionError(refusal)
 
 
 def is_tensorrt(name: str | None) -> bool:
@@ -98,15 +100,7 @@ def decoders_of(name: str | None, caches: Mapping[str, str]) -> dict[str, str]:
 
 def target_notes(name: str | None, precisions: Precisions) -> tuple[str, ...]:
     """What a user should know about a target: chips of it that lack a precision."""
-    if name is None:
-        return ()
-    target, notes = target_named(name), []
-    for precision in dict.fromkeys(getattr(precisions, part).name for part in PARTS):
-        lacking = target.lacking(precision) if precision in PRECISION_CHIPS else ()
-        if lacking:
-            chips = ", ".join(f"SM{sm}" for sm in lacking)
-            notes.append(f"{precision} needs SM{PRECISION_CHIPS[precision]} or newer: not for {chips}")
-    return tuple(notes)
+    return () if name is None else chip_notes(target_named(name), precisions)
 
 
 def verdicts_of(graphs: Mapping[str, Path]) -> tuple[TargetVerdict, ...]:
@@ -150,15 +144,6 @@ def _sentence(name: str, findings: list[Finding]) -> str:
 def _runs(target: Target, graph: str) -> bool:
     """Whether a graph is for a target at all: one decoder has operators of ONNX Runtime."""
     return target.family == "ort" or graph != contract.DECODER
-
-
-def _check_weight_only(name: str, precision: Precision) -> None:
-    plain = replace(precision, symmetric=True, accuracy_level=Precision(precision.name).accuracy_level)
-    if precision != plain:
-        raise OptionError(
-            f"precision of decoder is {precision.text()}, but TensorRT ({name}) has neither zero points nor "
-            f"an accuracy for weights in {precision.bits} bits: give {plain.text()}"
-        )
 
 
 def _precisions_for(target: Target, part: str) -> tuple[str, ...]:

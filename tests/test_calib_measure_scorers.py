@@ -122,7 +122,8 @@ def opened(bundle: Bundle, work: Path) -> Path:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         assert contract.TOKEN_SCORES in [each.name for each in session.get_outputs()]
         name = path.name
-    (stays,) = work.rglob(name)
+    # Others may be opening it at this moment, each in a folder of its own.
+    (stays,) = (file for file in work.rglob(name) if not file.parent.name.startswith(".open-"))
     return stays
 
 

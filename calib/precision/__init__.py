@@ -19,6 +19,7 @@ from calib.precision.names import (
     data_file_of,
     graph_file_of,
     parse_precision,
+    spoken,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "data_file_of",
     "graph_file_of",
     "parse_precision",
+    "spoken",
 ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.precision.half import halve
-from calib.precision.names import CALIBRATED, HALVES, Precision
+from calib.precision.names import CALIBRATED, HALVES, Precision, spoken
 from calib.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
 from calib.precision.scaled import Scaled
 from calib.precision.weight_file import INLINE_BYTES, WeightFile, row_chunks, source_of
@@ -21,8 +21,6 @@ from calib.precision.widened import Widened, fold_casts, numbers_of
 from fopru_graph.files import write_model
 
 __all__ = ["NO_SCALES", "Converted", "Scales", "convert_graph", "convert_model"]
-
-_FORMATS = {"w8a8": "int8", "fp8": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def convert_model(
             notes.append(_left_note(done.left, precision, "float16"))
     elif precision.name in CALIBRATED:
         unsigned = precision.name == "w8a8" and not tensorrt
-        form = QdqFormat(_FORMATS[precision.name], unsigned=unsigned)
+        form = QdqFormat(spoken(precision.name), unsigned=unsigned)
         done = add_qdq(model, form, scales.amax, file, skip=scales.skip)
         if tensorrt:
             halve(model, file)

@@ -27,6 +27,7 @@ __all__ = [
     "data_file_of",
     "graph_file_of",
     "parse_precision",
+    "spoken",
 ]
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -214,6 +215,11 @@ def _with_option(precision: Precision, word: str) -> Precision:
         f"precision has the option {word!r}, expected block=32, block=128, symmetric, asymmetric, accuracy=0 "
         f"or accuracy=4, as in {_EXAMPLE}"
     )
+
+
+def spoken(name: str) -> str:
+    """What users and chips call a precision: `w8a8` is int8 to them."""
+    return "int8" if name == "w8a8" else name
 
 
 def graph_file_of(graph: str, precision: Precision) -> str:

@@ -43,6 +43,7 @@ __all__ = [
     "QdqFormat",
     "QdqReport",
     "add_qdq",
+    "greatest_amax",
     "products_of",
     "scale_for",
 ]
@@ -195,6 +196,11 @@ def scale_for(amax: npt.ArrayLike, form: QdqFormat) -> npt.NDArray[np.float32]:
     return np.where(wanted == 0, np.float32(1), scales).astype(np.float32)
 
 
+def greatest_amax(form: QdqFormat) -> float:
+    """The largest magnitude whose scale float16 holds."""
+    return _GREATEST_SCALE * _LARGEST[form.name]
+
+
 def _check(model: ir.Model, form: QdqFormat, amax: Mapping[str, float]) -> None:
     opset = model.opset_imports[""]
     blocked = form.weight_only and form.dialect == "blocked"
@@ -217,7 +223,7 @@ def _check(model: ir.Model, form: QdqFormat, amax: Mapping[str, float]) -> None:
             raise OptionError(
                 f"amax of {name!r} is {greatest}, but it is a positive number: calibrate it anew"
             )
-        if greatest > _GREATEST_SCALE * _LARGEST[form.name]:
+        if greatest > greatest_amax(form):
             raise OptionError(
                 f"amax of {name!r} is {greatest:g}, and its scale would be more than float16 holds "
                 f"({_GREATEST_SCALE:g}): leave this product out with skip"

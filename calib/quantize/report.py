@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from calib.precision import spoken
 from calib.quantize.run import Outcome
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["group_table", "outcome_json", "outcome_lines", "outcome_text", "part_table"]
-
-_NAMES = {"w8a8": "int8"}
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def part_table(outcome: Outcome) -> Table:
         elif part == "decoder" and loss is not None:
             cells = [f"{loss.mean_cosine:.5f}", "", f"{loss.top1_agreement:.1%}", f"{loss.mean_kl:.4f}"]
         sizes = [f"{outcome.before[part] / 1e6:,.1f}", f"{outcome.after[part] / 1e6:,.1f}"]
-        table.add_row(part, _NAMES.get(precision, precision), *sizes, *cells)
+        table.add_row(part, spoken(precision), *sizes, *cells)
     sums = [f"{sum(sizes.values()) / 1e6:,.1f}" for sizes in (outcome.before, outcome.after)]
     table.add_row(
         "whole", "", *sums, "", f"{whole.overlap:.1%}", f"{whole.first:.1%}", f"{whole.unpruned_kl:.4f}"

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calib.errors import OptionError, RunError
-from calib.precision import PARTS, Precision, Precisions
+from calib.precision import PARTS, Precision, Precisions, spoken
+from calib.precision.targets import chip_notes, decoder_refusal
 from fopru_graph.errors import OptionError as TargetError
 from fopru_graph.lint.run import lint_file, target_named
-from fopru_graph.lint.targets import PRECISION_CHIPS, Target
+from fopru_graph.lint.targets import Target
 from runtime import contract
 
 __all__ = ["check_target", "decoders_of", "is_tensorrt", "lint_graphs", "target_notes"]
 
-_CHIPS = {"w8a8": "int8"}  # what chips call it
-_USER = {"w8a8": "int8"}
 _ORT = {"vision": ("fp32", "fp16", "w8a8"), "other": ("fp32", "fp16", "int8", "int4")}
 _TENSORRT = {"vision": ("fp16", "w8a8", "fp8"), "embed": ("fp16",), "decoder": ("fp16", "int4")}
 
@@ -32,23 +31,20 @@ def check_target(name: str | None, precisions: Precisions) -> None:
         precision: Precision = getattr(precisions, part)
         allowed = _TENSORRT[part] if tensorrt else _ORT.get(part, _ORT["other"])
         if target is not None:
-            allowed = tuple(each for each in allowed if _CHIPS.get(each, each) in target.precisions)
+            allowed = tuple(each for each in allowed if spoken(each) in target.precisions)
         if precision.name not in allowed:
-            words = ", ".join(_USER.get(each, each) for each in allowed)
+            words = ", ".join(spoken(each) for each in allowed)
             title = "ONNX Runtime" if target is None else f"target {name} ({target.title})"
             hint = " with --precision"
             if precision.name == "fp8" and part == "vision" and not tensorrt:
                 hint += ", or a --target of TensorRT, whose chips have fp8"
             raise OptionError(
-                f"precision of {part} is {_USER.get(precision.name, precision.name)}, but {title} has "
+                f"precision of {part} is {spoken(precision.name)}, but {title} has "
                 f"{words}: give one of these{hint}"
             )
-    decoder = precisions.decoder
-    if tensorrt and decoder.weight_only and decoder != Precision(decoder.name, decoder.block):
-        raise OptionError(
-            f"precision of decoder is {decoder.text()}, but TensorRT ({name}) has neither zero points nor an "
-            f"accuracy for weights in 4 bits: give {Precision(decoder.name, decoder.block).text()}"
-        )
+    refusal = decoder_refusal(str(name), precisions.decoder) if tensorrt else None
+    if refusal is not None:
+        raise OptionError(refusal)
 
 
 def is_tensorrt(name: str | None) -> bool:
@@ -101,16 +97,7 @@ def lint_graphs(name: str, graphs: Mapping[str, Path]) -> dict[str, int]:
 
 def target_notes(name: str | None, precisions: Precisions) -> tuple[str, ...]:
     """Chips of a target that lack a precision, in sentences."""
-    if name is None:
-        return ()
-    target, notes = _target(name), []
-    for precision in dict.fromkeys(getattr(precisions, part).name for part in PARTS):
-        chip = _CHIPS.get(precision, precision)
-        lacking = target.lacking(chip)
-        if lacking:
-            chips = ", ".join(f"SM{sm}" for sm in lacking)
-            notes.append(f"{chip} needs SM{PRECISION_CHIPS[chip]} or newer: not for {chips}")
-    return tuple(notes)
+    return () if name is None else chip_notes(_target(name), precisions)
 
 
 def _target(name: str) -> Target:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from calib.data.sample import Data
 from calib.errors import OptionError
-from calib.precision import CALIBRATED, Precision, Precisions
+from calib.precision import CALIBRATED, Precision, Precisions, spoken
 from calib.quantize.memory import Memory, key_of
 from calib.quantize.options import QuantizeOptions
 from calib.quantize.split import Split, split_samples
@@ -28,7 +28,6 @@ __all__ = ["VISION", "Task", "external_files", "open_task"]
 
 VISION = (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU)
 _LEAST_OPSET = 19  # of QuantizeLinear as `calib.precision.qdq` writes it
-_USER = {"w8a8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def open_task(options: QuantizeOptions, bundle: Bundle, data: Data) -> Task:
             continue
         if info.precision != "fp32":
             part = Precisions.part_of(name)
-            has = _USER.get(info.precision, info.precision)
+            has = spoken(info.precision)
             raise OptionError(
                 f"{name} of {bundle.path} is in {has} already, and only float32 is converted: build the "
                 f"bundle again with --precision {part}=fp32, or leave {part} out"

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from calib.data.sample import Sample
 from calib.precision.convert import Scales
+from calib.precision.qdq import greatest_amax
 from calib.quantize.encode import Encoding, SampleVision
 from calib.quantize.graphs import Recipe
 from calib.quantize.keep_float import FloatChoice, choose_float
@@ -25,8 +26,6 @@ __all__ = ["Say", "VisionPlan", "plan_vision"]
 Say: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[str, int, int], None]
 
-_GREATEST_SCALE = 65504.0  # of float16, which scales are
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
 _FEW = 4  # pictures that tell groups apart
 
 
@@ -62,8 +61,7 @@ def plan_vision(task: Task, say: Say, progress: Progress) -> VisionPlan:
         known = f", {found.found} of them known" if found.found else ""
         say(f"{graph}: ranges of {found.used} pictures{known}")
     form = FORMATS[task.options.precisions.vision.name]
-    most = _GREATEST_SCALE * _LARGEST[form.name]
-    # What a float16 scale cannot hold stays float32.
+    most = greatest_amax(form)  # what a float16 scale cannot hold stays float32
     amax = {
         graph: {name: value for name, value in found.amax.items() if value <= most}
         for graph, found in ranges.items()
