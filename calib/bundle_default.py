@@ -13,12 +13,17 @@ from typing import Any
 
 from calib.errors import OptionError, RunError
 from runtime.bundle import MANIFEST_FILE
-from runtime.manifest import Manifest
+from runtime.manifest import Manifest, PruningInfo
 from runtime.output import write_whole
 
-__all__ = ["check_writable", "with_default", "write_default"]
+__all__ = ["check_writable", "default_text", "with_default", "write_default"]
 
 _VALUE = r'("{key}"\s*:\s*)(null|-?[0-9][0-9.eE+-]*)'
+
+
+def default_text(pruning: PruningInfo) -> str:
+    """What a request gets that names neither: a ratio, or a number of tokens."""
+    return str(pruning.default_tokens) if pruning.default_ratio is None else f"{pruning.default_ratio:g}"
 
 
 def check_writable(bundle: Path) -> None:

@@ -72,11 +72,13 @@ class GroupLoss:
 
 @dataclass(frozen=True)
 class Quantisable:
-    """A graph in float32, the format, and `amax`: greatest magnitudes of its activations by tensor name."""
+    """A graph in float32, the format, `amax`: greatest magnitudes of its activations by tensor name, and the
+    threads it is run with (None: all cores)."""
 
     graph: Path
     form: QdqFormat
     amax: Mapping[str, float]
+    threads: int | None = None
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -239,7 +241,7 @@ def _quantise(model: ir.Model, source: Quantisable, group: Group, path: Path) ->
 def _open(model: ir.Model, source: Quantisable) -> Session:
     """A session of a model in memory, whose weights stay in the files beside the graph it is of."""
     runtime, graph = require("onnxruntime", "onnxruntime"), source.graph
-    options = session_options(runtime, None, float8=source.form.name == "fp8")
+    options = session_options(runtime, source.threads, float8=source.form.name == "fp8")
     options.add_session_config_entry(_FOLDER, str(graph.resolve().parent))
     try:
         opened = runtime.InferenceSession(

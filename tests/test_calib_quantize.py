@@ -19,13 +19,16 @@ from calib.data.sample import Sample
 from calib.measure.runner import SampleRunner
 from calib.quantize import bundle as bundle_module
 from calib.quantize import decoder as decoder_module
+from calib.quantize import vision as vision_module
 from calib.quantize.__main__ import main
-from calib.quantize.encode import SampleVision
+from calib.quantize.graphs import Recipe
 from calib.quantize.options import parse_options
 from calib.quantize.ranges import _Observer as Collecting
 from calib.quantize.ranges import products_by_graph, ranges_of
 from calib.quantize.split import split_samples
-from calib.quantize.task import open_task
+from calib.quantize.task import Task, open_task
+from calib.quantize.trial import VisionFidelity, judge_vision
+from calib.quantize.vision import References
 from calib.ranges import Collector
 from calib.ratio.options import DEFAULT_PROMPT
 from runtime import NO_REUSE, Generator, Request, contract, load_bundle
@@ -182,6 +185,7 @@ def test_nothing_is_judged_on_pictures_that_it_comes_from(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[str]] = {}
+    compared: list[set[str]] = []
 
     def spy(owner: Any, name: str, place: int, title: str) -> None:
         """Notes the pictures of the sample, or samples, at a place of a function's arguments."""
@@ -194,20 +198,27 @@ def test_nothing_is_judged_on_pictures_that_it_comes_from(
 
         monkeypatch.setattr(owner, name, spied)
 
+    def judged(task: Task, recipe: Recipe, key: str, references: References) -> VisionFidelity:
+        compared.append({sample.group for sample, _ in references})
+        return judge_vision(task, recipe, key, references)
+
     spy(Collecting, "observe", 1, "ranges")
     spy(decoder_module, "decoder_cases", 1, "scales")
-    spy(SampleVision, "encoding", 1, "features")
+    monkeypatch.setattr(vision_module, "judge_vision", judged)
     spy(bundle_module, "decoder_cases", 1, "logits")
     spy(SampleRunner, "run", 1, "answers")
-    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--keep-float", "none")
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
     assert run(made.bundle, made.pictures, *more) == 0
     split = split_samples(open_data(made.pictures, None, DEFAULT_PROMPT, 64, 0).samples, 0)
-    collect, judge = ({sample.group for sample in part} for part in (split.collect, split.judge))
+    collect, tune, judge = (
+        {sample.group for sample in part} for part in (split.collect, split.tune, split.judge)
+    )
     assert (len(collect), len(judge), collect & judge) == (3, 1, set())
+    assert tune < collect
+    assert compared == [tune, judge]  # 8 bits are enough for all groups of the toy
     assert seen == {
         "ranges": collect,
         "scales": collect,
-        "features": judge,
         "logits": judge,
         "answers": judge,
     }
@@ -260,13 +271,46 @@ def test_groups_by_name_stay_float32(made: Made, tmp_path: Path) -> None:
     assert "decoder_model_portable" in manifest.graphs
 
 
-def test_below_what_was_asked_for_is_exit_code_1(
+def test_a_group_that_is_not_there_is_told_at_once(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--keep-float", "layers.9.mlp")
+    said = refused(capsys, made.bundle, made.pictures, *more, precision="vision=int8")
+    assert "keep-float names 'layers.9.mlp', which the graph does not have: expected auto, none or" in said
+    assert not (tmp_path / "w" / "precision" / "ranges").exists()
+
+
+def test_samples_that_cannot_be_run_are_counted_and_named(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": str(picture), "prompt": "What?"} for picture in sorted(made.pictures.iterdir())]
+    long = [dict(row, prompt="far too long " * 3000) for row in rows]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows + long))
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--no-awq")
+    for _ in range(2):  # found again, they are named again
+        assert run(made.bundle, data, *more, precision="decoder=int8") == 0
+        said = capsys.readouterr().out
+        assert "note: 1 samples could not be run and are left out: " in said, said
+        assert "tokens" in said.split("left out: ")[1]
+    assert run(made.bundle, data, *more[:-1], precision="decoder=int8") == 0
+    assert "note: 4 samples could not be run and are left out: " in (said := capsys.readouterr().out)
+    assert "), and 1 more" in said
+
+
+def test_below_what_was_asked_for_is_exit_code_1(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("--output", str(tmp_path / "o"), "--work", str(made.work), "--keep-float", "none")
     assert run(made.bundle, made.pictures, *more, "--min-cosine", "1", precision="vision=int8") == 1
-    assert "below what was asked for: vision has the cosine 0.99" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "below what was asked for: vision has the cosine 0.99" in said
+    assert "below --min-cosine 1 or 0.98, on pictures held out: give --keep-float auto, or ask for" in said
     assert check([str(tmp_path / "o")]) == 0
+    # What auto found enough for its pictures may not be for those held out.
+    monkeypatch.setattr(vision_module, "choose_float", lambda *_: ((), frozenset()))
+    assert run(made.bundle, made.pictures, *more[:4], "--min-cosine", "1", precision="vision=int8") == 1
+    assert "on pictures held out: give more pictures with --samples, or ask" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["vision=int8", "decoder=int8"])

@@ -256,6 +256,8 @@ def test_a_quarter_of_the_pictures_is_held_out_whole() -> None:
     assert not groups[0] & groups[1]
     assert [len(own) for own in groups] == [15, 5]
     assert len(split.collect) + len(split.judge) == 40
+    assert set(split.tune) < set(split.collect)
+    assert len({each.group for each in split.tune}) == 5
     assert not split.shared
     assert split == split_samples(samples, 0)
     assert split != split_samples(samples, 1)
@@ -267,9 +269,10 @@ def test_a_quarter_of_the_pictures_is_held_out_whole() -> None:
 def test_two_pictures_and_one() -> None:
     split = split_samples([sample("a", "1"), sample("b", "2")], 0)
     assert [len(split.collect), len(split.judge)] == [1, 1]
+    assert split.tune == split.collect
     alone = split_samples([sample("a", "1"), sample("b", "1")], 0)
     assert alone.shared
-    assert alone.collect == alone.judge
+    assert alone.collect == alone.tune == alone.judge
     assert [each.name for each in pictures_of(alone.judge)] == ["a"]
 
 
@@ -368,26 +371,29 @@ def lost(weights: frozenset[str]) -> VisionFidelity:
 
 
 def test_auto_leaves_the_fewest_of_the_worst() -> None:
-    found = choose_float(("auto",), LOSSES, 0.95, lost)
-    assert (found.groups, found.weights) == (("b", "d"), frozenset({"b.w", "d.w"}))
-    assert found.fidelity.cosine == pytest.approx(0.988)  # a sum of two losses
-    assert found.holds
-    assert choose_float(("auto",), LOSSES, 0.5, lost).groups == ()
+    assert choose_float(("auto",), LOSSES, 0.95, lost) == (("b", "d"), frozenset({"b.w", "d.w"}))
+    assert choose_float(("auto",), LOSSES, 0.5, lost) == ((), frozenset())
 
 
 def test_auto_looks_at_kept_tokens_too() -> None:
     def judge(weights: frozenset[str]) -> VisionFidelity:
         return fidelity(1.0, 0.99 if "d.w" in weights else 0.97)
 
-    assert choose_float(("auto",), LOSSES, 0.5, judge).groups == ("b", "d")
+    assert choose_float(("auto",), LOSSES, 0.5, judge)[0] == ("b", "d")
     undefined = choose_float(("auto",), LOSSES, 0.5, lambda _: fidelity(1.0, None))
-    assert undefined.groups == ()
+    assert undefined[0] == ()
 
 
 def test_names_and_none_are_taken_as_they_are() -> None:
-    found = choose_float(("c",), LOSSES, 0.99, lost)
-    assert (found.groups, found.holds) == (("c",), False)
-    assert choose_float(("none",), LOSSES, 0.99, lost).groups == ()
+    assert choose_float(("c",), LOSSES, 0.99, lost) == (("c",), frozenset({"c.w"}))
+    assert choose_float(("none",), LOSSES, 0.99, lost) == ((), frozenset())
+
+
+def test_a_fidelity_holds_by_features_and_by_kept_tokens() -> None:
+    assert fidelity(0.99).holds(0.99)
+    assert fidelity(0.99, None).holds(0.99)
+    assert not fidelity(0.98).holds(0.99)
+    assert not fidelity(0.99, 0.97).holds(0.99)
 
 
 def test_nothing_left_to_quantise() -> None:

@@ -69,11 +69,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 ) -> None:
     work, kept = tmp_path / "work" / "precision", 0
     moments = [
-        "ranges-vision_encoder.npz",
-        "groups.jsonl",
+        "ranges/*.npz",
+        "groups/*.jsonl",
         "trials/*",
         "cases/*",
-        "awq.jsonl",
+        "awq/*.jsonl",
         "../../.new.building-*/*.json",
     ]
     for moment in moments:
@@ -99,7 +99,7 @@ def test_ctrl_c_keeps_what_was_done(
     whole: dict[str, str], toy_bundle_dir: Path, pictures: Path, tmp_path: Path
 ) -> None:
     process = started(words(toy_bundle_dir, pictures, tmp_path))
-    there = first(tmp_path / "work" / "precision", "groups.jsonl")
+    there = first(tmp_path / "work" / "precision", "groups/*.jsonl")
     while not there() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)

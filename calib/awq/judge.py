@@ -36,7 +36,7 @@ class _Logits:
     """Logits of one decoder graph, whose inputs are made by `feeds`."""
 
     def __init__(self, graph: Path, feeds: CaseFeeds) -> None:
-        self._session, self._feeds = create(BackendOptions()).open(graph), feeds
+        self._session, self._feeds = create(BackendOptions(feeds.threads)).open(graph), feeds
 
     def __call__(self, case: LossCase) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self._session.run(self._feeds(case))[contract.LOGITS][0]

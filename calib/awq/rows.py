@@ -93,7 +93,7 @@ def collect_rows(
         for name, values in tensors.items():
             rows[name].add(values, share)
 
-    session: Callable[..., dict[str, Array]] = ObservingSession(graph, tuple(widths), seen).run
+    session: Callable[..., dict[str, Array]] = ObservingSession(graph, tuple(widths), seen, feeds.threads).run
     for case in cases:
         session(feeds(case))
     return rows

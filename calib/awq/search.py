@@ -45,12 +45,13 @@ _Matrix = npt.NDArray[np.float32]
 class DecoderSource:
     """A bundle whose decoder is float32: its directory, what its manifest says of the decoder, and the
     precisions of its graphs, of which the embedding is run. `tensorrt`: weights will be rounded as
-    TensorRT's are."""
+    TensorRT's are. `threads`: of what is run; None: all cores."""
 
     root: Path
     decoder: DecoderInfo
     precisions: Precisions = FLOAT32
     tensorrt: bool = False
+    threads: int | None = None
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -103,7 +104,9 @@ def scale_decoder(
                 chosen[each.name], values[each.name] = each, scale
         todo = [fold for fold in folds if fold.name not in chosen]
         needed = bool(todo) or (bool(folds) and judged is None)
-        feeds = CaseFeeds(source.root, source.precisions, source.decoder) if needed else None
+        feeds = None
+        if needed:
+            feeds = CaseFeeds(source.root, source.precisions, source.decoder, source.threads)
         widths = {fold.activation: fold.channels for fold in todo}
         rows = collect_rows(graph, feeds, widths, cases, folder) if feeds and todo else {}
         for number, fold in enumerate(todo, len(folds) - len(todo)):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib.bundle_default import check_writable, write_default
+from calib.bundle_default import check_writable, default_text, write_default
 from calib.joint.options import JointOptions, parse_joint_options
 from calib.measuring import RESULTS, measuring, need_packages, run_command
 from runtime.bundle import load_bundle
@@ -83,7 +83,7 @@ def _endings(options: JointOptions, joint: JointStudy, ratio: float | None, repo
     taken, lines = joint.taken, []
     if taken is not None and joint.chosen is not None:
         path, pruning = taken.bundle.path, taken.bundle.manifest.pruning
-        before = pruning.default_tokens if pruning.default_ratio is None else f"{pruning.default_ratio:g}"
+        before = default_text(pruning)
         if ratio is None:
             lines.append(f"copy {path} to the device, and ask it for --ratio {joint.chosen.setting.ratio:g}")
         else:

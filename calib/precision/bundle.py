@@ -74,8 +74,11 @@ def _external(graph: Path) -> Iterable[ir.ExternalTensor]:
 class CaseFeeds:
     """What a bundle's decoder reads of a case: its embedding graph through ONNX Runtime on the processor."""
 
-    def __init__(self, root: Path, precisions: Precisions, decoder: DecoderInfo) -> None:
-        """For the first graph that `decoder` names."""
+    def __init__(
+        self, root: Path, precisions: Precisions, decoder: DecoderInfo, threads: int | None = None
+    ) -> None:
+        """For the first graph that `decoder` names; `threads` is for who runs it."""
+        self.threads = threads
         self._decoder, (self.graph, kind) = decoder, next(iter(decoder.caches.items()))
         self._contract = contract.decoder_contract(decoder, kind)
         self._embed = _session(root, contract.EMBED_TOKENS, precisions)

@@ -96,9 +96,9 @@ def _command(options: QuantizeOptions) -> str:
     words: list[object] = ["python", "-m", "calib.quantize", options.bundle.name]
     words += ["--precision", options.text, "--data", options.data.name, "--samples", options.samples]
     words += ["--ranges", options.ranges.text(), "--keep-float", ",".join(options.keep_float)]
-    words += ["--min-cosine", f"{options.min_cosine:g}", "--seed", options.seed]
+    words += ["--min-cosine", options.min_cosine, "--seed", options.seed]
     words += [] if options.target is None else ["--target", options.target]
-    words += [] if options.ratio is None else ["--ratio", f"{options.ratio:g}"]
+    words += [] if options.ratio is None else ["--ratio", options.ratio]
     words += [] if options.prompts is None else ["--prompts", options.prompts.name]
     words += [] if options.awq else ["--no-awq"]
     return shlex.join(str(word) for word in words)

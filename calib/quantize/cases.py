@@ -27,7 +27,7 @@ __all__ = ["decoder_cases"]
 
 
 def decoder_cases(task: Task, samples: Sequence[Sample]) -> tuple[LossCase, ...]:
-    """A case for each sample that can be used.
+    """A case for each sample that can be used; the others are noted.
 
     Raises:
         DataError: none can.
@@ -43,8 +43,8 @@ def decoder_cases(task: Task, samples: Sequence[Sample]) -> tuple[LossCase, ...]
 
         try:
             cases.append(LossCase(**task.memory.arrays("cases", key, make)))
-        except (ImageError, RequestError):
-            continue
+        except (ImageError, RequestError) as error:
+            task.skipped[sample.name] = str(error)
     if not cases:
         raise DataError(
             f"none of {len(samples)} samples of {task.data.source} can be answered: check --data and --ratio"

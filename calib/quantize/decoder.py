@@ -36,7 +36,10 @@ def plan_decoder(
     graphs = task.bundle.manifest.graphs
     parts = {Precisions.part_of(name): Precision(info.precision) for name, info in graphs.items()}
     root: Path = task.bundle.path
-    source = DecoderSource(root, task.bundle.manifest.decoder, Precisions(**parts), task.options.tensorrt)
+    options = task.options
+    source = DecoderSource(
+        root, task.bundle.manifest.decoder, Precisions(**parts), options.tensorrt, options.threads
+    )
     key = key_of(
         "awq",
         task.source(tuple(graphs)),
@@ -46,7 +49,7 @@ def plan_decoder(
         precision.text(),
         task.options.tensorrt,
     )
-    keep = Keep(task.memory.folder / "awq.jsonl", key)
+    keep = Keep(task.memory.folder / "awq" / f"{key}.jsonl", key)
     found = scale_decoder(
         source, precision, cases, keep, lambda done, total: progress("scales of the decoder", done, total)
     )

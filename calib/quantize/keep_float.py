@@ -3,54 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from calib.errors import RunError
 from calib.quantize.options import AUTO, MIN_CHOSEN, NONE
 from calib.quantize.trial import VisionFidelity
 from calib.sensitivity import GroupLoss, keep_float, weights_of
 
-__all__ = ["FloatChoice", "choose_float"]
-
-
-@dataclass(frozen=True)
-class FloatChoice:
-    """Groups left in float32, their weights, the fidelity of the rest, and whether that is what was asked
-    for."""
-
-    groups: tuple[str, ...]
-    weights: frozenset[str]
-    fidelity: VisionFidelity
-    holds: bool
+__all__ = ["choose_float"]
 
 
 def choose_float(
     wanted: tuple[str, ...],
     losses: Sequence[GroupLoss],
     min_cosine: float,
-    judge: Callable[[frozenset[str]], VisionFidelity],
-) -> FloatChoice:
+    evaluate: Callable[[frozenset[str]], VisionFidelity],
+) -> tuple[tuple[str, ...], frozenset[str]]:
     """Decide.
 
     Args:
         wanted: `--keep-float`.
         losses: of all groups.
         min_cosine: what `auto` keeps to, with `MIN_CHOSEN`.
-        judge: fidelity with some weights in float32.
+        evaluate: fidelity with some weights in float32, on pictures that nothing is judged on.
+
+    Returns:
+        Names of groups, and their weights.
 
     Raises:
         OptionError: a name that is no group.
         RunError: nothing would be quantised.
     """
     groups = [loss.group for loss in losses]
-    judged: dict[frozenset[str], VisionFidelity] = {}
 
-    def evaluate(weights: frozenset[str]) -> float:
-        found = judged[weights] = judge(weights)
+    def cosine(weights: frozenset[str]) -> float:
+        found = evaluate(weights)
         return found.cosine if found.chosen is None or found.chosen >= MIN_CHOSEN else 0.0
 
     if wanted == (AUTO,):
-        names = keep_float(losses, evaluate, min_cosine)
+        names = keep_float(losses, cosine, min_cosine)
         why = f"the cosine {min_cosine:g} holds with all {len(groups)} groups in float32 alone"
     else:
         names = () if wanted == (NONE,) else wanted
@@ -61,5 +51,4 @@ def choose_float(
             f"{why}, so that nothing of the vision encoder would be quantised: lower --min-cosine, try "
             "--ranges percentile, or leave vision out of --precision"
         )
-    fidelity = judged.get(weights) or judge(weights)
-    return FloatChoice(names, weights, fidelity, fidelity.holds(min_cosine))
+    return names, weights

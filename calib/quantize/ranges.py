@@ -45,7 +45,7 @@ def ranges_of(task: Task, graph: str, products: tuple[Product, ...], progress: P
     groups = [sample.group for sample in samples]
     ratio = task.ratio if graph == contract.VISION_ENCODER_FOPRU else 1.0
     key = key_of("ranges", task.source([graph]), groups, tensors, method.text(), ratio)
-    keep = Keep(task.memory.folder / f"ranges-{graph}.npz", key)
+    keep = Keep(task.memory.folder / "ranges" / f"{key}.npz", key)
     observer = _Observer(task, graph, tensors)
     return collect_ranges(
         samples, observer.observe, method, keep, lambda done, total: progress(graph, done, total)

@@ -44,9 +44,9 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
                 {"name": loss.group.name, "loss": loss.loss, "max_abs_diff": loss.max_abs_diff}
                 for loss in sorted(vision.losses, key=lambda each: -each.loss)
             ],
-            "float": list(vision.choice.groups),
-            "fidelity": vision.choice.fidelity.to_dict(),
-            "holds": vision.choice.holds,
+            "float": list(vision.keep_float),
+            "fidelity": vision.fidelity.to_dict(),
+            "holds": vision.fidelity.holds(task.options.min_cosine),
         },
         "awq": None if outcome.awq is None else [asdict(fold) for fold in outcome.awq.folds],
         "loss": None if written.loss is None else written.loss.to_dict(),
@@ -68,7 +68,7 @@ def outcome_text(outcome: Outcome) -> str:
 def part_table(outcome: Outcome) -> Table:
     """Size and fidelity of each part."""
     table = _table("part", "precision", "MB before", "after", "cosine", "same kept tokens", "top-1", "KL")
-    vision = None if outcome.vision is None else outcome.vision.choice.fidelity
+    vision = None if outcome.vision is None else outcome.vision.fidelity
     loss, whole = outcome.written.loss, outcome.written.whole
     for part in outcome.after:
         own = [name for name in outcome.task.graphs if outcome.task.options.precisions.part_of(name) == part]
@@ -92,7 +92,7 @@ def group_table(outcome: Outcome) -> Table | None:
     if outcome.vision is None:
         return None
     table = _table("group", "1 - cosine", "largest difference", "stays")
-    kept = outcome.vision.choice.groups
+    kept = outcome.vision.keep_float
     for loss in sorted(outcome.vision.losses, key=lambda each: -each.loss):
         largest = "-" if loss.max_abs_diff is None else f"{loss.max_abs_diff:.3f}"
         name = loss.group.name

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calib.quantize.bundle import Written, part_bytes, write_bundle
 from calib.quantize.decoder import plan_decoder
 from calib.quantize.graphs import Recipe
+from calib.quantize.options import AUTO, MIN_CHOSEN
 from calib.quantize.targets import target_notes
 from calib.quantize.task import Task
 from calib.quantize.vision import VisionPlan, plan_vision
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "quantise"]
 
 _ONE_PICTURE = "the data is of one picture, which is judged by too: give more for a fair number"
+_NAMED = 3  # samples that were skipped
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Outcome:
     def failures(self) -> tuple[str, ...]:
         """What is below what was asked for, in sentences."""
         found = []
-        if self.vision is not None and not self.vision.choice.holds:
-            fidelity = self.vision.choice.fidelity
+        options = self.task.options
+        if self.vision is not None and not self.vision.fidelity.holds(options.min_cosine):
+            fidelity = self.vision.fidelity
             chosen = "" if fidelity.chosen is None else f" and kept tokens worth {fidelity.chosen:.3f}"
+            # What auto leaves in float32 is enough for the pictures it was found on.
+            way = "more pictures with --samples" if options.keep_float == (AUTO,) else "--keep-float auto"
             found.append(
                 f"vision has the cosine {fidelity.cosine:.5f}{chosen}, below --min-cosine "
-                f"{self.task.options.min_cosine:g} and 0.98: give --keep-float auto, or ask for less"
+                f"{options.min_cosine:g} or {MIN_CHOSEN}, on pictures held out: give {way}, or ask for less"
             )
         parity = self.written.parity or {}
         found += [each["failure"] for each in parity.get("components", ()) if each["failure"]]
@@ -73,9 +78,19 @@ def quantise(
         *(() if vision is None else vision.notes),
         *(() if awq is None else awq.notes),
         *written.notes,
+        *_skipped({**task.skipped, **written.whole.skipped}),
         *target_notes(task.options.target, task.options.precisions),
     ]
     if written.loss is not None and written.loss.warning:
         notes.append(written.loss.warning)
     before, after = part_bytes(task.bundle.path), part_bytes(written.path)
     return Outcome(task, written, vision, awq, before, after, tuple(dict.fromkeys(notes)))
+
+
+def _skipped(reasons: Mapping[str, str]) -> list[str]:
+    """All of them counted, some of them named."""
+    if not reasons:
+        return []
+    named = [f"{name} ({reason})" for name, reason in list(reasons.items())[:_NAMED]]
+    more = [f"and {len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
+    return [f"{len(reasons)} samples could not be run and are left out: {', '.join([*named, *more])}"]

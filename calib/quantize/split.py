@@ -15,9 +15,11 @@ _HELD_OUT = 0.25
 
 @dataclass(frozen=True)
 class Split:
-    """`collect` and `judge` have no picture in common, but where there is one picture alone (`shared`)."""
+    """`collect` and `judge` have no picture in common, but where there is one picture alone (`shared`);
+    `tune`, by which layers are told apart, is as many pictures of `collect` as `judge` has."""
 
     collect: tuple[Sample, ...]
+    tune: tuple[Sample, ...]
     judge: tuple[Sample, ...]
     shared: bool = False
 
@@ -29,12 +31,14 @@ def split_samples(samples: Sequence[Sample], seed: int) -> Split:
     """
     groups = sorted({sample.group for sample in samples}, key=lambda group: _drawn(seed, group))
     if len(groups) == 1:
-        return Split(tuple(samples), tuple(samples), shared=True)
-    held = set(groups[: max(1, round(_HELD_OUT * len(groups)))])
-    return Split(
-        tuple(sample for sample in samples if sample.group not in held),
-        tuple(sample for sample in samples if sample.group in held),
-    )
+        return Split(tuple(samples), tuple(samples), tuple(samples), shared=True)
+    count = max(1, round(_HELD_OUT * len(groups)))
+
+    def of(chosen: Sequence[str]) -> tuple[Sample, ...]:
+        own = set(chosen)
+        return tuple(sample for sample in samples if sample.group in own)
+
+    return Split(of(groups[count:]), of(groups[count : 2 * count]), of(groups[:count]))
 
 
 def pictures_of(samples: Sequence[Sample]) -> tuple[Sample, ...]:

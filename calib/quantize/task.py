@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from calib.quantize.split import Split, split_samples
 from calib.quantize.targets import decoders_of
 from runtime import contract
 from runtime.errors import BundleError
+from runtime.lazy import require
 from runtime.manifest import DecoderInfo
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Task:
         ratio: fraction of tokens kept while ranges are collected and answers compared.
         split: samples.
         memory: what was found before.
+        skipped: samples that cannot be run, with why; it grows.
     """
 
     options: QuantizeOptions
@@ -51,6 +53,7 @@ class Task:
     data: Data
     split: Split
     memory: Memory
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def calibrated(self) -> bool:
@@ -75,13 +78,14 @@ class Task:
         }
 
     def source(self, graphs: Sequence[str]) -> str:
-        """SHA-256 of graphs of the bundle with their weights, and of what else decides what goes into and
-        out of them."""
+        """SHA-256 of graphs of the bundle with their weights, of what else decides what goes into and out
+        of them, and of the release of ONNX Runtime, whose last bits differ."""
         manifest = self.bundle.manifest
         names = {name for graph in graphs for name in external_files(self.bundle, graph)}
         own = json.loads(manifest.to_json())
         rest = [own[field] for field in ("preprocess", "layout", "pruning", "prompt", "tokens")]
-        return key_of(sorted((name, manifest.files[name].sha256) for name in names), rest)
+        release = require("onnxruntime", "onnxruntime").__version__
+        return key_of(sorted((name, manifest.files[name].sha256) for name in names), rest, release)
 
 
 def open_task(options: QuantizeOptions, bundle: Bundle, data: Data) -> Task:

@@ -29,7 +29,7 @@ __all__ = ["VisionFidelity", "float_encodings", "judge_vision"]
 
 @dataclass(frozen=True)
 class VisionFidelity:
-    """Quantised encoders beside those of float32, over pictures held out.
+    """Quantised encoders beside those of float32, over some pictures.
 
     Attributes:
         pictures: how many.
@@ -57,15 +57,15 @@ class VisionFidelity:
         return asdict(self)
 
 
-def float_encodings(task: Task) -> list[tuple[Sample, Encoding]]:
-    """The held-out pictures through the bundle as it is; those that cannot be used are left out.
+def float_encodings(task: Task, samples: Sequence[Sample]) -> list[tuple[Sample, Encoding]]:
+    """The pictures of samples through the bundle as it is; those that cannot be used are left out, and noted.
 
     Raises:
         DataError: none can be used.
     """
     vision = SampleVision(task.bundle, task.ratio, _sessions(task, task.bundle.graph))
     source, found = task.source(VISION), []
-    for sample in pictures_of(task.split.judge):
+    for sample in pictures_of(samples):
         key = key_of("encoding", source, sample.group, task.ratio)
 
         def encode(sample: Sample = sample) -> dict[str, Any]:
@@ -73,12 +73,12 @@ def float_encodings(task: Task) -> list[tuple[Sample, Encoding]]:
 
         try:
             found.append((sample, Encoding(**task.memory.arrays("encodings", key, encode))))
-        except (ImageError, RequestError):
-            continue
+        except (ImageError, RequestError) as error:
+            task.skipped[sample.name] = str(error)
     if not found:
         raise DataError(
-            f"none of the pictures of {task.data.source} that were held out can be encoded: check --data and "
-            "--ratio"
+            f"none of {len(samples)} samples of {task.data.source} that 8 bits are judged by can be encoded: "
+            "check --data and --ratio"
         )
     return found
 

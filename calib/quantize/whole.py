@@ -26,6 +26,7 @@ class WholeFidelity:
 
     Attributes:
         samples: how many.
+        skipped: samples that one of the bundles cannot answer, with why.
         unpruned_first, unpruned_kl: with every token kept, how often the first token of the answer is that of
             float32, and the mean KL divergence of its probabilities, in nats.
         first, answer: at the ratio, how often the first token, and the whole answer, is that of float32 at
@@ -35,6 +36,7 @@ class WholeFidelity:
     """
 
     samples: int
+    skipped: dict[str, str]
     unpruned_first: float
     unpruned_kl: float
     first: float
@@ -70,20 +72,27 @@ def measure_whole(task: Task, quantised: Path) -> WholeFidelity:
         pruned,
         Setting(pruned.selector, pruned.ratio, precision=_LABEL),
     )
-    rows = [runner.run(sample, settings) for sample in task.split.judge]
-    good = [row for row in rows if all(record.error is None for record in row)]
+    good, skipped = [], {}
+    for sample in task.split.judge:
+        row = runner.run(sample, settings)
+        error = next((record.error for record in row if record.error is not None), None)
+        if error is None:
+            good.append(row)
+        else:
+            skipped[sample.name] = error
     if not good:
-        errors = [record.error for row in rows for record in row if record.error]
-        raise RunError(f"no sample can be answered by the float32 and the new bundle ({errors[0]})")
-    return _mean(good)
+        error = next(iter(skipped.values()))
+        raise RunError(f"no sample can be answered by the float32 and the new bundle ({error})")
+    return _mean(good, skipped)
 
 
-def _mean(rows: Sequence[Sequence[Record]]) -> WholeFidelity:
+def _mean(rows: Sequence[Sequence[Record]], skipped: dict[str, str]) -> WholeFidelity:
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
 
     return WholeFidelity(
         samples=len(rows),
+        skipped=skipped,
         unpruned_first=mean([whole.same_first for whole, _, _ in rows]),
         unpruned_kl=mean([whole.divergence for whole, _, _ in rows]),
         first=mean([wanted.tokens[:1] == got.tokens[:1] for _, wanted, got in rows]),

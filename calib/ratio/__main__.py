@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from calib.bundle_default import check_writable, write_default
+from calib.bundle_default import check_writable, default_text, write_default
 from calib.measuring import RESULTS, measuring, need_packages, run_command
 from calib.ratio.calibrate import Task, calibrate, key_parts
 from calib.ratio.options import RatioOptions, parse_options
@@ -32,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     from calib.data import open_data
-    from calib.measure.resize import stand_in_note
 
     need_packages(report=options.report)
     bundle = load_bundle(options.bundle)
@@ -42,9 +40,6 @@ def _run(options: RatioOptions, command: str, kept: list[Path]) -> int:
     task = Task(options, command, bundle, data)
     with measuring(options, data, task.spec, key_parts(task), kept) as measure:
         study = calibrate(task, measure)
-    note = stand_in_note(bundle.manifest.layout)
-    if note is not None and any(setting.selector == "resize" for setting in study.summaries):
-        study = replace(study, notes=(*study.notes, note))
     return _finish(task, study)
 
 
@@ -83,8 +78,7 @@ def _show(study: Study) -> None:
 def _endings(task: Task, ratio: float | None, report: str | None) -> list[str]:
     options, pruning = task.options, task.bundle.manifest.pruning
     if ratio is not None:
-        before = pruning.default_tokens if pruning.default_ratio is None else f"{pruning.default_ratio:g}"
-        lines = [f"{options.bundle} now keeps {ratio:g} by default (before: {before})"]
+        lines = [f"{options.bundle} now keeps {ratio:g} by default (before: {default_text(pruning)})"]
     else:
         lines = [f"{options.bundle} is as it was"]
     if report is not None:

@@ -101,6 +101,8 @@ def calibrate(task: Task, measure: Measure) -> Study:
         OptionError: the bundle cannot have what was asked for by name.
         RunError: nothing could be measured.
     """
+    from calib.measure.resize import stand_in_note
+
     options, data = task.options, task.data
     own = Setting(task.bundle.manifest.pruning.strategy, _PROBE)
     others, notes = _others(task, own)
@@ -123,7 +125,11 @@ def calibrate(task: Task, measure: Measure) -> Study:
         notes += scoring.sentences
         if scoring.better is not None:
             notes.append(f"it takes a new bundle: {rebuild_command(build, name, scoring.better)}")
-    study = _study(task, question, sort_records(records, data), [*notes, *remarks(options, data)])
+    notes += remarks(options, data)
+    stand_in = stand_in_note(task.bundle.manifest.layout)
+    if stand_in is not None and any(record.setting.selector == "resize" for record in records):
+        notes.append(stand_in)
+    study = _study(task, question, sort_records(records, data), notes)
     return replace(study, pick=pick)
 
 

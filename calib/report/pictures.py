@@ -168,7 +168,7 @@ def _size(image: Path | bytes) -> tuple[int, int]:
                 width, height = opened.size
                 turned = opened.getexif().get(_ORIENTATION, 1) >= _TURNED
     # Pillow reports damage as any of these.
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, pil.DecompressionBombError) as error:
         raise ImageError(f"a picture cannot be read ({error}): put it back") from error
     return (width, height) if turned else (height, width)
 
