@@ -6,11 +6,11 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from calib.joint.__main__ import main
 from calib.record import Record
@@ -19,7 +19,7 @@ from calib.sweep import Sweep
 from runtime.bundle import load_bundle
 from tests.calib_joint import with_precisions
 from tests.measuring import edited
-from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
+from tests.toy_bundle import ToyModel, write_photos, write_toy_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--prompt", "which one", "--max-new-tokens", "2", "--no-report", "--ratios", "0.5,0.25")
@@ -38,11 +38,7 @@ def int4(tmp_path: Path, bundle: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for place in range(4):
-        Image.fromarray(toy_photo((24, 20 + place), seed=place)).save(folder / f"{place}.png")
-    return folder
+    return write_photos(tmp_path / "pictures")
 
 
 def default_of(bundle: Path) -> float | None:
@@ -53,6 +49,16 @@ def run(bundle: Path, other: Path, data: Path, *more: str) -> int:
     return main([str(bundle), str(other), "--data", str(data), *QUICK, *more])
 
 
+def measured_as(monkeypatch: pytest.MonkeyPatch, changed: Callable[[Record], Record]) -> None:
+    """Every record as it would be, changed."""
+    measure = Sweep.measure
+
+    def spied(self: Sweep, settings: Sequence[Setting], _progress: object = None) -> list[Record]:
+        return [changed(record) for record in measure(self, settings)]
+
+    monkeypatch.setattr(Sweep, "measure", spied)
+
+
 def test_pick_is_written_into_its_bundle_alone(
     bundle: Path,
     int4: Path,
@@ -61,16 +67,10 @@ def test_pick_is_written_into_its_bundle_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Answers of the float model do not agree when it is pruned: int4 is picked."""
-    measure = Sweep.measure
-
-    def worse(self: Sweep, settings: Sequence[Setting], progress: object = None) -> list[Record]:
-        records = measure(self, settings)
-        bad = [each for each in records if each.setting.precision == "" and each.setting != REFERENCE]
-        for each in records:
-            object.__setattr__(each, "same_first", each not in bad)
-        return records
-
-    monkeypatch.setattr(Sweep, "measure", worse)
+    measured_as(
+        monkeypatch,
+        lambda each: replace(each, same_first=each.setting.precision != "" or each.setting == REFERENCE),
+    )
     before = default_of(bundle)
     assert run(bundle, int4, pictures, "--min-agreement", "0.5") == 0
     shown = capsys.readouterr()
@@ -176,15 +176,12 @@ def test_a_backend_that_cannot_run_a_precision_leaves_the_others(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measure = Sweep.measure
-
-    def broken(self: Sweep, settings: Sequence[Setting], progress: object = None) -> list[Record]:
-        return [
+    measured_as(
+        monkeypatch,
+        lambda each: (
             Record(each.sample, each.setting, error="no such kernel") if each.setting.precision else each
-            for each in measure(self, settings)
-        ]
-
-    monkeypatch.setattr(Sweep, "measure", broken)
+        ),
+    )
     assert run(bundle, int4, pictures, "--max-kv", "1GB", "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "picked: fp32, " in shown
@@ -199,12 +196,7 @@ def test_a_model_that_cannot_answer_unpruned_is_an_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measure = Sweep.measure
-
-    def broken(self: Sweep, settings: Sequence[Setting], progress: object = None) -> list[Record]:
-        return [Record(each.sample, each.setting, error="too large") for each in measure(self, settings)]
-
-    monkeypatch.setattr(Sweep, "measure", broken)
+    measured_as(monkeypatch, lambda each: Record(each.sample, each.setting, error="too large"))
     assert run(bundle, int4, pictures) == 2
     sentence = (
         "error: none of the samples could be measured without pruning; the first (0.png) says: too large"

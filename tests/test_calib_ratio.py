@@ -26,7 +26,7 @@ from calib.sweep import Sweep
 from runtime.bundle import load_bundle
 from runtime.check import main as check
 from tests.interruptible import INTERRUPTIBLE
-from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
+from tests.toy_bundle import ToyModel, write_photos, write_toy_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("--prompt", "which one", "--max-new-tokens", "2", "--no-report")
@@ -40,11 +40,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for place in range(4):
-        Image.fromarray(toy_photo((24, 20 + place), seed=place)).save(folder / f"{place}.png")
-    return folder
+    return write_photos(tmp_path / "pictures")
 
 
 def default_of(bundle: Path) -> float | None:

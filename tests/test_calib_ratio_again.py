@@ -13,7 +13,7 @@ from calib.measure.runner import _Course
 from calib.ratio.__main__ import main
 from calib.record import Record
 from calib.settings import Setting
-from tests.toy_bundle import ToyModel, toy_photo, write_toy_bundle
+from tests.toy_bundle import ToyModel, toy_photo, write_photos, write_toy_bundle
 
 pa = pytest.importorskip("pyarrow")
 
@@ -29,11 +29,7 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for place in range(4):
-        Image.fromarray(toy_photo((24, 20 + place), seed=place)).save(folder / f"{place}.png")
-    return folder
+    return write_photos(tmp_path / "pictures")
 
 
 @pytest.fixture

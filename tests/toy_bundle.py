@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from runtime import contract
 from runtime.bundle import sha256_of
@@ -394,6 +395,14 @@ def _hashes(root: Path) -> dict[str, FileInfo]:
 def toy_photo(size: tuple[int, int], seed: int = 7) -> np.ndarray:
     """uint8 [H, W, 3] noise."""
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def write_photos(folder: Path, count: int = 4) -> Path:
+    """A folder of small pictures, `0.png` and so on."""
+    folder.mkdir()
+    for place in range(count):
+        Image.fromarray(toy_photo((24, 20 + place), seed=place)).save(folder / f"{place}.png")
+    return folder
 
 
 def _write_golden(root: Path, model: ToyModel) -> None:
