@@ -18,18 +18,17 @@ from calib.ratio.search import Measure
 from calib.record import Record
 from calib.run_options import RunOptions
 from calib.settings import Setting
+from runtime.backend import BackendOptions, create_backend
 from runtime.lazy import require
-from runtime.output import exit_code_of, write_whole
+from runtime.output import exit_code_of
 
 if TYPE_CHECKING:
-    from calib.data.sample import Data, Skipped
+    from calib.data.sample import Data
     from calib.sweep import Sweep
 
-__all__ = ["RESULTS", "measuring", "need_packages", "run_command", "say", "skipped_lines"]
+__all__ = ["RESULTS", "measuring", "need_packages", "run_command", "say"]
 
 RESULTS = "results.arrow"
-_SKIPPED = "skipped.txt"
-_SHOWN = 5  # skipped rows on the screen; all of them are in a file
 _NEEDED = {"rich": "rich", "scipy.stats": "scipy", "pyarrow": "pyarrow"}
 _REPORT_NEEDS = {"matplotlib": "matplotlib", "jinja2": "jinja2", "PIL": "pillow"}
 
@@ -67,6 +66,7 @@ def measuring(
 
     Raises:
         OptionError: the work folder is inside the data, or inside a bundle.
+        BackendError: the backend, or Ray, is unknown or not installed.
         RunError: the work folder cannot be written.
         StoreError: it holds results that cannot be compared with these.
     """
@@ -75,26 +75,18 @@ def measuring(
     from calib.sweep import Sweep
 
     _check_work(options, spec)
+    # What is not installed is refused before anything is written, or forgotten.
+    create_backend(options.backend, BackendOptions(options.threads))
+    if options.ray is not None:
+        require("ray", "ray", "ray")
+    executor = make_executor(options.workers, options.ray)
     _prepare(options, data)
     results = options.work / RESULTS
-    executor = make_executor(options.workers, options.ray)
     with ResultStore(results, store_key(parts), parts) as store, closing(executor):
         kept.append(results)
         sweep = Sweep(data, spec, store, executor)
         say(*store.notes, *sweep.notes)
         yield _with_a_bar(sweep)
-
-
-def skipped_lines(skipped: Sequence[Skipped], samples: int, where: str) -> list[str]:
-    """The count, the first five, and where all are; nothing where no row was skipped."""
-    if not skipped:
-        return []
-    rows = "1 row" if len(skipped) == 1 else f"{len(skipped)} rows"
-    lines = [f"skipped, as they cannot be used: {rows}; samples left: {samples}"]
-    lines += [f"  {row.where}: {row.reason}" for row in skipped[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        lines.append(f"  and {len(skipped) - _SHOWN} more, all of them in {where}")
-    return lines
 
 
 def say(*lines: str) -> None:
@@ -133,19 +125,18 @@ def _check_work(options: RunOptions, spec: RunnerSpec) -> None:
 
 def _prepare(options: RunOptions, data: Data) -> None:
     """The work folder, with what was skipped."""
-    where = options.work / _SKIPPED
+    from calib.data.skipped import list_skipped
+
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        where.unlink(missing_ok=True)
-        if data.skipped:
-            write_whole(where, "".join(f"{row.where}: {row.reason}\n" for row in data.skipped).encode())
+        lines = list_skipped(data, options.work)
         if options.fresh:
             (options.work / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
             f"{options.work} cannot be written ({error.strerror or error}): give another folder with --work"
         ) from error
-    say(*skipped_lines(data.skipped, len(data.samples), str(where)))
+    say(*lines)
 
 
 def _with_a_bar(sweep: Sweep) -> Measure:

@@ -22,6 +22,7 @@ __all__ = [
     "RunOptions",
     "make_parser",
     "measurement",
+    "prompt_of",
     "ratios_of",
     "run_values",
 ]
@@ -110,6 +111,7 @@ def make_parser(
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --prompt is not --prompts
     )
     parser.add_argument("bundle", type=Path, help="directory made by `python -m export.build`")
     for title, flags in groups.items():
@@ -134,15 +136,24 @@ def run_values(parsed: argparse.Namespace, work: str) -> dict[str, Any]:
             raise OptionError(f"{name.replace('_', '-')} is {value}: give at least 1")
     if parsed.seed < 0:
         raise OptionError(f"seed is {parsed.seed}: give 0 or more")
-    if parsed.prompts is not None and parsed.prompt is not None:
-        raise OptionError("--prompt and --prompts both say what is asked: leave one of the two out")
     bundle = parsed.bundle.absolute()
     same = ("bundle", "data", "prompts", "samples", "seed", "max_new_tokens", "backend", "threads", "workers")
     return {name: getattr(parsed, name) for name in (*same, "ray", "fresh", "dry_run", "json")} | {
-        "prompt": DEFAULT_PROMPT if parsed.prompt is None else parsed.prompt,
+        "prompt": prompt_of(parsed),
         "work": parsed.work or bundle.with_name(f"{bundle.name}-{work}"),
         "report": not parsed.no_report,
     }
+
+
+def prompt_of(parsed: argparse.Namespace) -> str:
+    """What is asked of pictures without a prompt.
+
+    Raises:
+        OptionError: --prompt and --prompts are both given.
+    """
+    if parsed.prompts is not None and parsed.prompt is not None:
+        raise OptionError("--prompt and --prompts both say what is asked: leave one of the two out")
+    return DEFAULT_PROMPT if parsed.prompt is None else str(parsed.prompt)
 
 
 def ratios_of(text: str) -> tuple[float, ...]:

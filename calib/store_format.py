@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,14 @@ def _differences(found: bytes | None, expected: bytes) -> str:
         names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     except (ValueError, AttributeError):
         return ""
-    shown = ", ".join(
-        f"{name} {theirs.get(name, 'none')} there, {ours.get(name, 'none')} here" for name in names
-    )
+    shown = ", ".join(_difference(name, theirs.get(name, "none"), ours.get(name, "none")) for name in names)
     return f" ({shown})" if shown else ""
+
+
+def _difference(name: str, theirs: str, ours: str) -> str:
+    if re.fullmatch("[0-9a-f]{64}", theirs) and re.fullmatch("[0-9a-f]{64}", ours):
+        return f"another {name}"
+    return f"{name} {theirs.strip()} there, {ours.strip()} here"
 
 
 def _column(pa: Any, name: str, kind: str) -> Any:

@@ -59,6 +59,11 @@ def measured_as(monkeypatch: pytest.MonkeyPatch, changed: Callable[[Record], Rec
     monkeypatch.setattr(Sweep, "measure", spied)
 
 
+def only_the_other_agrees(record: Record) -> Record:
+    """Answers of the float model do not agree when it is pruned."""
+    return replace(record, same_first=record.setting.precision != "" or record.setting == REFERENCE)
+
+
 def test_pick_is_written_into_its_bundle_alone(
     bundle: Path,
     int4: Path,
@@ -67,10 +72,7 @@ def test_pick_is_written_into_its_bundle_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Answers of the float model do not agree when it is pruned: int4 is picked."""
-    measured_as(
-        monkeypatch,
-        lambda each: replace(each, same_first=each.setting.precision != "" or each.setting == REFERENCE),
-    )
+    measured_as(monkeypatch, only_the_other_agrees)
     before = default_of(bundle)
     assert run(bundle, int4, pictures, "--min-agreement", "0.5") == 0
     shown = capsys.readouterr()
@@ -139,6 +141,29 @@ def test_pictures_that_ranges_come_from_are_no_fair_judges(
     assert run(bundle, int4, pictures, "--dry-run") == 0
     note = "note: calib.quantize was given data of the same name, pictures, for decoder=int4: give other pic"
     assert (note in capsys.readouterr().out) == (name == "pictures")
+
+
+@pytest.mark.parametrize(("collected", "said"), [("0.5", True), ("0.25", False)])
+def test_ranges_of_another_ratio_are_to_be_collected_again(
+    bundle: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    collected: str,
+    said: bool,
+) -> None:
+    measured_as(monkeypatch, only_the_other_agrees)
+    eight = with_precisions(bundle, tmp_path / "eight", vision="w8a8").path
+    edited(eight, eight, created_by={"quantize": f"python -m calib.quantize toy --ratio {collected}"})
+    limits = ("--ratios", "0.25", "--min-agreement", "0.5", "--dry-run")
+    assert run(bundle, eight, pictures, *limits) == 0
+    shown = capsys.readouterr().out
+    assert "picked: vision=int8, rank at 0.25" in shown, shown
+    note = (
+        "note: ranges of vision=int8 were collected at ratio 0.5: run calib.quantize once more with --ratio"
+    )
+    assert (note in shown) == said
 
 
 def test_nothing_meets(bundle: Path, int4: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from calib.errors import OptionError
@@ -15,6 +18,7 @@ from calib.joint.bundles import check_same_model, labels_of, precision_text, var
 from runtime import contract
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError
+from runtime.golden import GOLDEN_RECORD, GOLDEN_TENSORS
 from runtime.manifest import Manifest
 from tests.calib_joint import with_precisions
 from tests.measuring import edited
@@ -42,7 +46,7 @@ def manifest_with(manifest: Manifest, **precisions: str) -> Manifest:
         ({}, "fp32"),
         ({"decoder_model_merged": "int4"}, "decoder=int4"),
         ({"decoder_model_merged": "int4", "embed_tokens": "int4"}, "decoder=int4"),
-        (dict.fromkeys(("vision_encoder", "vision_encoder_fopru"), "w8a8"), "vision=w8a8"),
+        (dict.fromkeys(("vision_encoder", "vision_encoder_fopru"), "w8a8"), "vision=int8"),
         ({"embed_tokens": "fp16"}, "embed=fp16"),
         (
             dict.fromkeys(("vision_encoder", "vision_encoder_fopru", "decoder_model_merged"), "int8"),
@@ -53,7 +57,7 @@ def manifest_with(manifest: Manifest, **precisions: str) -> Manifest:
                 **dict.fromkeys(("vision_encoder", "vision_encoder_fopru"), "w8a8"),
                 "decoder_model_merged": "int4",
             },
-            "vision=w8a8, decoder=int4",
+            "vision=int8, decoder=int4",
         ),
         ({"vision_encoder": "fp16"}, "vision=fp16/fp32"),
     ],
@@ -83,7 +87,6 @@ def test_variants_are_keyed_by_label_the_float_model_by_nothing(toy: Path, tmp_p
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": {"name": "llava"}}, "its model.name is llava, not toy"),
         ({"model": {"architecture": "B"}}, "its model.architecture is B, not "),
         ({"preprocess": {"resample": 2}}, "its preprocess.resample is 2, not 3"),
         ({"tokens": {"eos": [7]}}, "its tokens.eos is (7,), not (2,)"),
@@ -118,12 +121,76 @@ def test_another_tokenizer_is_refused_another_strategy_is_not(toy: Path, tmp_pat
     check_same_model([load_bundle(toy), load_bundle(strategy)])
 
 
+@pytest.mark.parametrize("tensor", ["pixel_values", "image_features", "logits"])
+def test_another_checkpoint_is_refused_by_its_golden_tensors(toy: Path, tmp_path: Path, tensor: str) -> None:
+    """A fine-tune may have the name, the tokenizer and every size of the model that it comes from."""
+    other = tmp_path / "other"
+    shutil.copytree(toy, other)
+    change_golden(other, tensor, 1.01)
+    sentence = re.escape(
+        f"{other} is not the model of {toy}: its golden {tensor}, of PyTorch in float32, are "
+    )
+    with pytest.raises(
+        OptionError, match=sentence + "are others: build both of one checkpoint, and quantise wi"
+    ):
+        check_same_model([load_bundle(toy), load_bundle(other)])
+    change_golden(other, tensor, 1.00001 / 1.01)  # as other machines have it
+    check_same_model([load_bundle(toy), load_bundle(other)])
+
+
+def test_logits_of_another_golden_request_say_nothing(toy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toy, other)
+    record = json.loads((other / GOLDEN_RECORD).read_text())
+    (other / GOLDEN_RECORD).write_text(json.dumps(record | {"prompt": "another"}))
+    change_golden(other, "logits", 2.0)
+    check_same_model([load_bundle(toy), load_bundle(other)])
+
+
+def test_the_folder_of_a_checkpoint_says_nothing_where_golden_tensors_do(toy: Path, tmp_path: Path) -> None:
+    renamed = edited(toy, tmp_path / "renamed", model={"name": "llava"})
+    check_same_model([load_bundle(toy), load_bundle(renamed)])
+    record = json.loads((renamed / "bundle.json").read_text())
+    for name in (GOLDEN_RECORD, GOLDEN_TENSORS):
+        del record["files"][name]
+        (renamed / name).unlink()
+    (renamed / "bundle.json").write_text(json.dumps(record))
+    with pytest.raises(OptionError, match=r"is not the model of .*: its model.name is llava, not toy: build"):
+        check_same_model([load_bundle(toy), load_bundle(renamed)])
+
+
+def change_golden(bundle: Path, tensor: str, factor: float) -> None:
+    with np.load(bundle / GOLDEN_TENSORS) as stored:
+        tensors = dict(stored)
+    tensors[tensor] = (tensors[tensor] * factor).astype(np.float32)
+    np.savez(bundle / GOLDEN_TENSORS, **tensors)
+    edited(bundle, bundle)
+
+
+def test_a_bundle_that_the_backend_cannot_open_is_refused_before_anything_is_measured(
+    toy: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toy, other)
+    graph = other / contract.graph_file(contract.DECODER)
+    model = onnx.load(graph)
+    model.graph.node[0].op_type = "OfTensorRT"
+    onnx.save(model, graph)
+    edited(other, other)
+    sentence = (
+        re.escape(f"{other} cannot be measured with the backend onnxruntime (")
+        + r".*OfTensorRT.*\): leave it out, or give --backend what it was built for"
+    )
+    with pytest.raises(OptionError, match=sentence):
+        variants_of([load_bundle(toy), load_bundle(other)], "onnxruntime")
+
+
 def test_what_all_are_compared_with_is_a_float_model(toy: Path, tmp_path: Path) -> None:
     float32, half = load_bundle(toy), with_precisions(toy, tmp_path / "half", vision="fp16", decoder="bf16")
     check_same_model([half, float32])
     few = with_precisions(toy, tmp_path / "few", vision="w8a8", decoder="int4")
     sentence = (
-        f"{few.path} is in vision=w8a8, decoder=int4, and all others are compared with the first bundle: "
+        f"{few.path} is in vision=int8, decoder=int4, and all others are compared with the first bundle: "
         "give the float one first"
     )
     with pytest.raises(OptionError, match=re.escape(sentence)):

@@ -214,7 +214,7 @@ def test_the_page_says_what_to_take_and_why(quick: None, tmp_path: Path) -> None
         "Take int4 with 50 % of the visual tokens: 95.0 % of first tokens are those of the unpruned float "
         "model, 3.6 × less memory, first token 2.0 × sooner."
     ) in text
-    assert "Int4, rank at 0.5, keeps 100 -> 50 visual tokens." in text
+    assert "int4, rank at 0.5, keeps 100 -> 50 visual tokens." in text
     assert "bundles/int4" in text
     assert "makes no statement about accuracy" in text
     rows = [attributes.get("class") for tag, attributes in page.tags if tag == "tr"]

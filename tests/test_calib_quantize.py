@@ -305,7 +305,7 @@ def test_below_what_was_asked_for_is_exit_code_1(
     assert run(made.bundle, made.pictures, *more, "--min-cosine", "1", precision="vision=int8") == 1
     said = capsys.readouterr().out
     assert "below what was asked for: vision has the cosine 0.99" in said
-    assert "below --min-cosine 1 or 0.98, on pictures held out: give --keep-float auto, or ask for" in said
+    assert "below --min-cosine 1.0 or 0.98, on pictures held out: give --keep-float auto, or ask for" in said
     assert check([str(tmp_path / "o")]) == 0
     # What auto found enough for its pictures may not be for those held out.
     monkeypatch.setattr(vision_module, "choose_float", lambda *_: ((), frozenset()))
@@ -351,6 +351,25 @@ def test_a_bundle_that_is_quantised_already(
     said = refused(capsys, made.output, made.pictures, *more, precision="vision=int8")
     assert "has the precision vision=int8 already: give a bundle in float32, or another --precision" in said
     assert not (tmp_path / "o").exists()
+
+
+def test_questions_and_skipped_rows_are_those_of_the_other_commands(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, questions = photos(tmp_path / "photos"), tmp_path / "questions"
+    questions.write_text("Why?\n")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"))
+    both = refused(capsys, made.bundle, pictures, *more, "--prompt", "Why?", "--prompts", str(questions))
+    assert both == "error: --prompt and --prompts both say what is asked: leave one of the two out"
+    assert run(made.bundle, pictures, *more, "--prompt", "Why?", precision="decoder=int8") == 0
+    assert (
+        "skipped, as they cannot be used: 1 row; samples left: 4\n  broken.png: " in capsys.readouterr().err
+    )
+    assert (tmp_path / "w" / "precision" / "skipped.txt").read_text().startswith("broken.png: ")
+    command = str(load_bundle(tmp_path / "o").manifest.created_by["quantize"])
+    assert "--ratio 0.3 " in command
+    assert command.endswith("--prompt 'Why?'")
 
 
 def test_an_output_that_is_no_bundle(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,6 +245,33 @@ def test_skipped_rows_are_counted_listed_and_kept(
     assert "note: skipped rows of the data, which cannot be used: 7" in shown.out
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--backend", "nonsense"), 'backend is "nonsense", expected one of'),
+        (("--backend", "ort-cuda"), "ort-cuda needs CUDAExecutionProvider"),
+        (("--ray", "auto"), "this needs the package ray, which is not installed"),
+    ],
+)
+def test_results_stay_where_nothing_can_be_measured(
+    bundle: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    work = bundle.with_name("toy-calibration")
+    assert run(bundle, pictures, *given) == 2
+    assert message in capsys.readouterr().err
+    assert not work.exists()
+    assert run(bundle, pictures, *MEETS) == 0
+    before = (work / "results.arrow").read_bytes()
+    assert run(bundle, pictures, *given, "--fresh") == 2
+    assert (work / "results.arrow").read_bytes() == before
+
+
 def test_a_work_folder_that_cannot_be_made(
     bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from calib.data.sample import Data, Sample, Skipped
-from calib.measuring import skipped_lines
+from calib.data.skipped import skipped_lines
 from calib.pick import Pick
 from calib.ratio.output import WIDE, pick_lines, study_json, study_table
 from calib.record import Record

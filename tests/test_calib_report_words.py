@@ -70,6 +70,8 @@ def test_times_divergences_and_sentences() -> None:
     assert as_nats(NAN) == "–"
     assert sentence("random is better") == "Random is better."
     assert sentence("Why?") == "Why?"
+    assert sentence("fp32, unpruned") == "fp32, unpruned."
+    assert sentence("calib.quantize had it") == "calib.quantize had it."
 
 
 def test_the_answer_names_ratio_agreement_interval_samples_time_and_memory() -> None:

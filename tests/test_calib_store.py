@@ -232,6 +232,13 @@ def test_a_refusal_says_what_differs(path: Path) -> None:
         ResultStore(path, store_key(other), other)
 
 
+def test_a_refusal_shows_no_hashes(path: Path) -> None:
+    parts, other = {"bundle": "a" * 64, "backend": "b 1 "}, {"bundle": "0" * 64, "backend": "b 2"}
+    ResultStore(path, store_key(parts), parts).close()
+    with pytest.raises(StoreError, match=r"of another run \(backend b 1 there, b 2 here, another bundle\), "):
+        ResultStore(path, store_key(other), other)
+
+
 def test_unreadable_parts_do_not_hide_the_refusal(path: Path) -> None:
     schema = store_format.store_schema("one", {})
     path.parent.mkdir()

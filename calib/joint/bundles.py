@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from calib.errors import OptionError
-from calib.precision import HALVES, Precisions
+from calib.measure.check import ENGINES
+from calib.precision import HALVES, Precisions, spoken
 from runtime import contract
+from runtime.golden import GOLDEN_TENSORS, load_golden
 
 if TYPE_CHECKING:
+    from runtime.backend import Array
     from runtime.bundle import Bundle
     from runtime.manifest import Manifest
 
@@ -18,6 +23,8 @@ __all__ = ["Variant", "check_same_model", "labels_of", "precision_text", "varian
 
 _TOKENIZER = "tokenizer.json"
 _OF_PRECISION = ("caches", "cache_dtype")  # of the decoder: with the precision, these may change
+_PIXELS, _FEATURES, _LOGITS = "pixel_values", "image_features", "logits"  # golden tensors
+_NEAR = 1e-3  # of the largest: two machines' float32, and far less than a training step
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,13 @@ def variants_of(bundles: Sequence[Bundle], backend: str) -> tuple[Variant, ...]:
     """The float model and its other precisions, in order.
 
     Raises:
-        OptionError: they are not all one model, or one is given twice.
-        BackendError: the backend cannot run one of them.
+        OptionError: they are not all one model, one is given twice, or the backend cannot open one of them.
+        BackendError: the backend is not installed.
+        BundleError: golden tensors are damaged.
     """
     check_same_model(bundles)
+    for bundle in bundles:
+        _check_opens(bundle, backend)
     labels = labels_of(bundles)
     return tuple(
         Variant("" if place == 0 else label, label, bundle, *weight_bytes(bundle, backend))
@@ -60,8 +70,11 @@ def variants_of(bundles: Sequence[Bundle], backend: str) -> tuple[Variant, ...]:
 def check_same_model(bundles: Sequence[Bundle]) -> None:
     """Whether all differ in nothing but precision, and how they prune, and the first is a float model.
 
+    Whether weights are of one checkpoint is seen from golden tensors, which PyTorch made of it in float32.
+
     Raises:
         OptionError: they do, one folder is there twice, or weights of the first are in 8 or 4 bits.
+        BundleError: golden tensors are damaged.
     """
     first, seen = bundles[0], {bundles[0].path.resolve()}
     if any(graph.precision not in ("fp32", *HALVES) for graph in first.manifest.graphs.values()):
@@ -81,6 +94,7 @@ def check_same_model(bundles: Sequence[Bundle]) -> None:
                     f"{_short(its.get(what))}, not {_short(value)}: build both of one checkpoint, "
                     "and quantise with `python -m calib.quantize`"
                 )
+        _check_golden(first, other)
 
 
 def labels_of(bundles: Sequence[Bundle]) -> list[str]:
@@ -96,10 +110,10 @@ def labels_of(bundles: Sequence[Bundle]) -> list[str]:
 
 
 def precision_text(manifest: Manifest) -> str:
-    """`fp16`, or `vision=w8a8, decoder=int4` where parts differ; those that are fp32 are left out."""
+    """`fp16`, or `vision=int8, decoder=int4` where parts differ; those that are fp32 are left out."""
     parts: dict[str, list[str]] = {"vision": [], "embed": [], "decoder": []}
     for name, graph in manifest.graphs.items():
-        parts[Precisions.part_of(name)].append(graph.precision)
+        parts[Precisions.part_of(name)].append(spoken(graph.precision))
     names = {part: "/".join(dict.fromkeys(found)) for part, found in parts.items()}
     if len(set(names.values())) == 1:
         return names["vision"]
@@ -136,7 +150,6 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
     """What is the same in every precision of a model, by its name in `bundle.json`."""
     tokenizer = manifest.files.get(_TOKENIZER)
     found: dict[str, Any] = {
-        "model.name": manifest.model.name,
         "model.architecture": manifest.model.architecture,
         "tokenizer": None if tokenizer is None else f"that of SHA-256 {tokenizer.sha256[:12]}",
         "layout.kind": manifest.layout.kind,
@@ -145,6 +158,49 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
         values = vars(getattr(manifest, part)).items()
         found |= {f"{part}.{name}": value for name, value in values if name not in _OF_PRECISION}
     return found
+
+
+def _check_golden(first: Bundle, other: Bundle) -> None:
+    """Without golden tensors a bundle is taken at its word: the name of its model."""
+    if any(GOLDEN_TENSORS not in bundle.manifest.files for bundle in (first, other)):
+        name, its_name = (bundle.manifest.model.name for bundle in (first, other))
+        differs = None if name == its_name else f"its model.name is {its_name}, not {name}"
+    else:
+        (record, mine), (its_record, its) = load_golden(first), load_golden(other)
+        names = [_PIXELS, _FEATURES, *((_LOGITS,) if record == its_record else ())]
+        wrong = next((name for name in names if not _near(mine[name], its[name])), None)
+        differs = None if wrong is None else f"its golden {wrong}, of PyTorch in float32, are others"
+    if differs is None:
+        return
+    raise OptionError(
+        f"{other.path} is not the model of {first.path}: {differs}: build both of one checkpoint, and "
+        "quantise with `python -m calib.quantize`"
+    )
+
+
+def _near(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and bool(np.abs(one - other).max() <= _NEAR * np.abs(one).max())
+
+
+def _check_opens(bundle: Bundle, backend: str) -> None:
+    """Engines aside, which take minutes to build and are looked at when they are asked for."""
+    from runtime.errors import BackendError
+    from runtime.generator import Generator
+    from runtime.reuse import NO_REUSE
+
+    if backend in ENGINES:
+        return
+    generator = Generator(bundle, backend, None, NO_REUSE)
+    graphs = (contract.VISION_ENCODER_FOPRU, contract.VISION_ENCODER, contract.EMBED_TOKENS)
+    for graph in (*graphs, generator.decoder_graph):
+        try:
+            generator.session(graph)
+        except BackendError as error:
+            raise OptionError(
+                f"{bundle.path} cannot be measured with the backend {backend} ({error}): leave it out, or "
+                "give --backend what it was built for"
+            ) from error
+        generator.release(graph)
 
 
 def _short(value: object) -> str:

@@ -94,7 +94,8 @@ def _reasons(choice: Choice, chosen: Candidate) -> list[str]:
         *(check.text for check in chosen.checks),
         f"it takes {_costs(chosen)} ({parts}){beside}",
     ]
-    count = f"{len(fitting)} of {len(choice.candidates)} that were measured meet every limit"
+    measured = sum(each.summary.samples > 0 for each in choice.candidates)
+    count = f"{len(fitting)} of {measured} that were measured meet every limit"
     least = f"it takes the least {_COSTS[choice.prefer]}"
     what = least if choice.limits.keeps_agreement else "it is the most faithful"
     if len(fitting) == 1:

@@ -13,7 +13,7 @@ from calib.joint.candidate import Candidate, candidates_of
 from calib.joint.choose import Choice, choose, explain_choice, explain_no_choice
 from calib.joint.options import JointOptions
 from calib.measure.spec import RunnerSpec
-from calib.precision import HALVES
+from calib.precision import CALIBRATED, HALVES
 from calib.ratio.calibrate import comparable, remarks, sort_records, spec_of, versions_of
 from calib.ratio.search import Measure
 from calib.record import Record
@@ -109,7 +109,7 @@ def study_jointly(task: JointTask, measure: Measure) -> JointStudy:
     candidates = candidates_of(results, task.variants, options.limits)
     choice = Choice(candidates, options.limits, options.prefer, results)
     chosen = choose(choice)
-    notes = [*_precision_notes(task), *remarks(options, data)]
+    notes = [*_precision_notes(task), *_range_notes(task, chosen), *remarks(options, data)]
     if chosen is None:
         notes = [*explain_no_choice(choice), *notes]
     facts = _facts(task)
@@ -152,7 +152,7 @@ def _check_measured(results: Results, records: Sequence[Record]) -> None:
 def _precision_notes(task: JointTask) -> list[str]:
     """What these figures do not say about other pictures, or about another machine."""
     name = task.options.data.name
-    fitted = [each.label for each in task.variants if _data_of(each) == name]
+    fitted = [each.label for each in task.variants if _given(each, "--data") == name]
     notes = []
     if fitted:
         notes.append(
@@ -173,13 +173,28 @@ def _precision_notes(task: JointTask) -> list[str]:
     ]
 
 
-def _data_of(variant: Variant) -> str | None:
-    """The name of what `calib.quantize` made a bundle from."""
+def _range_notes(task: JointTask, chosen: Candidate | None) -> list[str]:
+    """Layers behind the selection see other tokens at another ratio."""
+    if chosen is None or chosen.setting.ratio == 1.0:
+        return []
+    taken = next(each for each in task.variants if each.key == chosen.setting.precision)
+    calibrated = any(each.precision in CALIBRATED for each in taken.bundle.manifest.graphs.values())
+    ratio = _given(taken, "--ratio")
+    if not calibrated or ratio is None or float(ratio) == chosen.setting.ratio:
+        return []
+    return [
+        f"ranges of {taken.label} were collected at ratio {ratio}: run calib.quantize once more with --ratio "
+        f"{chosen.setting.ratio}, and compare again"
+    ]
+
+
+def _given(variant: Variant, option: str) -> str | None:
+    """What `calib.quantize` was given when it made a bundle."""
     try:
         words = shlex.split(str(variant.bundle.manifest.created_by.get("quantize", "")))
     except ValueError:  # written by someone else
         return None
-    return next((value for flag, value in pairwise(words) if flag == "--data"), None)
+    return next((value for flag, value in pairwise(words) if flag == option), None)
 
 
 def _facts(task: JointTask) -> dict[str, object]:

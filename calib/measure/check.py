@@ -14,9 +14,9 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.layouts.single import SingleLayout
 from runtime.manifest import AGGREGATIONS
 
-__all__ = ["check_settings"]
+__all__ = ["ENGINES", "check_settings"]
 
-_ENGINES = ("tensorrt", "ort-tensorrt")
+ENGINES = ("tensorrt", "ort-tensorrt")
 """Backends whose engines are built beforehand, or take minutes to build: a graph made now has none."""
 
 
@@ -92,7 +92,7 @@ def _check(setting: Setting, bundle: Bundle) -> None:
 
 
 def _refused_by(backend: str, bundle: Bundle, scoring: Scoring) -> str | None:
-    if backend not in _ENGINES:
+    if backend not in ENGINES:
         return None
     own = bundle.manifest.pruning
     return (

@@ -148,7 +148,7 @@ class Scorers:
     def _refused(self, scoring: Scoring, error: Exception) -> RunError:
         return RunError(
             f"the vision encoder of {self._bundle.path} has no scores of layer {scoring.layer} by "
-            f"{scoring.aggregation} ({error}): leave this out"
+            f"{scoring.aggregation} ({error}): leave it out of the comparison"
         )
 
     def _digest(self) -> str:

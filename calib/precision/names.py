@@ -79,7 +79,8 @@ class Precision:
     def __post_init__(self) -> None:
         if self.name not in (*PRECISIONS, *CALIBRATED):
             raise OptionError(
-                f"precision is {self.name!r}, expected one of {', '.join(PRECISIONS)}, as in {_EXAMPLE}"
+                f"precision is {self.name!r}, expected one of {', '.join(PRECISIONS)}, or fp8 with "
+                f"`calib.quantize`, as in {_EXAMPLE}"
             )
         if self.block not in BLOCKS:
             raise OptionError(

@@ -18,6 +18,7 @@ from runtime.output import exit_code_of, write_whole
 if TYPE_CHECKING:
     from calib.quantize.options import QuantizeOptions
     from calib.quantize.run import Outcome
+    from calib.quantize.task import Task
 
 __all__ = ["main"]
 
@@ -65,23 +66,21 @@ def _main(words: Sequence[str]) -> int:
 def _run(options: QuantizeOptions, kept: list[Path]) -> int:
     from calib.bundle_writer import BundleWriter
     from calib.data import open_data
+    from calib.data.skipped import list_skipped
     from calib.quantize.report import outcome_text
     from calib.quantize.run import quantise
     from calib.quantize.task import open_task
-    from calib.ratio.options import DEFAULT_PROMPT
     from runtime.bundle import load_bundle
 
     bundle = load_bundle(options.bundle)
     BundleWriter(options.output)  # what cannot be written is said before hours of work
-    data = open_data(options.data, options.prompts, DEFAULT_PROMPT, options.samples, options.seed)
+    data = open_data(options.data, options.prompts, options.prompt, options.samples, options.seed)
     task = open_task(options, bundle, data)
     with task.memory.begin(fresh=options.fresh):
         kept.append(task.memory.folder)
-        if data.skipped:
-            first = data.skipped[0]
-            _say(f"{len(data.skipped)} rows cannot be used; the first, {first.where}: {first.reason}")
+        _say(*list_skipped(data, task.memory.folder))
         with _bar() as progress:
-            outcome = quantise(task, _command(options), _say, progress)
+            outcome = quantise(task, _command(task), _say, progress)
         text = outcome_text(outcome)
         write_whole(task.memory.folder / SUMMARY, text.encode())
     if options.json:
@@ -91,15 +90,16 @@ def _run(options: QuantizeOptions, kept: list[Path]) -> int:
     return 1 if outcome.failures else 0
 
 
-def _command(options: QuantizeOptions) -> str:
+def _command(task: Task) -> str:
     """What made the bundle, without where it was written and where work was kept."""
+    options = task.options
     words: list[object] = ["python", "-m", "calib.quantize", options.bundle.name]
     words += ["--precision", options.text, "--data", options.data.name, "--samples", options.samples]
+    words += ["--ratio", task.ratio]
     words += ["--ranges", options.ranges.text(), "--keep-float", ",".join(options.keep_float)]
     words += ["--min-cosine", options.min_cosine, "--seed", options.seed]
     words += [] if options.target is None else ["--target", options.target]
-    words += [] if options.ratio is None else ["--ratio", options.ratio]
-    words += [] if options.prompts is None else ["--prompts", options.prompts.name]
+    words += ["--prompt", options.prompt] if options.prompts is None else ["--prompts", options.prompts.name]
     words += [] if options.awq else ["--no-awq"]
     return shlex.join(str(word) for word in words)
 

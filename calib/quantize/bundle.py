@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -52,18 +52,20 @@ class Written:
     notes: tuple[str, ...]
 
 
-def write_bundle(task: Task, recipe: Recipe, command: str) -> Written:
+def write_bundle(task: Task, recipe: Recipe, command: str, say: Callable[[str], None]) -> Written:
     """Make the bundle; it appears whole or not at all.
 
     Args:
         recipe: how graphs are converted.
         command: for `created_by`; the same for the same bundle, wherever it is written.
+        say: what is done now, in sentences.
 
     Raises:
         RunError: the target's lint has an error, or no sample can be answered.
         OutputError: it cannot be written.
         FopruError: the finished bundle cannot be run.
     """
+    say(f"writing {task.options.output}")
     with BundleWriter(task.options.output) as writer:
         root = writer.path
         made = write_graphs(task, root, task.graphs, recipe)
@@ -72,6 +74,7 @@ def write_bundle(task: Task, recipe: Recipe, command: str) -> Written:
         _write(manifest, root)
         paths = {name: root / info.file for name, info in manifest.graphs.items()}
         warnings = {} if task.options.target is None else lint_graphs(task.options.target, paths)
+        say(f"measuring it on {len(task.split.judge)} samples")
         with runnable_copy(root, tuple(task.precisions.values())) as place:
             loss, parity, whole = _measured(task, manifest, place)
         _write(replace(manifest, parity=parity), root)

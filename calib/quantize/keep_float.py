@@ -41,7 +41,7 @@ def choose_float(
 
     if wanted == (AUTO,):
         names = keep_float(losses, cosine, min_cosine)
-        why = f"the cosine {min_cosine:g} holds with all {len(groups)} groups in float32 alone"
+        why = f"the cosine {min_cosine} holds with all {len(groups)} groups in float32 alone"
     else:
         names = () if wanted == (NONE,) else wanted
         why = f"keep-float names all {len(groups)} groups"

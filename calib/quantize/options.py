@@ -12,6 +12,7 @@ from calib.errors import OptionError
 from calib.precision import CALIBRATED, PARTS, Precision, Precisions, parse_precision
 from calib.quantize.targets import check_target, is_tensorrt
 from calib.ranges import Method, parse_method
+from calib.run_options import DATA, prompt_of
 
 __all__ = ["AUTO", "MIN_CHOSEN", "NONE", "QuantizeOptions", "parse_options"]
 
@@ -36,8 +37,7 @@ _FLAGS: dict[str, tuple[_Flag, ...]] = {
         ("--output", Path, "DIR", "the new bundle (default: BUNDLE-PRECISION[-TARGET])"),
     ),
     "data": (
-        ("--data", Path, "PATH", "folder of pictures, JSONL of {image, prompt, answer?}, or saved dataset"),
-        ("--prompts", Path, "FILE", "one prompt per line, each asked of every picture"),
+        *(flag for flag in DATA if flag[0] != "--samples"),
         ("--samples", int, "N", "use a random subset of so many samples (default 64), a quarter to judge by"),
         ("--ratio", float, "R", "fraction of tokens KEPT while ranges are collected (default: the bundle's)"),
         ("--seed", int, "S", "of samples and their split (default 0)"),
@@ -77,6 +77,7 @@ class QuantizeOptions:
     output: Path
     data: Path
     prompts: Path | None
+    prompt: str
     samples: int
     ratio: float | None
     seed: int
@@ -136,6 +137,7 @@ def parse_options(arguments: Sequence[str] | None) -> QuantizeOptions:
         output=output,
         data=parsed.data,
         prompts=parsed.prompts,
+        prompt=prompt_of(parsed),
         samples=parsed.samples,
         ratio=parsed.ratio,
         seed=parsed.seed,
@@ -157,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A bundle in fewer bits, with scales from your own pictures, and what that costs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("bundle", type=Path, help="float32 directory made by `python -m export.build`")
     for title, flags in _FLAGS.items():

@@ -82,8 +82,12 @@ def part_table(outcome: Outcome) -> Table:
         table.add_row(part, spoken(precision), *sizes, *cells)
     sums = [f"{sum(sizes.values()) / 1e6:,.1f}" for sizes in (outcome.before, outcome.after)]
     table.add_row(
-        "whole", "", *sums, "", f"{whole.overlap:.1%}", f"{whole.first:.1%}", f"{whole.unpruned_kl:.4f}"
+        "whole, unpruned", "", *sums, "", "", f"{whole.unpruned_first:.1%}", f"{whole.unpruned_kl:.4f}"
     )
+    ratio = outcome.task.ratio
+    if ratio < 1.0:
+        cells = [f"{whole.overlap:.1%}", f"{whole.first:.1%}", ""]
+        table.add_row(f"whole, {ratio:g} kept", "", "", "", "", *cells)
     return table
 
 

@@ -47,7 +47,7 @@ class Outcome:
             way = "more pictures with --samples" if options.keep_float == (AUTO,) else "--keep-float auto"
             found.append(
                 f"vision has the cosine {fidelity.cosine:.5f}{chosen}, below --min-cosine "
-                f"{options.min_cosine:g} or {MIN_CHOSEN}, on pictures held out: give {way}, or ask for less"
+                f"{options.min_cosine} or {MIN_CHOSEN}, on pictures held out: give {way}, or ask for less"
             )
         parity = self.written.parity or {}
         found += [each["failure"] for each in parity.get("components", ()) if each["failure"]]
@@ -70,8 +70,7 @@ def quantise(
         {} if vision is None else vision.scales,
         {} if awq is None else dict.fromkeys(task.decoder.caches, awq.apply),
     )
-    say(f"writing {task.options.output}")
-    written = write_bundle(task, recipe, command)
+    written = write_bundle(task, recipe, command, say)
     notes = [
         *task.data.notes,
         *([_ONE_PICTURE] if task.split.shared else []),

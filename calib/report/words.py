@@ -60,6 +60,8 @@ def as_times(before: float, after: float) -> str | None:
 
 
 def sentence(text: str) -> str:
-    """With a capital letter and a full stop, as a page has it."""
+    """With a capital letter and a full stop, as a page has it; names as `fp32` stay as they are."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")
+    first = text.partition(" ")[0].rstrip(",;:.")
+    start = text[:1].upper() if first.isalpha() else text[:1]
+    return start + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")
