@@ -82,7 +82,8 @@ def measuring(
     executor = make_executor(options.workers, options.ray)
     _prepare(options, data)
     results = options.work / RESULTS
-    with ResultStore(results, store_key(parts), parts) as store, closing(executor):
+    opened = ResultStore(results, store_key(parts), parts, fresh=options.fresh)
+    with opened as store, closing(executor):
         kept.append(results)
         sweep = Sweep(data, spec, store, executor)
         say(*store.notes, *sweep.notes)
@@ -130,8 +131,6 @@ def _prepare(options: RunOptions, data: Data) -> None:
     try:
         options.work.mkdir(parents=True, exist_ok=True)
         lines = list_skipped(data, options.work)
-        if options.fresh:
-            (options.work / RESULTS).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
             f"{options.work} cannot be written ({error.strerror or error}): give another folder with --work"

@@ -53,7 +53,9 @@ class ResultStore:
         earlier: how many records it had then; those behind are of this run.
     """
 
-    def __init__(self, path: Path, key: str, parts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, key: str, parts: Mapping[str, str] | None = None, *, fresh: bool = False
+    ) -> None:
         """Open the file for reading and appending, or make it.
 
         An append that was cut short, by `kill -9` or a power failure, is cut off, and `notes` says so.
@@ -62,6 +64,7 @@ class ResultStore:
             path: where. Folders above it are made.
             key: what makes results comparable; `store_key` makes one.
             parts: what the key was made from, so that a refusal can say what differs.
+            fresh: forget what it holds, unless another process writes to it.
 
         Raises:
             StoreError: another process writes to it, it holds results of another key or format, it is damaged
@@ -74,6 +77,8 @@ class ResultStore:
         self._records: list[Record] = []
         self._file = open_locked(path)
         try:
+            if fresh:
+                self._file.truncate(0)
             self._end = self._load()
             self.earlier = len(self._records)
         except BaseException:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from calib.errors import OptionError
+from calib.locked import open_locked
 from calib.ratio.__main__ import main
 from calib.ratio.options import DEFAULT_PROMPT, parse_options
 from calib.record import Record
@@ -270,6 +271,18 @@ def test_results_stay_where_nothing_can_be_measured(
     before = (work / "results.arrow").read_bytes()
     assert run(bundle, pictures, *given, "--fresh") == 2
     assert (work / "results.arrow").read_bytes() == before
+
+
+def test_fresh_takes_nothing_from_a_run_that_writes(
+    bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bundle, pictures, *MEETS) == 0
+    results = bundle.with_name("toy-calibration") / "results.arrow"
+    before = results.read_bytes()
+    with open_locked(results):
+        assert run(bundle, pictures, *MEETS, "--fresh") == 2
+    assert "error: another run writes to" in capsys.readouterr().err
+    assert results.read_bytes() == before
 
 
 def test_a_work_folder_that_cannot_be_made(

@@ -304,6 +304,20 @@ def test_one_writer_at_a_time(path: Path) -> None:
     ResultStore(path, "key").close()
 
 
+def test_fresh_forgets_and_takes_nothing_from_a_run_that_writes(path: Path) -> None:
+    with ResultStore(path, "key") as store:
+        store.append([TWO])
+        with pytest.raises(StoreError, match="another run writes to"):
+            ResultStore(path, "other", fresh=True)
+    with ResultStore(path, "key") as store:
+        assert store.records() == [TWO]
+    with ResultStore(path, "other", fresh=True) as store:  # also what could not be compared
+        assert (store.records(), store.earlier, store.notes) == ([], 0, [])
+    path.write_bytes(b"no store at all")
+    with ResultStore(path, "key", fresh=True) as store:
+        assert store.records() == []
+
+
 def test_a_full_disk_leaves_the_store_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (size,) = filled(path, [ONE])
 
