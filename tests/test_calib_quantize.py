@@ -247,6 +247,20 @@ def test_a_second_run_runs_no_graph_and_writes_the_same(
         run(made.bundle, made.pictures, *again, "--fresh")
 
 
+def test_files_that_did_not_change_are_judged_by_the_pictures_that_were_given(
+    made: Made, tmp_path: Path
+) -> None:
+    """What a decoder becomes without AWQ does not depend on data; what it costs does."""
+    for count in (4, 9):
+        more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--no-awq")
+        assert run(made.bundle, photos(tmp_path / str(count), count), *more, precision="decoder=int8") == 0
+        loss = json.loads((tmp_path / "w" / "precision" / "quantize.json").read_text())["loss"]
+        parity = load_bundle(tmp_path / "o").manifest.parity
+        assert parity is not None
+        assert parity["loss"] == loss
+        assert parity["components"][-1]["cosine"] == loss["mean_cosine"]
+
+
 def test_groups_by_name_stay_float32(made: Made, tmp_path: Path) -> None:
     more = (
         "--output",

@@ -150,7 +150,7 @@ def _measured(
         loss = PrecisionLoss(**found)
     parity = None
     if GOLDEN_TENSORS in manifest.files:
-        parity = memory.answer("parity", key_of(files), lambda: _parity(manifest, place, loss))
+        parity = memory.answer("parity", key, lambda: _parity(manifest, place, loss))  # has the loss
     whole = memory.answer("whole", key, lambda: measure_whole(task, place).to_dict())
     return loss, parity, WholeFidelity(**whole)
 
