@@ -66,6 +66,16 @@ def test_large_logits_do_not_overflow() -> None:
     assert divergence(reference, other) == pytest.approx(3e38, rel=1e-6)  # float32 has 3e38 to 1e-7 of it
 
 
+def test_tokens_that_are_ruled_out_do_not_hide_a_divergence() -> None:
+    reference, other = np.array([1, 2], np.float32), np.array([5, -3], np.float32)
+    ruled_out = np.array([-np.inf], np.float32)
+    masked = divergence(np.append(reference, ruled_out), np.append(other, ruled_out))
+    assert masked == divergence(reference, other) > 5
+    assert divergence(np.append(reference, ruled_out), np.append(other, np.float32(-200))) == masked
+    assert divergence(reference, np.array([1, -np.inf], np.float32)) == math.inf
+    assert math.isnan(divergence(reference, np.array([1, np.nan], np.float32)))  # not the best there is
+
+
 def test_the_first_of_equal_logits_counts() -> None:
     assert same_first(np.array([1, 3, 3], np.float32), np.array([0, 2, 1], np.float32))
     assert not same_first(np.array([1, 3, 3], np.float32), np.array([0, 1, 2], np.float32))

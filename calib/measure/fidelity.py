@@ -11,10 +11,13 @@ __all__ = ["divergence", "is_correct", "same_first"]
 def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
     """KL divergence of softmax(`other`) from softmax(`reference`), in nats; float32 logits [V] both.
 
-    Computed in float64. Equal logits give exactly 0.0; rounding never gives less.
+    Computed in float64. Equal logits give exactly 0.0; rounding never gives less. Tokens that `reference`
+    rules out (minus infinity) count nothing; one that `other` alone rules out makes it infinite.
     """
     expected, found = _log_softmax(reference), _log_softmax(other)
-    return max(0.0, float(np.sum(np.exp(expected) * (expected - found))))
+    known = expected != -np.inf  # 0 times infinity is NaN
+    expected, found = expected[known], found[known]
+    return max(float(np.sum(np.exp(expected) * (expected - found))), 0.0)  # in this order NaN stays NaN
 
 
 def same_first(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
