@@ -261,6 +261,15 @@ def test_files_that_did_not_change_are_judged_by_the_pictures_that_were_given(
         assert parity["components"][-1]["cosine"] == loss["mean_cosine"]
 
 
+def test_a_ratio_that_is_given_becomes_the_default(made: Made, tmp_path: Path) -> None:
+    """As `calib.joint` says: once more with the ratio that it picked, which must not be lost by that."""
+    more = ("--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--no-awq", "--ratio", "0.5")
+    assert run(made.bundle, made.pictures, *more, precision="decoder=int8") == 0
+    pruning = load_bundle(tmp_path / "o").manifest.pruning
+    assert (pruning.default_ratio, pruning.default_tokens) == (0.5, None)
+    assert load_bundle(made.output).manifest.pruning == load_bundle(made.bundle).manifest.pruning
+
+
 def test_groups_by_name_stay_float32(made: Made, tmp_path: Path) -> None:
     more = (
         "--output",

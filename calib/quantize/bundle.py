@@ -105,9 +105,13 @@ def _manifest(task: Task, root: Path, command: str) -> Manifest:
     source = task.bundle.manifest
     created: dict[str, str | int] = dict(source.created_by)
     created |= {"onnxruntime": metadata.version("onnxruntime"), "quantize": command}
+    pruning = source.pruning
+    if task.options.ratio is not None:  # what ranges belong to is what a request should get
+        pruning = replace(pruning, default_ratio=task.ratio, default_tokens=None)
     return replace(
         source,
         created_by=created,
+        pruning=pruning,
         decoder=task.decoder,
         graphs={name: _graph_info(task, name) for name in task.graphs},
         files=file_infos(root),

@@ -39,7 +39,7 @@ _FLAGS: dict[str, tuple[_Flag, ...]] = {
     "data": (
         *(flag for flag in DATA if flag[0] != "--samples"),
         ("--samples", int, "N", "use a random subset of so many samples (default 64), a quarter to judge by"),
-        ("--ratio", float, "R", "fraction of tokens KEPT while ranges are collected (default: the bundle's)"),
+        ("--ratio", float, "R", "fraction of tokens KEPT that ranges are for; the new default (default: the bundle's)"),
         ("--seed", int, "S", "of samples and their split (default 0)"),
     ),
     "how": (
