@@ -102,10 +102,10 @@ def test_a_selection_of_rows_is_the_one_that_was_saved(tmp_path: Path) -> None:
 def test_class_labels_are_their_names(tmp_path: Path) -> None:
     folder = saved(
         tmp_path / "labels",
-        {"image": [png(1), png(2), png(3)], "answer": [1, 0, None]},
+        {"image": [png(level) for level in range(4)], "answer": [1, 0, None, -1]},  # -1: of a test set
         {"answer": datasets.ClassLabel(names=["cat", "dog"])},
     )
-    assert [sample.answer for sample in opened(folder).samples] == ["dog", "cat", None]
+    assert [sample.answer for sample in opened(folder).samples] == ["dog", "cat", None, None]
 
 
 def test_bad_rows_are_listed(tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ class _Reader:
         fields: dict[str, Any] = self._table[index : index + 1].to_pylist()[0]
         for name, text_of in self._names.items():
             if fields.get(name) is not None:
-                fields[name] = text_of(fields[name])
+                # Test sets without labels have -1 there, which has no name.
+                fields[name] = text_of(fields[name]) if fields[name] >= 0 else None
         return fields
 
 
