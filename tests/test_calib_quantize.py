@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -268,6 +269,23 @@ def test_a_ratio_that_is_given_becomes_the_default(made: Made, tmp_path: Path) -
     pruning = load_bundle(tmp_path / "o").manifest.pruning
     assert (pruning.default_ratio, pruning.default_tokens) == (0.5, None)
     assert load_bundle(made.output).manifest.pruning == load_bundle(made.bundle).manifest.pruning
+
+
+def test_onnx_runtime_may_come_in_another_package(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-gpu, which is not to be installed beside onnxruntime."""
+    version = importlib.metadata.version
+
+    def found(package: str) -> str:
+        if package == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    again = ("--output", str(tmp_path / "again"), "--work", str(made.work), "--keep-float", "none")
+    assert run(made.bundle, made.pictures, *again) == 0
+    assert load_bundle(tmp_path / "again").manifest.created_by["onnxruntime"] == onnxruntime.__version__
 
 
 def test_groups_by_name_stay_float32(made: Made, tmp_path: Path) -> None:

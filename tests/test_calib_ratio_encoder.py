@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -108,6 +109,15 @@ def test_cls_is_rank_where_the_bundle_scores_so(toy_bundle_dir: Path, pictures: 
     study = calibrate(made, numbered(measure_from(lambda s: float(s.ratio > 0.3), 4), made))
     assert "cls" not in {setting.selector for setting in study.summaries}
     assert "rank" in {setting.selector for setting in study.summaries}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "ort-cuda", "ort-tensorrt"])
+def test_the_release_of_onnx_runtime_makes_results_comparable_whatever_brought_it(
+    backend: str, toy_bundle_dir: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = task(toy_bundle_dir, pictures, "--backend", backend)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.2.3")
+    assert key_parts(made)["backend"] == f"{backend} 1.2.3"
 
 
 def test_what_makes_results_comparable(toy_bundle_dir: Path, pictures: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from runtime.bundle import MANIFEST_FILE, load_bundle
 from runtime.check import check_bundle
 from runtime.costs import components_of, costs_of
 from runtime.golden import GOLDEN_TENSORS
+from runtime.lazy import require
 from runtime.manifest import GraphInfo, Manifest
 
 __all__ = ["Written", "part_bytes", "write_bundle"]
@@ -104,7 +104,8 @@ def _copy_rest(task: Task, root: Path) -> None:
 def _manifest(task: Task, root: Path, command: str) -> Manifest:
     source = task.bundle.manifest
     created: dict[str, str | int] = dict(source.created_by)
-    created |= {"onnxruntime": metadata.version("onnxruntime"), "quantize": command}
+    release = require("onnxruntime", "onnxruntime").__version__  # of whichever package brought it
+    created |= {"onnxruntime": release, "quantize": command}
     pruning = source.pruning
     if task.options.ratio is not None:  # what ranges belong to is what a request should get
         pruning = replace(pruning, default_ratio=task.ratio, default_tokens=None)

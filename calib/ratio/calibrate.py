@@ -23,6 +23,7 @@ from calib.statistics import Results
 from calib.study import Study
 from calib.sweep import setting_order
 from runtime import contract
+from runtime.lazy import require
 from runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def comparable(options: RunOptions, bundles: Mapping[str, Bundle]) -> dict[str, 
     alone = options.ray is None and (options.workers or 1) == 1
     return {
         **{name: _bundle_key(bundle) for name, bundle in bundles.items()},
-        "backend": f"{options.backend} {version_of(options.backend)}",
+        "backend": f"{options.backend} {_release_of(options.backend)}",
         "max-new-tokens": str(options.max_new_tokens),
         "seed": str(options.seed),
         # Answers are the same, but times are those of other conditions.
@@ -259,6 +260,13 @@ def versions_of(facts: dict[str, Any]) -> dict[str, str]:
     """Versions of all that measured, by name; those of `describe` are taken out of `facts`."""
     versions = {"fopru-edge": __version__, **facts.pop("versions")}
     return versions | {package: found for package in _PACKAGES if (found := version_of(package))}
+
+
+def _release_of(backend: str) -> str:
+    """Of what a backend runs graphs with. ONNX Runtime comes in packages of several names."""
+    if backend == "onnxruntime" or backend.startswith("ort-"):
+        return str(require("onnxruntime", "onnxruntime").__version__)
+    return version_of(backend.partition("-")[0])  # openvino-bf16 is OpenVINO
 
 
 def version_of(package: str) -> str:
