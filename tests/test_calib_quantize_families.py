@@ -16,9 +16,11 @@ from tests.measuring import noise
 def test_families(
     family: str, family_bundle: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
     for number in range(3):
-        noise(60 + number, 80, seed=number).save(tmp_path / f"{number}.png")
-    words = ["--precision", "vision=int8", "--data", str(tmp_path), "--output", str(tmp_path / "o")]
+        noise(60 + number, 80, seed=number).save(data / f"{number}.png")
+    words = ["--precision", "vision=int8", "--data", str(data), "--output", str(tmp_path / "o")]
     words += ["--work", str(tmp_path / "w"), "--keep-float", "none", "--min-cosine", "0.9", "--threads", "1"]
     code = main([str(family_bundle(family)), *words, "--max-new-tokens", "2"])
     assert code == 0, capsys.readouterr()

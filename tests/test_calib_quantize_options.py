@@ -116,6 +116,17 @@ def test_refused_options(given: tuple[str, ...], sentence: str) -> None:
     assert str(error.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("flag", ["output", "work"])
+def test_results_are_not_data_of_the_next_run(flag: str, tmp_path: Path) -> None:
+    inside = tmp_path / "new"
+    with pytest.raises(OptionError) as error:
+        options("--data", str(tmp_path), f"--{flag}", str(inside))
+    assert str(error.value) == (
+        f"{flag} is {inside}, which is inside the data {tmp_path}, and would be data of the next run: give "
+        f"--{flag} another folder"
+    )
+
+
 def test_groups_of_an_encoder_that_is_not_quantised() -> None:
     with pytest.raises(OptionError) as error:
         options("--keep-float", "layers.0.mlp", precision="decoder=int4")
@@ -175,7 +186,7 @@ def test_a_missing_package_is_said_first(
 
 
 def test_an_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main([str(tmp_path / "none"), "--precision", "vision=int8", "--data", str(tmp_path)]) == 2
+    assert main([str(tmp_path / "none"), "--precision", "vision=int8", "--data", str(tmp_path / "p")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"error: there is no bundle at {tmp_path / 'none'}")

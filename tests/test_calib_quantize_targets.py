@@ -40,9 +40,11 @@ class Made:
 
 
 def made(bundle: Path, folder: Path, target: str, precision: str) -> Made:
+    data = folder / "photos"
+    data.mkdir()
     for number in range(3):
-        noise(60 + number, 80, seed=number).save(folder / f"{number}.png")
-    words = ["--precision", precision, "--data", str(folder), "--output", str(folder / "o"), "--threads", "1"]
+        noise(60 + number, 80, seed=number).save(data / f"{number}.png")
+    words = ["--precision", precision, "--data", str(data), "--output", str(folder / "o"), "--threads", "1"]
     words += ["--work", str(folder / "w"), "--keep-float", "none", "--min-cosine", "0.9"]
     assert main([str(bundle), *words, "--max-new-tokens", "2", "--target", target]) == 0
     return Made(folder / "o", json.loads((folder / "w" / "precision" / "quantize.json").read_text()))

@@ -39,7 +39,12 @@ _FLAGS: dict[str, tuple[_Flag, ...]] = {
     "data": (
         *(flag for flag in DATA if flag[0] != "--samples"),
         ("--samples", int, "N", "use a random subset of so many samples (default 64), a quarter to judge by"),
-        ("--ratio", float, "R", "fraction of tokens KEPT that ranges are for; the new default (default: the bundle's)"),
+        (
+            "--ratio",
+            float,
+            "R",
+            "fraction of tokens KEPT that ranges are for; the new default (default: the bundle's)",
+        ),
         ("--seed", int, "S", "of samples and their split (default 0)"),
     ),
     "how": (
@@ -123,6 +128,7 @@ def parse_options(arguments: Sequence[str] | None) -> QuantizeOptions:
     output = parsed.output or bundle.absolute().with_name(label)
     work = parsed.work or bundle.absolute().with_name(f"{name}-calibration")
     _check_folders(bundle, output, work)
+    _check_data(parsed.data, output, work)
     precisions, keep_float = _precisions(parsed.precision, parsed.target), _groups(parsed.keep_float)
     if keep_float not in ((AUTO,), (NONE,)) and precisions.vision.name not in CALIBRATED:
         raise OptionError(
@@ -205,6 +211,16 @@ def _check_folders(bundle: Path, output: Path, work: Path) -> None:
         if path.resolve().is_relative_to(other.resolve()):
             raise OptionError(
                 f"{flag} is {path}, which is inside the bundle {other}: give --{flag} another folder"
+            )
+
+
+def _check_data(data: Path, output: Path, work: Path) -> None:
+    """A bundle has pictures, which would be data of the next run."""
+    for flag, path in (("output", output), ("work", work)):
+        if data.is_dir() and path.resolve().is_relative_to(data.resolve()):
+            raise OptionError(
+                f"{flag} is {path}, which is inside the data {data}, and would be data of the next run: give "
+                f"--{flag} another folder"
             )
 
 
