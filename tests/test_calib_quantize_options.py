@@ -13,6 +13,7 @@ import pytest
 from calib.data.sample import Sample
 from calib.errors import CalibError, OptionError, RunError, StoreError
 from calib.precision import Precision
+from calib.quantize import memory as memory_module
 from calib.quantize.__main__ import main
 from calib.quantize.keep_float import choose_float
 from calib.quantize.memory import Memory, key_of
@@ -306,6 +307,12 @@ def test_an_answer_is_found_once_with_every_bit(tmp_path: Path) -> None:
     with memory.begin(fresh=True):
         memory.answer("a", key_of(1), find)
     assert len(calls) == 3
+
+
+def test_another_release_finds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of("a", 1)
+    monkeypatch.setattr(memory_module, "__version__", "99")
+    assert key_of("a", 1) != before
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

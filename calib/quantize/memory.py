@@ -17,6 +17,7 @@ from calib.bundle_writer import is_gone
 from calib.errors import RunError, StoreError
 from calib.locked import open_locked
 from runtime.output import write_whole
+from runtime.version import __version__
 
 __all__ = ["Memory", "key_of"]
 
@@ -25,8 +26,8 @@ _LOCK = "lock"
 
 
 def key_of(*parts: object) -> str:
-    """SHA-256 of what an answer depends on: anything that JSON holds."""
-    return hashlib.sha256(json.dumps([_FORMAT, *parts], sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what an answer depends on, anything that JSON holds, and of the release that finds it."""
+    return hashlib.sha256(json.dumps([_FORMAT, __version__, *parts], sort_keys=True).encode()).hexdigest()
 
 
 class Memory:
