@@ -130,7 +130,10 @@ def test_which_plots_there_are() -> None:
         for setting, found in summaries().items()
     }
     assert names(summaries=without_labels) == usual
-    assert names(metric="accuracy") == usual
+    right = [
+        name for name in usual if name != "agreement_near"
+    ]  # 0.98 is no level: accuracy may drop by 0.02
+    assert names(metric="accuracy") == right
     assert names(limits={"ttft": 0.1}) == [name for name in (*usual, "accuracy") if name != "agreement_near"]
     assert names(limits={"agreement": 1.0})[1] == "agreement_ttft"
     searched = summaries() | {Setting("rank", 0.5, layer, "cls"): summary(0.9, 0.5) for layer in range(3)}

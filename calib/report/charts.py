@@ -74,7 +74,7 @@ def _curves(study: Study) -> list[Chart]:
         study.summaries,
         lambda summary: summary.fraction(metric),
         metric_name(metric),
-        limits.get("agreement"),
+        None if metric == "accuracy" else limits.get("agreement"),  # there it is about a difference
         None if study.pick is None else study.pick.setting,
     )
     name = metric_name(metric)
