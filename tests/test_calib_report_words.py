@@ -129,6 +129,9 @@ def test_nothing_picked_and_everything_kept_are_said() -> None:
     whole = replace(own, pick=replace(own.pick, setting=REFERENCE))
     assert headline(whole) == f"Keep all visual tokens: no lower ratio meets the constraint, {constraint}."
     assert shown_setting(whole) == Setting("rank", 0.79)  # the best that prunes
+    most = replace(whole, constraint="at most 1 MiB of KV cache", limits={"kv": 2.0**20})
+    said = "Keep all visual tokens: the unpruned model meets the constraint, at most 1 MiB of KV cache."
+    assert headline(most) == said
 
 
 def test_a_pick_without_measurements_claims_nothing() -> None:
