@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from calib.bundle_writer import is_gone
 from calib.errors import OptionError
 from calib.precision import Precision
 from calib.precision.convert import convert_graph
@@ -125,6 +126,7 @@ def test_the_copy_is_gone_afterwards_and_the_bundle_as_it_was(tmp_path: Path) ->
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
     with runnable_copy(root, ("fp32", "fp32", "bf16")) as copy:
         assert copy != root
+        assert is_gone(copy)  # by its name: a build that was killed leaves it, and the next one takes it away
         inputs = request(np.float32)
         assert outputs(copy / "onnx" / path.name, inputs)["logits"].shape == (1, 3, 40)
     assert not copy.exists()

@@ -115,7 +115,9 @@ def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
     if "bf16" not in precisions and not any(map(_has_int4, root.rglob("*.onnx"))):
         yield root
         return
-    copy = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    # Named as a build's folder, with this process's id at its end: what a killed build leaves beside its
+    # bundle is removed by the next one (`calib.bundle_writer`).
+    copy = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=f"-{os.getpid()}", dir=root.parent))
     try:
         for path in sorted(root.rglob("*")):
             target = copy / path.relative_to(root)
