@@ -40,11 +40,11 @@ _CELLS = 4_000_000  # weights of a block of resamples, at most: 32 MB of int64
 Values: TypeAlias = npt.NDArray[np.float64]
 
 
-def exact_bound(right: float, total: int, confidence: float = CONFIDENCE) -> float:
+def exact_bound(right: float, total: float, confidence: float = CONFIDENCE) -> float:
     """Exact (Clopper-Pearson) one-sided lower bound of a proportion of independent pictures; NaN of none.
 
-    50 of 50 give 0.942 at 95 %: a bootstrap, which sees no picture that differs, would say 1. `right` need
-    not be whole, as where a picture has several samples.
+    50 of 50 give 0.942 at 95 %: a bootstrap, which sees no picture that differs, would say 1. `right` and
+    `total` need not be whole, as where a picture has several samples.
 
     Raises:
         BackendError: scipy is not installed.
@@ -147,8 +147,13 @@ class Results:
         values = self.column(setting, field_of(metric))
         if metric == "accuracy":
             values = np.where(np.isnan(values), np.nan, self.column(REFERENCE, "correct") <= values)
-        pictures = self.pictures_of(setting, metric)
-        return exact_bound(float(np.nanmean(values)) * pictures if pictures else 0.0, pictures)
+        known = ~np.isnan(values)
+        if not known.any():
+            return exact_bound(0.0, 0)
+        # Pictures with many samples count for more: so many that all have the same tell as much (Kish, 1965).
+        counts = np.bincount(self._group[known])
+        effective = float(counts.sum() ** 2 / (counts**2).sum())
+        return exact_bound(float(values[known].mean()) * effective, effective)
 
     def pictures_of(self, setting: Setting, metric: str) -> int:
         """On how many pictures a metric of a setting is known."""

@@ -31,10 +31,14 @@ def exit_code_of(run: Callable[[], int], *, interrupted: str = "") -> int:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that what dies on the way leaves no half of it."""
+    """Write a file beside its place and move it there, so that what dies on the way leaves no half of it, not
+    after a power failure either."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -130,9 +130,7 @@ def test_another_checkpoint_is_refused_by_its_golden_tensors(toy: Path, tmp_path
     sentence = re.escape(
         f"{other} is not the model of {toy}: its golden {tensor}, of PyTorch in float32, are "
     )
-    with pytest.raises(
-        OptionError, match=sentence + "are others: build both of one checkpoint, and quantise wi"
-    ):
+    with pytest.raises(OptionError, match=sentence + "others: build both of one checkpoint, and quantise wi"):
         check_same_model([load_bundle(toy), load_bundle(other)])
     change_golden(other, tensor, 1.00001 / 1.01)  # as other machines have it
     check_same_model([load_bundle(toy), load_bundle(other)])

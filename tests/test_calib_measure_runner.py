@@ -11,7 +11,7 @@ import pytest
 
 from bench.environment import cpu_name
 from calib.data.sample import Sample
-from calib.measure.describe import _cpu_name
+from calib.measure.describe import device_name
 from calib.measure.encode import seed_of
 from calib.measure.runner import RunnerSpec, SampleRunner, check_settings, describe
 from calib.record import Record
@@ -313,4 +313,4 @@ def test_name_of_the_cpu(
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     if content is not None:
         (tmp_path / "cpuinfo").write_text(content)
-    assert _cpu_name(tmp_path / "cpuinfo") == name
+    assert device_name(tmp_path / "cpuinfo") == name

@@ -298,14 +298,16 @@ def test_an_answer_is_found_once_with_every_bit(tmp_path: Path) -> None:
         calls.append(1)
         return {"x": 1 / 3}
 
-    assert memory.answer("a", key_of(1), find) == memory.answer("a", key_of(1), find) == {"x": 1 / 3}
+    assert (
+        memory.answer("trials", key_of(1), find) == memory.answer("trials", key_of(1), find) == {"x": 1 / 3}
+    )
     assert len(calls) == 1
-    memory.answer("a", key_of(2), find)
+    memory.answer("trials", key_of(2), find)
     with memory.begin(fresh=False):
-        memory.answer("a", key_of(1), find)
+        memory.answer("trials", key_of(1), find)
     assert len(calls) == 2
     with memory.begin(fresh=True):
-        memory.answer("a", key_of(1), find)
+        memory.answer("trials", key_of(1), find)
     assert len(calls) == 3
 
 
@@ -317,7 +319,8 @@ def test_another_release_finds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     """Two would write to the same files; `--fresh` takes nothing away from one that runs."""
-    (tmp_path / "awq.jsonl").touch()
+    (tmp_path / "awq").mkdir()
+    (tmp_path / "thesis.tex").touch()
     (tmp_path / "trial-x").mkdir()
     with Memory(tmp_path).begin(fresh=False):
         for fresh in (False, True):
@@ -326,9 +329,9 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
                 Memory(tmp_path).begin(fresh=fresh),
             ):
                 pass
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["awq.jsonl", "lock", "trial-x"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["awq", "lock", "thesis.tex", "trial-x"]
     with Memory(tmp_path).begin(fresh=True):
-        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "thesis.tex"]
 
 
 def test_arrays_are_found_once(tmp_path: Path) -> None:

@@ -44,9 +44,23 @@ def test_the_exact_bound_counts_pictures_not_prompts() -> None:
     made[0] = Record("s000", RANK, error="no")
     results = Results(made, groups(100, 10))
     assert [record.sample for record in results.failed(RANK)] == ["s000"]
-    assert results.bound(RANK, "first") == pytest.approx(exact_bound(10 * 90 / 99, 10), abs=1e-9)
+    effective = 99**2 / (9 * 10**2 + 9**2)
+    wanted = exact_bound(effective * 90 / 99, effective)
+    assert results.bound(RANK, "first") == pytest.approx(wanted, abs=1e-9)
     assert results.pictures_of(RANK, "first") == 10
     assert (results.pictures_of(RANK, "accuracy"), results.pictures_of(RANDOM, "first")) == (0, 0)
+
+
+@pytest.mark.parametrize("counts", [[20] * 5 + [1] * 45, [200] + [1] * 49, [3] * 50])
+def test_the_exact_bound_holds_where_pictures_have_different_numbers_of_questions(counts: list[int]) -> None:
+    """Pictures that stand or fall as one, 9 of 10 of them; 5 % of draws may lie above the truth."""
+    group = {f"s{place:03}": str(picture) for place, picture in enumerate(np.repeat(range(50), counts))}
+    random, above = np.random.default_rng(0), 0
+    for _ in range(100):
+        right = np.repeat(random.random(50) < 0.9, counts)
+        made = [record(name, RANK, bool(value)) for name, value in zip(group, right, strict=True)]
+        above += Results(made, group).bound(RANK, "first") > 0.9
+    assert above <= 9  # P(10 or more of 100) is 2.8 % at 5 %; the draws are always the same
 
 
 def test_the_exact_bound_of_accuracy_is_about_what_pruning_spoils() -> None:

@@ -13,7 +13,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.errors import ImageError
 from runtime.version import __version__
 
-__all__ = ["TYPICAL", "describe"]
+__all__ = ["TYPICAL", "describe", "device_name"]
 
 TYPICAL = (480, 640)
 """(height, width) of a picture, for models whose number of tokens depends on it."""
@@ -57,7 +57,7 @@ def describe(spec: RunnerSpec) -> dict[str, Any]:
             label: {name: graph.precision for name, graph in bundle.manifest.graphs.items()}
             for label, bundle in bundles.items()
         },
-        "device": _cpu_name(),
+        "device": device_name(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"fopru-edge": __version__, "python": platform.python_version(), **_versions()},
     }
@@ -76,7 +76,7 @@ def _typical(bundle: Bundle) -> tuple[int | None, str]:
     return plan.placeholders - layout.prefix_tokens * len(plan.units), which
 
 
-def _cpu_name(listing: Path = Path("/proc/cpuinfo")) -> str:
+def device_name(listing: Path = Path("/proc/cpuinfo")) -> str:
     """What the system calls its CPU (`Model`: boards whose kernel names no CPU), else the architecture."""
     if listing.is_file():
         for line in listing.read_text(errors="replace").splitlines():

@@ -23,6 +23,7 @@ __all__ = ["Memory", "key_of"]
 
 _FORMAT = 1  # of what is kept: another number forgets it
 _LOCK = "lock"
+_KINDS = ("awq", "cases", "encodings", "groups", "loss", "parity", "ranges", "trials", "whole")
 
 
 def key_of(*parts: object) -> str:
@@ -39,7 +40,7 @@ class Memory:
 
     @contextmanager
     def begin(self, *, fresh: bool) -> Generator[None]:
-        """Make the folder, and keep it from other runs; `fresh`: empty.
+        """Make the folder, and keep it from other runs; `fresh`: without what earlier ones found.
 
         Raises:
             RunError: it cannot be written.
@@ -58,13 +59,9 @@ class Memory:
 
     def _clean(self, *, fresh: bool) -> None:
         for path in self.folder.iterdir():
-            leftover = path.name.startswith("trial-") and is_gone(path)  # of killed runs
-            if path.name == _LOCK or not (fresh or leftover):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            trial = path.name.startswith("trial-")
+            if (trial and (fresh or is_gone(path))) or (fresh and path.name in _KINDS):
+                shutil.rmtree(path)  # what else lies there is not ours
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(

@@ -155,13 +155,17 @@ def key_parts(task: Task) -> dict[str, str]:
 
 def comparable(options: RunOptions, bundles: Mapping[str, Bundle]) -> dict[str, str]:
     """As `key_parts`, of several bundles, by the name that a refusal gives them."""
+    from calib.measure.describe import device_name
+
     alone = options.ray is None and (options.workers or 1) == 1
+    where = {} if options.ray is not None else {"device": device_name()}
     return {
         **{name: _bundle_key(bundle) for name, bundle in bundles.items()},
         "backend": f"{options.backend} {_release_of(options.backend)}",
         "max-new-tokens": str(options.max_new_tokens),
         "seed": str(options.seed),
-        # Answers are the same, but times are those of other conditions.
+        # Answers are nearly the same, but times are those of other conditions.
+        **where,
         "measured": f"{'one' if alone else 'several'} at a time, threads {options.threads or 'not limited'}",
         "version": __version__,
     }
