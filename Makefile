@@ -8,6 +8,9 @@ PROMPT ?= Read the digits from left to right.
 # Pins what CI runs. `make setup CONSTRAINTS=` takes the newest versions, or the torch you already have.
 CONSTRAINTS ?= -c constraints.txt
 
+# One process per core, each with whole files of tests, for what these share; one takes up to 3 GB.
+TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile
+
 # A device has the runtime and no .venv of ours: `make device-report DEVICE_PYTHON=python3 BUNDLE=...`.
 DEVICE_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 REPORT_OPTIONS ?=
@@ -51,8 +54,8 @@ demo: $(DEMO_BUNDLE)/bundle.json ## build the demo bundle, ask it about a pictur
 build: $(READY) ## build a bundle: make build MODEL=path/to/checkpoint RATIO=0.3
 	$(PY) -m export.build --model $(MODEL) --ratio $(RATIO) --output $(BUNDLE)
 
-test: $(READY) ## run every test
-	$(PY) -m pytest
+test: $(READY) ## run every test, one process per core
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TEST_OPTIONS)
 
 test-gpu: $(READY) ## run the tests that need an NVIDIA GPU; GPU_BUNDLE=path adds a bundle of yours
 	FOPRU_GPU_BUNDLE="$(GPU_BUNDLE)" $(PY) -m pytest tests/gpu
@@ -84,7 +87,7 @@ test-cpp: $(READY) ## run the tests of the C++ runtime: its own, and those that 
 	$(PY) -m tests.cpp_build fopru_tests fopru_tensorrt_tests
 	build/cpp/tests/fopru_tests
 	build/cpp/tests/doubles/fopru_tensorrt_tests
-	FOPRU_REQUIRE_CPP=1 $(PY) -m pytest tests/test_cpp_*.py
+	FOPRU_REQUIRE_CPP=1 $(PY) -m pytest $(TEST_OPTIONS) tests/test_cpp_*.py
 
 cpp-aarch64: ## cross-build the C++ runtime with Debian's compiler, and run its own tests under qemu
 	cmake -S runtime/cpp -B build/aarch64 -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake -DFOPRU_BUILD_TESTS=ON -DFOPRU_WERROR=ON

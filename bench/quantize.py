@@ -184,7 +184,7 @@ def _engines(source: Path, words: list[str]) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for precision, chip in ((PRECISION, _INT8), ("vision=fp8", _FP8)):
-        _, path = _quantised(source, precision, words, _TARGET)
+        report, path = _quantised(source, precision, words, _TARGET)
         bundle = load_bundle(path, verify=False)
         graphs = [contract.VISION_ENCODER_FOPRU]
         graphs += [contract.DECODER_PORTABLE] if precision == PRECISION else []
@@ -192,8 +192,19 @@ def _engines(source: Path, words: list[str]) -> dict[str, dict[str, Any]]:
             status(f"TensorRT for RTX: {graph} of {precision} for {chip}")
             profiles = decoder_profiles(bundle) if graph == contract.DECODER_PORTABLE else {}
             made = build_check(bundle.graph(graph), profiles, capabilities=(chip,))
-            found[f"{graph} {bundle.manifest.graphs[graph].precision}"] = _engine(made, chip)
+            found[f"{graph} {bundle.manifest.graphs[graph].precision}"] = _engine(made, chip) | _kept(
+                graph, report
+            )
     return found
+
+
+def _kept(graph: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an encoder stays in float, and how near it is to float32."""
+    if graph not in (contract.VISION_ENCODER, contract.VISION_ENCODER_FOPRU):
+        return {"float": None, "groups": None, "cosine": None}
+    vision = report["vision"]
+    groups, cosine = len(vision["groups"]), vision["fidelity"]["cosine"]
+    return {"float": len(vision["float"]), "groups": groups, "cosine": cosine}
 
 
 def _engine(made: BuildReport, chip: str) -> dict[str, Any]:
@@ -304,11 +315,13 @@ def _engine_table(engines: Mapping[str, Mapping[str, Any]]) -> Table:
             number(each["build_seconds"]),
             number(each["bytes"], 1e6),
             "; ".join(each["errors"]) or "none",
+            "-" if each["groups"] is None else f"{each['float']} of {each['groups']}",
+            "-" if each["cosine"] is None else f"{each['cosine']:.5f}",
         )
         for graph, each in engines.items()
     )
     version = next(iter(engines.values()))["version"]
-    columns = ("graph", "chip", "parse s", "build s", "engine MB", "errors")
+    columns = ("graph", "chip", "parse s", "build s", "engine MB", "errors", "groups in float", "cosine")
     return Table(f"For TensorRT, rest in float16; TensorRT for RTX {version}", columns, rows)
 
 
