@@ -192,9 +192,8 @@ def _engines(source: Path, words: list[str]) -> dict[str, dict[str, Any]]:
             status(f"TensorRT for RTX: {graph} of {precision} for {chip}")
             profiles = decoder_profiles(bundle) if graph == contract.DECODER_PORTABLE else {}
             made = build_check(bundle.graph(graph), profiles, capabilities=(chip,))
-            found[f"{graph} {bundle.manifest.graphs[graph].precision}"] = _engine(made, chip) | _kept(
-                graph, report
-            )
+            name = f"{graph} {bundle.manifest.graphs[graph].precision}"
+            found[name] = _engine(made, chip) | _kept(graph, report)
     return found
 
 

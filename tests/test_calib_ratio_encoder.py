@@ -120,9 +120,11 @@ def test_the_release_of_onnx_runtime_makes_results_comparable_whatever_brought_i
     assert key_parts(made)["backend"] == f"{backend} 1.2.3"
 
 
-def test_what_makes_results_comparable(toy_bundle_dir: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_makes_results_comparable(
+    toy_bundle_dir: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = key_parts(task(toy_bundle_dir, pictures))
-    assert set(parts) == {"bundle", "backend", "max-new-tokens", "measured", "seed", "version"}
+    assert set(parts) == {"bundle", "backend", "device", "max-new-tokens", "measured", "seed", "version"}
     assert parts == key_parts(task(toy_bundle_dir, pictures, "--ratios", "0.5", "--max-kv", "1MB"))
 
     def differing(other: Task) -> set[str]:
@@ -138,4 +140,8 @@ def test_what_makes_results_comparable(toy_bundle_dir: Path, pictures: Path, tmp
     prompt = edited(toy_bundle_dir, tmp_path / "b", prompt={"image": "<image>"})
     assert differing(task(prompt, pictures)) == {"bundle"}
     (pictures / "0.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("calib.measure.describe.device_name", lambda: "another processor")
+        assert differing(task(toy_bundle_dir, pictures)) == {"device"}
+        assert "device" not in key_parts(task(toy_bundle_dir, pictures, "--ray", "auto"))
     assert differing(task(toy_bundle_dir, pictures)) == set()  # records say which sample they are about

@@ -63,5 +63,6 @@ def sentence(text: str) -> str:
     """With a capital letter and a full stop, as a page has it; names as `fp32` stay as they are."""
     text = text.strip()
     first = text.partition(" ")[0].rstrip(",;:.")
-    start = text[:1].upper() if first.isalpha() else text[:1]
+    named = any(letter.isdigit() or letter in "=._" for letter in first)
+    start = text[:1] if named else text[:1].upper()
     return start + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")
