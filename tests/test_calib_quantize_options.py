@@ -18,6 +18,7 @@ from calib.quantize.__main__ import main
 from calib.quantize.keep_float import choose_float
 from calib.quantize.memory import Memory, key_of
 from calib.quantize.options import QuantizeOptions, parse_options
+from calib.quantize.run import _by_reason
 from calib.quantize.split import pictures_of, split_samples
 from calib.quantize.targets import check_target, decoders_of, is_tensorrt, target_notes
 from calib.quantize.trial import VisionFidelity
@@ -372,6 +373,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         Memory(tmp_path / "file" / "w").begin(fresh=False),
     ):
         pass
+
+
+# --- notes
+
+
+def test_layers_that_are_not_scaled_for_one_reason_are_one_note() -> None:
+    notes = [f"layers.{number}.mlp is not scaled: rows" for number in range(5)]
+    assert _by_reason(
+        ["the decoder is not scaled: logits", *notes, "something else", "x is not scaled: odd"]
+    ) == [
+        "the decoder is not scaled: logits",
+        "layers.0.mlp, layers.1.mlp, layers.2.mlp and 2 more are not scaled: rows",
+        "something else",
+        "x is not scaled: odd",
+    ]
+    assert _by_reason(notes[:2]) == ["layers.0.mlp, layers.1.mlp are not scaled: rows"]
 
 
 # --- what stays float32

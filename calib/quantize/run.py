@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "quantise"]
 
 _ONE_PICTURE = "the data is of one picture, which is judged by too: give more for a fair number"
-_NAMED = 3  # samples that were skipped
+_NAMED = 3  # of samples that were skipped, and of layers
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def quantise(
         *task.data.notes,
         *([_ONE_PICTURE] if task.split.shared else []),
         *(() if vision is None else vision.notes),
-        *(() if awq is None else awq.notes),
+        *(() if awq is None else _by_reason(awq.notes)),
         *written.notes,
         *_skipped({**task.skipped, **written.whole.skipped}),
         *target_notes(task.options.target, task.options.precisions),
@@ -93,3 +93,19 @@ def _skipped(reasons: Mapping[str, str]) -> list[str]:
     named = [f"{name} ({reason})" for name, reason in list(reasons.items())[:_NAMED]]
     more = [f"and {len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
     return [f"{len(reasons)} samples could not be run and are left out: {', '.join([*named, *more])}"]
+
+
+def _by_reason(notes: Sequence[str]) -> list[str]:
+    """`a is not scaled: why` of many layers, once for each why; other notes as they are."""
+    named: dict[str, list[str]] = {}
+    for note in notes:
+        name, is_one, reason = note.partition(" is not scaled: ")
+        named.setdefault(reason if is_one else note, []).append(name)
+    found = []
+    for reason, names in named.items():
+        if len(names) == 1:
+            found.append(f"{names[0]} is not scaled: {reason}" if names[0] != reason else reason)
+            continue
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        found.append(f"{', '.join(names[:_NAMED])}{more} are not scaled: {reason}")
+    return found
