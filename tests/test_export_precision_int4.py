@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import onnxruntime as ort
 import pytest
 
 from bench.target_graphs import decoder_profiles
-from calib.precision import Precision, Precisions, parse_precision
+from calib.precision import Precision, Precisions, emulate, parse_precision
 from calib.precision.emulate import TWIN_NOTE, emulate_int4, runnable_copy
+from calib.precision.unpacked import fits_unpacked, int4_nodes
 from export.build import BuildOptions, build
 from export.errors import OptionError
 from export.options import precision_for
@@ -182,6 +184,28 @@ def test_the_twin_is_not_fused(made: Made, tmp_path: Path) -> None:
     finally:
         twin.unlink(missing_ok=True)
         plain.unlink(missing_ok=True)
+
+
+def test_weights_that_are_written_out_give_the_same_numbers(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels, found = ort.GraphOptimizationLevel, {}
+    for memory, name in ((lambda _: True, "unpacked"), (lambda _: False, "dequantised")):
+        monkeypatch.setattr(emulate, "fits_unpacked", memory)
+        with runnable_copy(made.root, ("fp16", "fp16", "int4")) as twin:
+            graph = load_bundle(twin, verify=False).graph(contract.DECODER_PORTABLE)
+            assert nodes(graph)["DequantizeLinear"] == (0 if name == "unpacked" else 13)
+            found[name] = logits(graph, levels.ORT_ENABLE_ALL)
+    # Products with packed and with plain weights may add up in another order, then round to float16.
+    np.testing.assert_allclose(found["unpacked"], found["dequantised"], rtol=2**-10, atol=2**-10)
+
+
+def test_large_decoders_are_not_written_out(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.load(made.decoder)
+    elements = sum(node.inputs[0].const_value.size for node in int4_nodes(model))
+    for pages, fits in ((16 * elements, True), (16 * elements - 1, False)):
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.__getitem__)
+        assert fits_unpacked(model) == fits
 
 
 def test_the_copy_passes_its_own_check_and_tensorrt_answers_as_it(

@@ -6,7 +6,8 @@ what it makes is rounded by two Casts. The order of sums stays this machine's ow
 
 `trt::TRT_INT4DequantizeLinear`, which stands for DequantizeLinear in graphs before opset 21, is renamed. ONNX
 Runtime fuses the standard operator and the product behind it, and rounds activations to 8 bits there, which
-TensorRT does not; a weight of three axes is in the way of that.
+TensorRT does not; a weight of three axes is in the way of that. Where memory allows, the weights are written
+out instead (`calib.precision.unpacked`), which is the same and many times as fast.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calib.precision.qdq import INT4_OPSET, TENSORRT_DOMAIN
+from calib.precision.unpacked import fits_unpacked, int4_nodes, unpack_int4
+from calib.precision.weight_file import WeightFile
 from runtime.bundle import MANIFEST_FILE
 from runtime.contract import TensorSpec
 from runtime.dtypes import BFLOAT16
@@ -87,7 +90,7 @@ def emulate_int4(model: ir.Model) -> int:
     Returns:
         Weights.
     """
-    nodes = [node for node in model.graph if _is_int4(node)]
+    nodes = int4_nodes(model)
     for node in nodes:
         node.domain, node.op_type = "", "DequantizeLinear"
         made = node.outputs[0]
@@ -119,14 +122,19 @@ def runnable_copy(root: Path, precisions: tuple[str, ...]) -> Iterator[Path]:
     # bundle is removed by the next one (`calib.bundle_writer`).
     copy = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=f"-{os.getpid()}", dir=root.parent))
     try:
-        for path in sorted(root.rglob("*")):
+        # Weights have one name while graphs are made: onnx-ir reads none that have a second.
+        for path in sorted(root.rglob("*"), key=lambda path: (path.is_file(), path.suffix != ".onnx", path)):
             target = copy / path.relative_to(root)
             if path.is_dir():
                 target.mkdir()
             elif path.suffix == ".onnx":
                 model = ir.load(path)
                 emulate_bfloat16(model)
-                emulate_int4(model)
+                if int4_nodes(model) and fits_unpacked(model):
+                    with WeightFile(target.with_name(f"{path.stem}_unpacked.onnx_data")) as file:
+                        unpack_int4(model, file)
+                else:
+                    emulate_int4(model)
                 ir.save(model, target)
             else:
                 os.link(path, target)
@@ -159,14 +167,7 @@ def emulated_decoder(info: DecoderInfo) -> DecoderInfo:
 
 
 def _has_int4(graph: Path) -> bool:
-    return any(_is_int4(node) for node in ir.load(graph).graph)
-
-
-def _is_int4(node: ir.Node) -> bool:
-    if node.domain == TENSORRT_DOMAIN:
-        return True
-    stored = node.inputs[0] if node.domain == "" and node.op_type == "DequantizeLinear" else None
-    return stored is not None and stored.dtype == ir.DataType.INT4
+    return bool(int4_nodes(ir.load(graph)))
 
 
 def _full(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
