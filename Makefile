@@ -8,8 +8,9 @@ PROMPT ?= Read the digits from left to right.
 # Pins what CI runs. `make setup CONSTRAINTS=` takes the newest versions, or the torch you already have.
 CONSTRAINTS ?= -c constraints.txt
 
-# One process per core, each with whole files of tests, for what these share; one takes up to 3 GB.
-TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile
+# One process per core, each with whole files of tests, for what these share, in order: files with few tests build
+# much of C++. A process takes up to 3 GB.
+TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # A device has the runtime and no .venv of ours: `make device-report DEVICE_PYTHON=python3 BUNDLE=...`.
 DEVICE_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
