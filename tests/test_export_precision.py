@@ -315,7 +315,7 @@ def test_the_option_is_written_as_it_is_read(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int3", "precision is 'int3', expected one of fp32, fp16, bf16, int8, int4, as in vision="),
+        ("int3", "precision is 'int3', expected one of fp32, fp16, bf16, int8, int4, or fp8 with `calib.q"),
         ("", "precision is '', expected one of"),
         ("head=int4", "precision is given for 'head', expected one of vision, embed, decoder"),
         ("vision=fp16,vision=fp32", "precision is given twice for vision: give it once"),
