@@ -17,6 +17,7 @@ from calib.errors import OptionError
 from calib.precision import Precision
 from calib.precision.convert import Scales, convert_model
 from calib.precision.qdq import QdqFormat, QdqReport, add_qdq, products_of, scale_for
+from calib.precision.unpacked import int4_nodes, unpack_int4
 from calib.precision.weight_file import WeightFile
 from fopru_graph.lint import lint_file
 from fopru_graph.lint.profiles import Profile
@@ -271,6 +272,22 @@ def test_formats() -> None:
         QdqFormat("int3")
     with pytest.raises(OptionError, match="block is 3, expected an even number"):
         QdqFormat("int4", block=3)
+
+
+@pytest.mark.parametrize("form", [INT4, TENSORRT], ids=["standard", "tensorrt"])
+def test_weights_written_out_are_those_of_the_operator(tmp_path: Path, form: QdqFormat) -> None:
+    """`up` has its blocks along the first axis, `down`, which is the other way round, along the second."""
+    made = quantised(tmp_path, form, opset=21 if form is INT4 else 20)
+    graph, target = ir.load(made.path), tmp_path / "unpacked.onnx"
+    assert [node.attributes.get_int("axis", 9) for node in int4_nodes(graph)] == [0, 1]
+    with WeightFile(tmp_path / "unpacked.onnx_data") as file:
+        assert unpack_int4(graph, file) == 2
+    ir.save(graph, target)
+    found = {name: value.const_value.numpy() for name, value in ir.load(target).graph.initializers.items()}
+    for name, channels in (("up", 1), ("down", 0)):
+        (written,) = (array for key, array in found.items() if key.startswith(name) and "unpacked" in key)
+        np.testing.assert_array_equal(written, rounded_weight(made.weights[name], form, channels))
+    assert not int4_nodes(ir.load(target))
 
 
 @needs_rtx

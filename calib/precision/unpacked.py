@@ -45,9 +45,9 @@ def unpack_int4(model: ir.Model, file: WeightFile) -> int:
         assert weight is not None
         assert scale is not None
         made, axis = node.outputs[0], node.attributes.get_int("axis", 1)
-        assert axis == 0, f"{made.name}: blocks along axis {axis}"
         shape = tuple(int(size) for size in weight.shape.numpy())
-        tensor = file.write(f"{made.name}_unpacked", scale.dtype, shape, _numbers(weight, scale.numpy()))
+        numbers = _numbers(weight, scale.numpy(), axis)
+        tensor = file.write(f"{made.name}_unpacked", scale.dtype, shape, numbers)
         file.keep(weight)
         made.replace_all_uses_with(initializer_of(model.graph, tensor, tensor.name))
         model.graph.remove(node, safe=True)
@@ -55,13 +55,15 @@ def unpack_int4(model: ir.Model, file: WeightFile) -> int:
     return len(nodes)
 
 
-def _numbers(weight: ir.TensorProtocol, scales: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """[K, N] in the dtype of scales [K / block, N], each number rounded once, as DequantizeLinear does."""
+def _numbers(weight: ir.TensorProtocol, scales: npt.NDArray[Any], axis: int) -> Iterator[npt.NDArray[Any]]:
+    """Rows of a matrix in the dtype of its scales, of which there are fewer along one axis; each number
+    rounded once, as DequantizeLinear does."""
     values = weight.numpy()
-    block = len(values) // len(scales)
-    for some in row_chunks(len(scales), 4 * block * values.shape[1]):
-        wide = np.repeat(scales[some].astype(np.float32), block, axis=0)
-        wide *= values[some.start * block : some.stop * block].astype(np.float32)
+    block = values.shape[axis] // scales.shape[axis]
+    rows = len(values) // len(scales)  # that share a row of scales
+    for some in row_chunks(len(scales), 4 * rows * values.shape[1]):
+        wide = np.repeat(scales[some].astype(np.float32), block, axis=axis)
+        wide *= values[some.start * rows : some.stop * rows].astype(np.float32)
         yield wide.astype(scales.dtype)
 
 
