@@ -86,15 +86,12 @@ def check_same_model(bundles: Sequence[Bundle]) -> None:
         if other.path.resolve() in seen:
             raise OptionError(f"{other.path} is given twice: give each bundle once")
         seen.add(other.path.resolve())
-        mine, its = _identity(first.manifest), _identity(other.manifest)
-        for what, value in mine.items():
-            if its.get(what) != value:
-                raise OptionError(
-                    f"{other.path} is not the model of {first.path}: its {what} is "
-                    f"{_short(its.get(what))}, not {_short(value)}: build both of one checkpoint, "
-                    "and quantise with `python -m calib.quantize`"
-                )
-        _check_golden(first, other)
+        differs = _other_manifest(first.manifest, other.manifest) or _other_golden(first, other)
+        if differs is not None:
+            raise OptionError(
+                f"{other.path} is not the model of {first.path}: {differs}: build both of one "
+                "checkpoint, and quantise with `python -m calib.quantize`"
+            )
 
 
 def labels_of(bundles: Sequence[Bundle]) -> list[str]:
@@ -160,22 +157,29 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
     return found
 
 
-def _check_golden(first: Bundle, other: Bundle) -> None:
-    """Without golden tensors a bundle is taken at its word: the name of its model."""
+def _other_manifest(first: Manifest, other: Manifest) -> str | None:
+    """What differs that would not in another precision."""
+    its = _identity(other)
+    return next(
+        (
+            f"its {what} is {_short(its.get(what))}, not {_short(value)}"
+            for what, value in _identity(first).items()
+            if its.get(what) != value
+        ),
+        None,
+    )
+
+
+def _other_golden(first: Bundle, other: Bundle) -> str | None:
+    """What differs of two checkpoints. Without golden tensors a bundle is taken at its word: the name of its
+    model."""
     if any(GOLDEN_TENSORS not in bundle.manifest.files for bundle in (first, other)):
         name, its_name = (bundle.manifest.model.name for bundle in (first, other))
-        differs = None if name == its_name else f"its model.name is {its_name}, not {name}"
-    else:
-        (record, mine), (its_record, its) = load_golden(first), load_golden(other)
-        names = [_PIXELS, _FEATURES, *((_LOGITS,) if record == its_record else ())]
-        wrong = next((name for name in names if not _near(mine[name], its[name])), None)
-        differs = None if wrong is None else f"its golden {wrong}, of PyTorch in float32, are others"
-    if differs is None:
-        return
-    raise OptionError(
-        f"{other.path} is not the model of {first.path}: {differs}: build both of one checkpoint, and "
-        "quantise with `python -m calib.quantize`"
-    )
+        return None if name == its_name else f"its model.name is {its_name}, not {name}"
+    (record, mine), (its_record, its) = load_golden(first), load_golden(other)
+    names = [_PIXELS, _FEATURES, *((_LOGITS,) if record == its_record else ())]
+    wrong = next((name for name in names if not _near(mine[name], its[name])), None)
+    return None if wrong is None else f"its golden {wrong}, of PyTorch in float32, are others"
 
 
 def _near(one: Array, other: Array) -> bool:

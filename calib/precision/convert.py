@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from calib.precision.half import halve
+from calib.precision.listing import some_of
 from calib.precision.names import CALIBRATED, HALVES, Precision, spoken
 from calib.precision.qdq import INT4_OPSET, Dialect, QdqFormat, add_qdq
 from calib.precision.scaled import Scaled
@@ -119,8 +120,8 @@ def convert_model(
 
 def _left_note(left: Sequence[str], precision: Precision, word: str) -> str:
     odd = " or they have an odd number of columns" if word == "float16" else ""  # 4 bits are packed in pairs
-    shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return f"{precision.name}: {shown} stay {word}, their rows are not a multiple of {precision.block}{odd}"
+    block = f"{precision.block}{odd}"
+    return f"{precision.name}: {some_of(left)} stay {word}, their rows are not a multiple of {block}"
 
 
 def _copy_rest(graph: ir.Graph, file: WeightFile) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from calib.precision.listing import some_of
 from calib.quantize.bundle import Written, part_bytes, write_bundle
 from calib.quantize.decoder import plan_decoder
 from calib.quantize.graphs import Recipe
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "quantise"]
 
 _ONE_PICTURE = "the data is of one picture, which is judged by too: give more for a fair number"
-_NAMED = 3  # of samples that were skipped, and of layers
+_NAMED = 3  # of samples that were skipped
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,5 @@ def _by_reason(notes: Sequence[str]) -> list[str]:
         if len(names) == 1:
             found.append(f"{names[0]} is not scaled: {reason}" if names[0] != reason else reason)
             continue
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        found.append(f"{', '.join(names[:_NAMED])}{more} are not scaled: {reason}")
+        found.append(f"{some_of(names)} are not scaled: {reason}")
     return found
